@@ -1,0 +1,17 @@
+"""Gradients through random draws, as JAX transforms."""
+
+from . import distributions as distributions
+from ._expectation import cost as cost
+from ._expectation import expectation as expectation
+from ._monte_carlo import monte_carlo as monte_carlo
+from ._sampler import Sampler as Sampler
+from ._sampler import UnestimatedGradientError as UnestimatedGradientError
+from ._sampler import attach_gradient as attach_gradient
+from .estimators.enumeration import enumeration as enumeration
+from .estimators.gumbel import gumbel_max as gumbel_max
+from .estimators.gumbel import gumbel_softmax as gumbel_softmax
+from .estimators.gumbel import st_gumbel_softmax as st_gumbel_softmax
+from .estimators.rebar import rebar as rebar
+from .estimators.reparameterize import reparameterize as reparameterize
+from .estimators.score_function import score_function as score_function
+from .estimators.straight_through import straight_through as straight_through

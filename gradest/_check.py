@@ -1,0 +1,79 @@
+"""Checks of arguments. Every message names the argument, what is expected and what was given.
+
+Only concrete values are looked at: a traced temperature cannot be compared with zero
+while a program is being traced, and is never formatted into a message.
+"""
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether `value` is known now, so that no derivative can flow to it."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def scalar(name: str, value: Any) -> Any:
+    """`value`, a number or a scalar array (traced or not) of real type."""
+    shape = np.shape(value)
+    if shape != ():
+        raise ValueError(
+            f"{name}: expected a scalar, got an array of shape {shape}. To use one value per "
+            "example, vmap the function that holds the sampler."
+        )
+    if not np.issubdtype(jax.dtypes.result_type(value), np.number):
+        raise TypeError(f"{name}: expected a real number, got {value!r}.")
+    return value
+
+
+def finite(name: str, value: Any) -> Any:
+    scalar(name, value)
+    if is_concrete(value) and not math.isfinite(float(value)):
+        raise ValueError(f"{name}: expected a finite number, got {float(value)!r}.")
+    return value
+
+
+def positive(name: str, value: Any) -> Any:
+    scalar(name, value)
+    if is_concrete(value) and not 0.0 < float(value) < math.inf:
+        raise ValueError(f"{name}: expected a finite number greater than 0, got {float(value)!r}.")
+    return value
+
+
+def integer(name: str, value: Any, at_least: int, because: str = "") -> int:
+    """`value` as a Python int. It sizes arrays, so it cannot be traced."""
+    if not is_concrete(value):
+        raise TypeError(
+            f"{name}: expected a Python integer, got a traced array. It sizes arrays, so it must "
+            "be known when the program is traced: mark it static, or close over it."
+        )
+    expected = f"an integer of at least {at_least}{because}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected {expected}, got {value!r}.") from None
+    if isinstance(value, bool) or number < at_least:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}.")
+    return number
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}.")
+    return value
+
+
+def supported(estimator: str, dist: Any, kinds: Sequence[type], remedy: str) -> None:
+    """Raises if `dist` is none of the `kinds` of distribution that `estimator` handles."""
+    if not isinstance(dist, tuple(kinds)):
+        names = ", ".join(kind.__name__ for kind in kinds)
+        raise TypeError(
+            f"{estimator}: expected one of gradest.distributions' {names}, "
+            f"got {type(dist).__name__}. {remedy}"
+        )

@@ -1,0 +1,291 @@
+"""The transform: from a loss that draws to an estimate of its expectation.
+
+The loss is staged to a jaxpr. Up to its first cost-based draw it is evaluated as it is; the
+draw's sampler is then given the rest of the program as its cost. Sites thus nest in the order
+of the program, and each is credited with what comes after it alone.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _jaxpr, _random
+from ._sampler import Cost, SamplerSite
+from .distributions import base
+
+
+def expectation(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+    """Estimates the expectation of a loss that draws, with its gradient attached.
+
+    The result takes the arguments of `loss` and returns one Monte Carlo estimate of
+    E[loss(*args)] over its draws. `jax.grad` of it estimates the gradient of that expectation,
+    at each draw by the estimator that the loss picked there. It composes with `jax.jit`,
+    `jax.vmap` and `jax.grad` like any JAX function; call it under `jax.jit`, since every call
+    stages the loss anew.
+
+    Assumptions, bias, variance and cost evaluations are those of the samplers. Draws are taken
+    in the order of the program, and a draw is credited only with costs that come after it
+    (`gradest.cost`) and with the loss's result. Other randomness in the loss is left alone.
+
+    Args:
+      loss: a function whose result is a real scalar, or a pair of it and auxiliary output.
+        Arrays among its arguments are traced, as under `jax.jit`; anything else is static.
+      has_aux: whether `loss` returns a pair, as in `jax.value_and_grad`. The auxiliary output is
+        that of one run of the program with plain draws: never averaged over samples, never
+        differentiated.
+
+    Returns:
+      A function with the arguments of `loss`, which returns a scalar, or the scalar and the
+      auxiliary output.
+
+    Raises:
+      NotImplementedError: when a draw is inside a construct that the transform does not
+        support; the message names it, the estimator and the remedy.
+      ValueError: when the loss is not a real scalar.
+
+    Example:
+      >>> import gradest as ge, jax
+      >>> from gradest.distributions import Bernoulli
+      >>> coin = ge.enumeration()
+      >>> @ge.expectation
+      ... def loss(logit, key):
+      ...     return (coin(key, Bernoulli(logit)) - 0.45) ** 2
+      >>> print(f"{jax.grad(loss)(0.0, jax.random.key(0)):.4f}")
+      0.0250
+
+    Reference:
+      Schulman, Heess, Weber and Abbeel 2015, "Gradient Estimation Using Stochastic Computation
+      Graphs", eq. 5 and Theorem 1, for draws credited with what is downstream of them.
+    """
+
+    @functools.wraps(loss)
+    def estimate(*args: Any, **kwargs: Any) -> Any:
+        staged = _stage(loss, has_aux, args, kwargs)
+        with jax.named_scope("gradest.expectation"):
+            value = _evaluate(staged.jaxpr, staged.values)
+            if not has_aux:
+                return value
+            return value, staged.aux()
+
+    return estimate
+
+
+def cost(c: jax.typing.ArrayLike) -> None:
+    """Adds `c` to the loss, from inside it.
+
+    Draws made before this line are credited with it and draws made after it are not, which
+    spares their gradient estimates the variance that it would add.
+
+    Args:
+      c: real; an array adds the sum of its elements.
+
+    Raises:
+      RuntimeError: when run outside `gradest.expectation`.
+    """
+    c = jnp.asarray(c)
+    if not jnp.issubdtype(c.dtype, jnp.floating):
+        raise TypeError(f"c: expected a real floating-point array, got one of type {c.dtype}.")
+    _jaxpr.cost_p.bind(c, where=_jaxpr.user_line())
+
+
+# ---- Staging -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Staged:
+    """A staged loss: its first output is the loss, the others are auxiliary."""
+
+    jaxpr: Any
+    values: list[Any]
+    aux_treedef: Any
+
+    def aux(self) -> Any:
+        """Auxiliary output of a run with plain draws; equal work is shared when compiled."""
+        jaxpr = _jaxpr.without_costs(self.jaxpr, [False] + [True] * (len(self.jaxpr.outvars) - 1))
+        values = jax.lax.stop_gradient(_clone_keys(self.values))
+        return jax.tree.unflatten(self.aux_treedef, jaxpr(*values))
+
+
+def _stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> _Staged:
+    leaves, treedef = jax.tree.flatten((args, kwargs))
+    dynamic = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (jax.Array, np.ndarray))]
+
+    def flat(values: list[Any]) -> Any:
+        filled = list(leaves)
+        for i, value in zip(dynamic, values, strict=True):
+            filled[i] = value
+        args, kwargs = jax.tree.unflatten(treedef, filled)
+        out = loss(*args, **kwargs)
+        if not has_aux:
+            return _real_scalar(out, has_aux), None
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(
+                "expectation: has_aux=True expects the loss to return a pair (loss, aux), got "
+                f"{type(out).__name__}."
+            )
+        return _real_scalar(out[0], has_aux), out[1]
+
+    values = [leaves[i] for i in dynamic]
+    closed, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
+    jaxpr, consts = _jaxpr.open_jaxpr(closed)
+    return _Staged(jaxpr, [*consts, *values], jax.tree.structure(aux))
+
+
+def _real_scalar(value: Any, has_aux: bool) -> Any:
+    hint = "" if has_aux else " For auxiliary output pass has_aux=True."
+    structure = jax.tree.structure(value)
+    if structure != jax.tree.structure(0):
+        raise TypeError(f"expectation: expected the loss to be a scalar, got {structure}.{hint}")
+    shape, dtype = np.shape(value), jax.dtypes.result_type(value)
+    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"expectation: expected the loss to be a real scalar, got shape {shape} and type "
+            f"{dtype}. Wrap the loss of one example and vmap the result: "
+            f"jax.vmap(gradest.expectation(per_example_loss)).{hint}"
+        )
+    return value
+
+
+# ---- Evaluation ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mode:
+    """How the rest of a program is evaluated.
+
+    Attributes:
+      relaxed: an earlier site was given a relaxed value; relaxable sites follow suit.
+      indices: of the samples that earlier sites drew: each has its own randomness downstream.
+    """
+
+    relaxed: bool = False
+    indices: tuple[jax.Array, ...] = ()
+
+
+# What follows a (part of a) program: from its outputs to the value of everything to come.
+_Then = Callable[[list[Any], _Mode], jax.Array]
+
+
+class _Rest(Cost):
+    """The rest of a program as a function of a draw: a site's cost."""
+
+    def __init__(self, function: Callable[[Any, _Mode], jax.Array], mode: _Mode, sampler: str):
+        super().__init__(lambda draw: function(draw, mode), sampler)
+        self._of_mode = lambda mode: _Rest(function, mode, sampler)
+        self._mode = mode
+
+    def batch(self, draws: Any) -> jax.Array:
+        def one(index: jax.Array, draw: Any) -> jax.Array:
+            indices = (*self._mode.indices, index)
+            return self._of_mode(dataclasses.replace(self._mode, indices=indices))(draw)
+
+        size = jax.tree.leaves(draws)[0].shape[0]
+        return jax.vmap(one)(jnp.arange(size, dtype=jnp.uint32), draws)
+
+    def relaxed(self, point: Any) -> jax.Array:
+        return self._of_mode(dataclasses.replace(self._mode, relaxed=True))(point)
+
+
+def _evaluate(jaxpr: Any, values: Sequence[Any]) -> jax.Array:
+    used = [True] + [False] * (len(jaxpr.outvars) - 1)
+    return _run(jaxpr, values, used, _Mode(), lambda outs, _: outs[0])
+
+
+def _run(jaxpr: Any, values: Sequence[Any], used: Sequence[bool], mode: _Mode, then: _Then) -> Any:
+    """The value of `jaxpr` at `values` followed by `then`, draws estimated."""
+    program = _jaxpr.Program.of(jaxpr, used)
+
+    def proceed(turn: int, start: int, env: _jaxpr.Env, mode: _Mode) -> jax.Array:
+        """Goes on from the equation at `start`, with the stops from number `turn` on to come."""
+        if turn == len(program.stops):
+            env = program.run(start, len(jaxpr.eqns), env)
+            return then([_jaxpr.read(env, v) for v in program.outputs], mode)
+        stop = program.stops[turn]
+        env = program.run(start, stop, env)
+        eqn = jaxpr.eqns[stop]
+        operands = [_jaxpr.read(env, v) for v in eqn.invars]
+
+        def resume(outs: list[Any], mode: _Mode, rerun: bool = False) -> jax.Array:
+            results = dict(zip(eqn.outvars, outs, strict=True))
+            rest = _clone_keys(env) if rerun else env
+            return proceed(turn + 1, stop + 1, {**rest, **results}, mode)
+
+        return _stop(eqn, operands, program.used(stop), mode, resume)
+
+    return proceed(0, 0, program.bind(*values), mode)
+
+
+def _stop(
+    eqn: Any, operands: list[Any], used: Sequence[bool], mode: _Mode, then: Callable[..., Any]
+) -> jax.Array:
+    """The value from `eqn` on, an equation that holds a draw or a cost."""
+    if eqn.primitive is _jaxpr.cost_p:
+        return jnp.sum(operands[0]) + then(operands, mode)
+    if eqn.primitive is _jaxpr.sample_p:
+        return _sample(eqn, operands, mode, then)
+    if (called := _jaxpr.called(eqn)) is not None:
+        jaxpr, consts = _jaxpr.open_jaxpr(called)
+        return _run(jaxpr, [*consts, *operands], used, mode, then)
+    raise _unsupported(eqn)
+
+
+def _sample(eqn: Any, operands: list[Any], mode: _Mode, then: Callable[..., Any]) -> jax.Array:
+    site: SamplerSite = eqn.params["site"]
+    key, *rest = operands
+    sampler, dist = site.parts(tuple(rest))
+    for index in mode.indices:
+        key = _random.fold_in(key, index)
+    if site.lanes:
+        _check_lanes(site)
+        if not isinstance(dist, base.Distribution):
+            for _ in range(site.lanes):
+                dist = base.Lanes(dist)
+    if mode.relaxed and sampler.relaxed is not None:
+        return then(jax.tree.leaves(sampler._relaxed(key, dist)), mode)
+    rerun = lambda draw, mode: then(jax.tree.leaves(draw), mode, mode.relaxed)
+    return sampler._expect(key, dist, _Rest(rerun, mode, sampler.name))
+
+
+def _check_lanes(site: SamplerSite) -> None:
+    name, where = site.sampler.name, site.where
+    if site.key_shared:
+        raise ValueError(
+            f"{name}: a draw under jax.vmap inside a loss got the same key in every lane"
+            f"{where}, so its lanes are not independent. Split the key and vmap over the keys."
+        )
+    if site.option_per_lane:
+        raise NotImplementedError(
+            f"{name}: a draw under jax.vmap inside a loss has options that differ from lane to "
+            f"lane{where}. Vmap the expectation of a per-lane loss instead of the draw."
+        )
+    warnings.warn(
+        f"{name}: a draw under jax.vmap inside a loss{where} is credited with the whole loss in "
+        "every lane. If the loss is a sum over lanes, "
+        "jax.vmap(gradest.expectation(per_lane_loss)) gives each lane its own cost only, with "
+        "less variance.",
+        stacklevel=2,
+    )
+
+
+def _unsupported(eqn: Any) -> Exception:
+    mark = next(iter(_jaxpr.marks_in(eqn)))
+    if mark.primitive is _jaxpr.sample_p:
+        held, where = f"a draw by {mark.params['site'].sampler.name}", mark.params["site"].where
+    else:
+        held, where = "a cost", mark.params["where"]
+    return NotImplementedError(
+        f"expectation: {held}{where} is inside a `{eqn.primitive.name}`, which the transform does "
+        "not support. Move it out of the construct, or use sampler.expect(key, dist, cost) there."
+    )
+
+
+def _clone_keys(tree: Any) -> Any:
+    """Marks keys as used again on purpose: for common random numbers."""
+    is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda x: jax.random.clone(x) if is_key(x) else x, tree)

@@ -1,0 +1,100 @@
+"""Keys and noise.
+
+Inside gradest every key is typed. A sampling site under `jax.vmap` has one key per lane,
+so every function here also takes an array of keys: its axes are then the leading axes of
+what is drawn, and lane `i` draws what it would have drawn alone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+
+def as_key(key: ArrayLike) -> jax.Array:
+    """`key` as one typed PRNG key; legacy uint32 keys are wrapped."""
+    typed = key if is_typed(key) else _wrap_legacy(key)
+    if typed.shape != ():
+        raise ValueError(
+            f"key: expected one PRNG key, got an array of keys of shape {typed.shape}. "
+            "Vmap over the keys, or use one of them."
+        )
+    return typed
+
+
+def is_typed(key: Any) -> bool:
+    return isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+
+
+def _wrap_legacy(key: Any) -> jax.Array:
+    if getattr(key, "dtype", None) != jnp.uint32 or jnp.ndim(key) == 0:
+        raise TypeError(
+            f"key: expected a PRNG key such as jax.random.key(0), got {type(key).__name__}. "
+            "Keys come first: sampler(key, dist)."
+        )
+    return jax.random.wrap_key_data(key)
+
+
+def split(key: jax.Array, num: int) -> jax.Array:
+    """`num` keys per key, along a new leading axis."""
+    return jnp.moveaxis(per_lane(lambda k, _: jax.random.split(k, num), key, ()), key.ndim, 0)
+
+
+def fold_in(key: jax.Array, data: ArrayLike) -> jax.Array:
+    return per_lane(lambda k, _: jax.random.fold_in(k, data), key, ())
+
+
+def per_lane(
+    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array],
+    key: jax.Array,
+    shape: Sequence[int],
+) -> jax.Array:
+    """`draw(key, shape)`, where the axes of an array of keys are the first axes of `shape`."""
+    inner = tuple(shape)[key.ndim :] if shape else ()
+    mapped: Callable[[jax.Array], jax.Array] = lambda k: draw(k, inner)
+    for _ in range(key.ndim):
+        mapped = jax.vmap(mapped)
+    return mapped(key)
+
+
+def noise_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The type in which noise is drawn and formulas are computed: at least float32."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def noise(
+    family: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], dtype: DTypeLike
+) -> jax.Array:
+    """Draws of one of `jax.random`'s parameter-free families, for parameters of type `dtype`."""
+    return per_lane(lambda k, s: family(k, s, noise_dtype(dtype)), key, shape)
+
+
+def categorical(key: jax.Array, logits: jax.Array, shape: Sequence[int] = ()) -> jax.Array:
+    """Exact categorical draws of shape `shape + logits.shape[:-1]`, by inverting the CDF.
+
+    One uniform per draw and one cumulative sum per row, where `jax.random.categorical`
+    spends one Gumbel per category per draw. A category of zero probability is never drawn.
+    """
+    probs = jax.nn.softmax(logits.astype(noise_dtype(logits.dtype)), axis=-1)
+    cumulative = jnp.cumsum(probs, axis=-1)
+    # A parallel cumulative sum may round differently from one entry to the next. Taking the
+    # running maximum over categories of non-zero mass makes it monotone, and exactly flat at
+    # the others, so that no uniform falls into them.
+    cumulative = jax.lax.cummax(jnp.where(probs > 0, cumulative, 0), axis=cumulative.ndim - 1)
+    rows = logits.shape[:-1]
+    u = noise(jax.random.uniform, key, (*shape, *rows), logits.dtype)
+    # u * total < total whatever the rounding, since u <= 1 - epsilon: the last category of
+    # non-zero mass is the highest that can be drawn.
+    target = u * cumulative[..., -1]
+    if math.prod(shape) == 1:
+        # One draw per row: comparing with every entry fuses with the sum.
+        flat = target.reshape((*rows, 1))
+        index = jnp.sum(cumulative <= flat, axis=-1, dtype=jnp.int32)
+        return index.reshape(target.shape)
+    search = lambda row, t: jnp.searchsorted(row, t, side="right").astype(jnp.int32)
+    for _ in rows:
+        search = jax.vmap(search, in_axes=(0, len(shape)), out_axes=len(shape))
+    return search(cumulative, target)

@@ -1,0 +1,169 @@
+"""What a distribution is, and the adapter that lets other libraries' objects be one."""
+
+import abc
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from .. import _random
+
+Shape = tuple[int, ...]
+
+
+class Distribution(abc.ABC):
+    """A pytree whose leaves are its parameters.
+
+    A subclass lists its parameters' names, broadcasts them against each other when it is
+    made (so that a leading axis on every leaf is a leading axis of the draw), and may be
+    rebuilt by JAX with anything at all in the place of its leaves.
+    """
+
+    parameters: ClassVar[tuple[str, ...]]
+    #: Whether `sample` is differentiable in the parameters, pathwise.
+    reparameterizable: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "parameters" in vars(cls):
+            jax.tree_util.register_pytree_with_keys(
+                cls, cls._flatten_with_keys, cls._unflatten, cls._flatten
+            )
+
+    def _flatten(self) -> tuple[tuple[Any, ...], None]:
+        return tuple(getattr(self, name) for name in self.parameters), None
+
+    def _flatten_with_keys(self) -> tuple[tuple[Any, ...], None]:
+        leaves, aux = self._flatten()
+        keys = map(jax.tree_util.GetAttrKey, self.parameters)
+        return tuple(zip(keys, leaves, strict=True)), aux
+
+    @classmethod
+    def _unflatten(cls, aux: None, leaves: tuple[Any, ...]) -> "Distribution":
+        del aux
+        self = object.__new__(cls)
+        for name, leaf in zip(cls.parameters, leaves, strict=True):
+            setattr(self, name, leaf)
+        return self
+
+    def __repr__(self) -> str:
+        describe = lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else repr(x)
+        fields = (f"{name}={describe(getattr(self, name))}" for name in self.parameters)
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> Shape:
+        """Shape of one joint draw."""
+
+    @abc.abstractmethod
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        """Independent draws of shape `shape + self.shape`."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Log-density or log-probability of each independent element of `x`."""
+
+
+def as_floats(**named: ArrayLike) -> list[jax.Array]:
+    """The parameters as floating-point arrays of one type, broadcast against each other."""
+    arrays = [as_float(name, value) for name, value in named.items()]
+    dtype = jnp.result_type(*arrays)
+    try:
+        shape = np.broadcast_shapes(*(array.shape for array in arrays))
+    except ValueError:
+        shapes = ", ".join(f"{name}: {a.shape}" for name, a in zip(named, arrays, strict=True))
+        raise ValueError(f"expected parameters of shapes that broadcast, got {shapes}.") from None
+    return [jnp.broadcast_to(array.astype(dtype), shape) for array in arrays]
+
+
+def as_float(name: str, value: ArrayLike) -> jax.Array:
+    """`value` as a floating-point array; integers become the default float type."""
+    try:
+        array = jnp.asarray(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected a real array, got {type(value).__name__}.") from None
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        return array.astype(float)
+    raise TypeError(f"{name}: expected a real array, got one of type {array.dtype}.")
+
+
+def align(*arrays: ArrayLike) -> list[jax.Array]:
+    """The arrays broadcast against each other, whatever their ranks."""
+    shape = np.broadcast_shapes(*map(np.shape, arrays))
+    return [jnp.broadcast_to(array, shape) for array in arrays]
+
+
+def sample_key(key: ArrayLike) -> jax.Array:
+    """The key of a `sample` method: typed, and an array of keys where a site has lanes."""
+    return key if _random.is_typed(key) else _random.as_key(key)  # pyright: ignore
+
+
+def check(dist: Any) -> None:
+    """Raises unless `dist` is a distribution whose parameters gradients can reach."""
+    _sample_method(type(dist))
+    if jax.tree_util.all_leaves([dist]):
+        raise TypeError(
+            f"dist: expected a pytree, got a {type(dist).__name__} that is not registered as one: "
+            "gradients could not reach its parameters. Use jax.tree_util.register_dataclass."
+        )
+
+
+def draw(key: jax.Array, dist: Any) -> Any:
+    """One joint draw of any distribution, with the gradient its library gives it."""
+    return _sample_method(type(dist))(dist, key)
+
+
+def log_prob(dist: Any, x: Any) -> jax.Array:
+    """Log-probability of the joint draw `x`: the sum over its elements."""
+    log_p = dist.log_prob(x)
+    # A sum over a half-precision batch loses digits that the elements still have.
+    return jnp.sum(log_p, dtype=_random.noise_dtype(log_p.dtype))
+
+
+@functools.cache
+def _sample_method(kind: type) -> Callable[[Any, jax.Array], Any]:
+    """How `kind` spells "draw once with this key", read from its signature.
+
+    gradest's own classes and numpyro's say `sample(key, shape)`; distrax and TFP
+    `sample(seed=, sample_shape=)`. The latter wrap typed keys badly, so they get raw ones.
+    """
+    sample = getattr(kind, "sample", None)
+    if sample is None or not hasattr(kind, "log_prob"):
+        raise TypeError(
+            f"dist: expected a distribution with sample(key, shape) and log_prob(x), got "
+            f"{kind.__name__}. The distribution comes second: sampler(key, dist)."
+        )
+    if "seed" in inspect.signature(sample).parameters:
+        return lambda dist, key: dist.sample(seed=jax.random.key_data(key))
+    return lambda dist, key: dist.sample(key)
+
+
+class Lanes:
+    """A vmapped distribution of another library: one joint draw of all its lanes.
+
+    gradest's own distributions need no such wrapper, since a leading axis on every
+    leaf is a leading axis of the draw.
+    """
+
+    def __init__(self, dist: Any):
+        self.dist = dist
+
+    def sample(self, key: jax.Array, shape: Shape = ()) -> Any:
+        assert shape == (), "a site is drawn once"
+        return jax.vmap(draw)(key, self.dist)
+
+    def log_prob(self, x: Any) -> jax.Array:
+        return jax.vmap(log_prob)(self.dist, x)
+
+
+jax.tree_util.register_pytree_node(
+    Lanes, lambda lanes: ((lanes.dist,), None), lambda _, children: Lanes(*children)
+)

@@ -1,0 +1,219 @@
+"""Categorical variables, as integers and one-hot, and the concrete densities that relax them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import gammaln, logsumexp
+from jax.typing import ArrayLike
+
+from .. import _random
+from .base import Distribution, Shape, align, as_float, sample_key
+from .bernoulli import weighted
+
+
+def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
+    """Unnormalised log-probabilities along the last axis, whichever of the two was given."""
+    if (logits is None) == (probs is None):
+        given = "neither" if logits is None else "both"
+        raise TypeError(f"logits, probs: expected exactly one of the two, got {given}.")
+    if logits is not None:
+        name, array = "logits", as_float("logits", logits)
+    else:
+        name, p = "probs", as_float("probs", probs)  # pyright: ignore[reportArgumentType]
+        # A category of probability 0 is masked: its logit is -inf, its derivative zero.
+        array = jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(
+            f"{name}: expected the categories along the last axis, at least one of them, got an "
+            f"array of shape {array.shape}."
+        )
+    return array
+
+
+class _Logits(Distribution):
+    """Holds logits of shape (..., K)."""
+
+    parameters = ("logits",)
+    logits: jax.Array
+
+    def __init__(self, logits: ArrayLike | None = None, *, probs: ArrayLike | None = None):
+        self.logits = logits_from(logits, probs)
+
+    @property
+    def num_categories(self) -> int:
+        return self.logits.shape[-1]
+
+    @property
+    def probs(self) -> jax.Array:
+        """Probabilities of the categories, shape (..., K)."""
+        return jax.nn.softmax(self.logits, axis=-1)
+
+
+class Categorical(_Logits):
+    r"""Independent categorical variables, P(x = k) = softmax(logits)[k]; draws are integers.
+
+    Args:
+      logits: unnormalised log-probabilities, shape (..., K); -inf masks a category.
+      probs: (unnormalised) probabilities, instead of `logits`.
+
+    Raises:
+      TypeError: if not exactly one of the two is given.
+
+    Example:
+      >>> import jax
+      >>> from gradest.distributions import Categorical
+      >>> Categorical(probs=[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).sample(jax.random.key(0))
+      Array([1, 2], dtype=int32)
+    """
+
+    parameters = ("logits",)
+
+    @property
+    def shape(self) -> Shape:
+        return self.logits.shape[:-1]
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return _random.categorical(sample_key(key), self.logits, shape)
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Shape of `x`, the integers from 0 to K - 1."""
+        # A comparison instead of a gather: its transpose is a select, not a scatter.
+        x, log_p, category = align(
+            jnp.asarray(x)[..., None],
+            jax.nn.log_softmax(self.logits, axis=-1),
+            jnp.arange(self.num_categories),
+        )
+        return jnp.sum(jnp.where(x == category, log_p, 0), axis=-1)
+
+
+class OneHotCategorical(_Logits):
+    r"""Independent categorical variables as one-hot rows of floats, gradients can flow through.
+
+    Args:
+      logits: unnormalised log-probabilities, shape (..., K); -inf masks a category.
+      probs: (unnormalised) probabilities, instead of `logits`.
+
+    Raises:
+      TypeError: if not exactly one of the two is given.
+
+    Example:
+      >>> import jax
+      >>> from gradest.distributions import OneHotCategorical
+      >>> OneHotCategorical(probs=[0.0, 1.0, 0.0]).sample(jax.random.key(0))
+      Array([0., 1., 0.], dtype=float32)
+    """
+
+    parameters = ("logits",)
+
+    @property
+    def shape(self) -> Shape:
+        return self.logits.shape
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        index = _random.categorical(sample_key(key), self.logits, shape)
+        return jax.nn.one_hot(index, self.num_categories, dtype=self.logits.dtype)
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Shape (...,) of one-hot rows `x` of shape (..., K); linear in `x` between them."""
+        log_p = jax.nn.log_softmax(self.logits, axis=-1)
+        return jnp.sum(weighted(*align(jnp.asarray(x, log_p.dtype), log_p)), axis=-1)
+
+
+class _Relaxed(Distribution):
+    """Holds a temperature of shape (...,) and logits of shape (..., K)."""
+
+    parameters = ("temperature", "logits")
+    reparameterizable = True
+    temperature: jax.Array
+    logits: jax.Array
+
+    def __init__(
+        self,
+        temperature: ArrayLike,
+        logits: ArrayLike | None = None,
+        *,
+        probs: ArrayLike | None = None,
+    ):
+        l, t = logits_from(logits, probs), as_float("temperature", temperature)
+        dtype = jnp.result_type(l, t)
+        try:
+            rows = np.broadcast_shapes(l.shape[:-1], t.shape)
+        except ValueError:
+            raise ValueError(
+                f"temperature: expected a shape that broadcasts with that of logits less its "
+                f"last axis, {l.shape[:-1]}, got {t.shape}."
+            ) from None
+        self.temperature = jnp.broadcast_to(t.astype(dtype), rows)
+        self.logits = jnp.broadcast_to(l.astype(dtype), (*rows, l.shape[-1]))
+
+    @property
+    def shape(self) -> Shape:
+        return self.logits.shape
+
+    def _sample_log(self, key: ArrayLike, shape: Shape) -> jax.Array:
+        noise = _random.noise(
+            jax.random.gumbel, sample_key(key), (*shape, *self.shape), self.logits.dtype
+        )
+        noise, logits, temperature = align(noise, self.logits, self.temperature[..., None])
+        z = (logits.astype(noise.dtype) + noise) / temperature.astype(noise.dtype)
+        return jax.nn.log_softmax(z, axis=-1)
+
+    def _log_prob_of_log(self, y: jax.Array) -> jax.Array:
+        """Density of y = log x: eq. 26 of the reference."""
+        k = self.logits.shape[-1]
+        y, logits, t = align(y, self.logits, self.temperature[..., None])
+        d = logits - t * y
+        constant = gammaln(jnp.asarray(k, y.dtype)) + (k - 1) * jnp.log(t[..., 0])
+        return constant + jnp.sum(d, axis=-1) - k * logsumexp(d, axis=-1)
+
+
+class RelaxedOneHotCategorical(_Relaxed):
+    r"""Concrete density on the open simplex: x = softmax((logits + Gumbel noise) / temperature).
+
+    p(x) = (K-1)! t^(K-1) prod_k [exp(l_k) x_k^(-t-1)] / (sum_k exp(l_k) x_k^(-t))^K
+
+    Args:
+      temperature: positive, shape (...,) or scalar.
+      logits: log-weights of the categories, shape (..., K).
+      probs: (unnormalised) probabilities, instead of `logits`.
+
+    Reference:
+      Maddison, Mnih and Teh 2017, "The Concrete Distribution", eq. 10.
+    """
+
+    parameters = ("temperature", "logits")
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        dtype = self.logits.dtype
+        # The density lives on the open simplex: rounding must not leave it.
+        return jnp.maximum(
+            jnp.exp(self._sample_log(key, shape)).astype(dtype), jnp.finfo(dtype).tiny
+        )
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        y = jnp.log(jnp.asarray(x, self.logits.dtype))
+        return self._log_prob_of_log(y) - jnp.sum(y, axis=-1)
+
+
+class ExpRelaxedOneHotCategorical(_Relaxed):
+    r"""The concrete density in log space: y = log x with x ~ RelaxedOneHotCategorical.
+
+    log p(y) = log (K-1)! + (K-1) log t + sum_k (l_k - t y_k) - K logsumexp_k (l_k - t y_k),
+    which neither underflows nor overflows at low temperatures, where x itself does.
+
+    Args:
+      temperature: positive, shape (...,) or scalar.
+      logits: log-weights of the categories, shape (..., K).
+      probs: (unnormalised) probabilities, instead of `logits`.
+
+    Reference:
+      Maddison, Mnih and Teh 2017, "The Concrete Distribution", Appendix C.3, eq. 26.
+    """
+
+    parameters = ("temperature", "logits")
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return self._sample_log(key, shape).astype(self.logits.dtype)
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        return self._log_prob_of_log(jnp.asarray(x, self.logits.dtype))

@@ -1,0 +1,92 @@
+"""The reparameterization (pathwise) estimator."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from .._sampler import Sampler, UnestimatedGradientError
+from ..distributions import base
+
+
+def reparameterize() -> Sampler:
+    r"""Pathwise gradients: the draw as a differentiable function of parameter-free noise.
+
+    .. math:: x = T_\theta(\epsilon), \quad
+              \nabla_\theta E[f(x)] = E[\nabla f(x)\, \partial T_\theta(\epsilon)/\partial\theta]
+
+    Assumptions: the cost is differentiable in the draw almost everywhere and has no jumps.
+    Bias: none. Derivatives of every order are unbiased where the cost's are.
+    Variance: usually low; for x ~ Normal(mu, s) and f = (x - k)^2 that of d/d mu is 4 s^2.
+    Cost evaluations per gradient: 1.
+
+    Returns:
+      A pathwise sampler for Normal, LogNormal, MultivariateNormal, Laplace, Logistic, Gumbel,
+      Exponential, Uniform, the relaxed densities, and other libraries' distributions whose
+      `sample` is differentiable.
+
+    Raises:
+      TypeError: from the sampler, for a distribution that is known not to be reparameterizable.
+      UnestimatedGradientError: when another library's draw turns out to have no derivative.
+
+    Example:
+      >>> import gradest as ge, jax
+      >>> from gradest.distributions import Normal
+      >>> normal = ge.reparameterize()
+      >>> print(jax.grad(lambda m: normal(jax.random.key(0), Normal(m, 1.0)))(0.0))
+      1.0
+
+    Reference:
+      Kingma and Welling 2014, "Auto-Encoding Variational Bayes", section 2.4.
+      Rezende, Mohamed and Wierstra 2014, eq. 7.
+    """
+    return Sampler("reparameterize", draw=_reparameterize)
+
+
+def _reparameterize(key: jax.Array, dist: Any) -> Any:
+    if _declared(dist) is False:
+        raise TypeError(
+            f"reparameterize: expected a distribution whose draws are differentiable in its "
+            f"parameters, got {type(dist).__name__}. Use score_function, or for discrete "
+            "variables rebar or gumbel_softmax."
+        )
+    x = base.draw(key, dist)
+    if isinstance(dist, base.Distribution):
+        return x
+    return _differentiable(type(dist).__name__, x, jax.tree.leaves(dist))
+
+
+def _declared(dist: Any) -> bool | None:
+    """What the distribution says of itself; None if its library has no such flag."""
+    if isinstance(dist, base.Distribution):
+        return dist.reparameterizable
+    return getattr(dist, "has_rsample", None)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _differentiable(name: str, x: Any, parameters: Any) -> Any:
+    """`x`, which raises if the parameters have a derivative and it has none."""
+    del name, parameters
+    return x
+
+
+def _differentiable_jvp(name: str, primals: Any, tangents: Any) -> Any:
+    x, _ = primals
+    dx, dparameters = tangents
+    live = lambda tree: any(not _is_zero(t) for t in jax.tree.leaves(tree, is_leaf=_is_zero))
+    if live(dparameters) and not live(dx):
+        raise UnestimatedGradientError(
+            f"reparameterize: a draw of {name} does not depend on its parameters differentiably, "
+            "and its gradient would silently be zero. Use score_function."
+        )
+    zero = lambda t, x: jnp.zeros_like(x) if _is_zero(t) else t
+    return x, jax.tree.map(zero, dx, x, is_leaf=_is_zero)
+
+
+def _is_zero(t: Any) -> bool:
+    return isinstance(t, SymbolicZero) or t.dtype == jax.dtypes.float0
+
+
+_differentiable.defjvp(_differentiable_jvp, symbolic_zeros=True)

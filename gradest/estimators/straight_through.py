@@ -1,0 +1,61 @@
+"""The straight-through estimator."""
+
+from typing import Any
+
+import jax
+from jax.typing import ArrayLike
+
+from .. import _check, _random
+from .._sampler import Sampler, first_order
+from ..distributions import base
+from . import _relaxation
+
+
+def straight_through(*, slope: ArrayLike = 1.0) -> Sampler:
+    r"""Straight-through: exact draws, with the gradient of their mean.
+
+    .. math:: x \sim p_l, \quad dx := d\,\mathrm{softmax}(s\,l)
+
+    (sigmoid(s l) for Bernoulli), with slope s.
+
+    Assumptions: the cost is differentiable at the corners of the simplex.
+    Bias: zero for a cost linear in the draw, of second order in the cost otherwise: for one
+    Bernoulli variable with P(1) = p and the cost (x - c)^2 it is p (1 - p) (2 p - 1).
+    Variance: low; in that example 4 (p (1 - p))^3.
+    Cost evaluations per gradient: 1.
+
+    Args:
+      slope: positive scalar; steeper makes the surrogate closer to the threshold of the logits.
+        It may be traced, and annealed with `gradest.anneal`.
+
+    Returns:
+      A pathwise sampler for Bernoulli and OneHotCategorical. One uniform number per draw.
+
+    Raises:
+      ValueError: if the slope is not positive and finite.
+      NotImplementedError: when its draw is differentiated twice.
+
+    Example:
+      >>> import gradest as ge, jax
+      >>> from gradest.distributions import Bernoulli
+      >>> bit = ge.straight_through()
+      >>> print(jax.grad(lambda l: bit(jax.random.key(0), Bernoulli(l)))(0.0))
+      0.25
+
+    Reference:
+      Bengio, Leonard and Courville 2013, "Estimating or Propagating Gradients Through Stochastic
+      Neurons for Conditional Computation", section 3.1 (there with derivative 1 in place of the
+      sigmoid's); Chung, Ahn and Bengio 2017, section 2.4, for the slope.
+    """
+    options = {"slope": _check.positive("slope", slope)}
+    return Sampler("straight_through", draw=_straight_through, options=options)
+
+
+def _straight_through(key: jax.Array, dist: Any, *, slope: ArrayLike) -> jax.Array:
+    _relaxation.check("straight_through", dist)
+    dist = first_order("straight_through", dist)
+    hard = jax.lax.stop_gradient(base.draw(key, dist))
+    logits = dist.logits.astype(_random.noise_dtype(dist.logits.dtype))
+    # Multiplied by the slope, that is: divided by its inverse.
+    soft = _relaxation.soften(dist, _relaxation.bounded(logits), 1 / slope)
+    return _relaxation.replace_value(hard, soft)
