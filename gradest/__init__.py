@@ -1,6 +1,7 @@
 """Gradients through random draws, as JAX transforms."""
 
 from . import distributions as distributions
+from ._expectation import UnestimatedGradientWarning as UnestimatedGradientWarning
 from ._expectation import cost as cost
 from ._expectation import expectation as expectation
 from ._monte_carlo import monte_carlo as monte_carlo

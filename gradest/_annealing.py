@@ -209,7 +209,10 @@ def anneal_on_plateau(
         _check_floating(params)
         # Given not the leaf but a 1 of its own, it keeps factor^n in float32 or wider. In a
         # bfloat16 leaf's type the product would drift.
-        return plateau.init(jnp.ones(()))
+        state = plateau.init(jnp.ones(()))
+        # Older versions of optax begin with weakly typed numbers and go on with strongly typed
+        # ones, at the price of a second trace.
+        return jax.tree.map(lambda x: jnp.asarray(x, x.dtype), state)
 
     def update(
         updates: optax.Updates,

@@ -116,6 +116,50 @@ def holds_cost(eqn: Any) -> bool:
     return any(mark.primitive is cost_p for mark in marks_in(eqn))
 
 
+# jax.random's discrete families that are calls of their own in a jaxpr.
+_DISCRETE_CALLS = {"_bernoulli": "bernoulli", "_poisson": "poisson", "_geometric": "geometric"}
+
+
+def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
+    """The name of the jax.random draw of a discrete variable that `eqn` is, if it is one.
+
+    Calls of its own are told by name, `categorical` as the argmax of a sum with Gumbel noise and
+    `binomial` as a loop that was written in it.
+
+    Args:
+      eqn: an equation.
+      defined_by: the equation that defines each variable of the jaxpr.
+    """
+    kind, name = eqn.primitive.name, eqn.params.get("name")
+    if kind in ("jit", "pjit"):
+        return _DISCRETE_CALLS.get(name)
+    if kind == "argmax":
+        for noisy in filter(None, map(defined_by.get, variables(eqn))):
+            terms = filter(None, map(defined_by.get, variables(noisy)))
+            if noisy.primitive.name == "add" and any(
+                term.params.get("name") == "_gumbel" for term in terms
+            ):
+                return "categorical"
+    if kind == "while" and any(f.function_name in _BINOMIAL for f in _frames(eqn)):
+        return "binomial"
+    return None
+
+
+_BINOMIAL = ("binomial", "_binomial")
+
+
+def _frames(eqn: Any) -> Iterable[Any]:
+    return getattr(getattr(eqn.source_info, "traceback", None), "frames", None) or ()
+
+
+def line_of(eqn: Any) -> str:
+    """Where in the user's code `eqn` was written, as ' (at file:line)', or nothing."""
+    for frame in _frames(eqn):
+        if not frame.file_name.startswith(_LIBRARIES):
+            return f" (at {frame.file_name}:{frame.line_num})"
+    return ""
+
+
 # Calls that run one jaxpr on their operands, under the names that JAX gave them over time.
 _CALLS = {
     "jit": "jaxpr",
@@ -141,6 +185,31 @@ def branches(eqn: Any) -> list[core.ClosedJaxpr] | None:
     if eqn.primitive.name != "cond":
         return None
     return [_closed(branch) for branch in eqn.params["branches"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A scan: its body maps (constants, carry, a slice of xs) to (carry, a slice of ys)."""
+
+    body: core.ClosedJaxpr
+    num_consts: int
+    num_carry: int
+    length: int
+    reverse: bool
+    unroll: int
+
+
+def loop(eqn: Any) -> Loop | None:
+    """The scan that `eqn` is, or None."""
+    if eqn.primitive.name != "scan":
+        return None
+    params = eqn.params
+    if "num_consts" in params:
+        num_consts, num_carry = params["num_consts"], params["num_carry"]
+    else:  # From jax 0.12 on.
+        num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
+    body = _closed(params["jaxpr"])
+    return Loop(body, num_consts, num_carry, params["length"], params["reverse"], params["unroll"])
 
 
 def _closed(jaxpr: Any) -> core.ClosedJaxpr:
@@ -172,13 +241,16 @@ class Program:
       jaxpr: with constants among its inputs.
       outputs: its outputs, None for each that is not wanted.
       live: for each equation, whether the wanted outputs, a cost or an effect depend on it.
-      stops: positions of the live equations that hold a draw or a cost, in order.
+      stops: positions of the live equations that hold a draw or a cost, in order; and of those
+        that hold a draw by jax.random of a discrete variable.
+      raw: by position, the names of such draws.
     """
 
     jaxpr: core.Jaxpr
     outputs: list[Any]
     live: list[bool]
     stops: list[int]
+    raw: dict[int, str]
 
     @staticmethod
     def of(jaxpr: core.Jaxpr, used: Sequence[bool]) -> "Program":
@@ -190,20 +262,30 @@ class Program:
             eqn = jaxpr.eqns[i]
             if eqn.effects or holds_cost(eqn) or not wanted.isdisjoint(eqn.outvars):
                 live[i] = True
-                wanted.update(v for v in eqn.invars if _is_var(v))
-        stops = [i for i, eqn in enumerate(jaxpr.eqns) if live[i] and any(marks_in(eqn))]
-        return Program(jaxpr, outputs, live, stops)
+                wanted.update(variables(eqn))
+        raw = {i: name for i, name in _raw_draws(jaxpr) if live[i]}
+        stops = [
+            i
+            for i, eqn in enumerate(jaxpr.eqns)
+            if live[i] and (i in raw or any(marks_in(eqn)) or _calls_raw_draw(eqn))
+        ]
+        return Program(jaxpr, outputs, live, stops, raw)
 
     def used(self, position: int) -> list[bool]:
         """Which results of the equation at `position` the rest of the program uses."""
         needed = self._needed_from(position + 1)
         return [v in needed for v in self.jaxpr.eqns[position].outvars]
 
+    def used_inputs(self) -> list[bool]:
+        """Which of the jaxpr's inputs the wanted outputs depend on."""
+        needed = self._needed_from(0)
+        return [v in needed for v in self.jaxpr.invars]
+
     def _needed_from(self, start: int) -> set[Any]:
         needed = {v for v in self.outputs if _is_var(v)}
         for eqn, live in zip(self.jaxpr.eqns[start:], self.live[start:], strict=True):
             if live:
-                needed.update(v for v in eqn.invars if _is_var(v))
+                needed.update(variables(eqn))
         return needed
 
     def run(self, start: int, stop: int, env: Env) -> Env:
@@ -215,9 +297,7 @@ class Program:
             return kept
         produced = dict.fromkeys(v for eqn in eqns for v in eqn.outvars)
         outvars = [v for v in produced if v in needed]
-        invars = list(
-            dict.fromkeys(v for eqn in eqns for v in eqn.invars if _is_var(v) and v not in produced)
-        )
+        invars = list(dict.fromkeys(v for eqn in eqns for v in variables(eqn) if v not in produced))
         segment = self.jaxpr.replace(constvars=[], invars=invars, outvars=outvars, eqns=eqns)
         results = core.jaxpr_as_fun(core.ClosedJaxpr(segment, ()))(*(env[v] for v in invars))
         return {**kept, **dict(zip(outvars, results, strict=True))}
@@ -225,6 +305,21 @@ class Program:
     def bind(self, *args: Any) -> Env:
         """The environment in which the jaxpr's inputs have the values `args`."""
         return dict(zip(self.jaxpr.invars, args, strict=True))
+
+
+def _raw_draws(jaxpr: core.Jaxpr) -> Iterable[tuple[int, str]]:
+    defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+    for i, eqn in enumerate(jaxpr.eqns):
+        if (name := raw_draw(eqn, defined_by)) is not None:
+            yield i, name
+
+
+def _calls_raw_draw(eqn: Any) -> bool:
+    """Whether `eqn` is a call, of a call, ..., that holds a draw by jax.random."""
+    closed = called(eqn)
+    if closed is None:
+        return False
+    return any(_raw_draws(closed.jaxpr)) or any(map(_calls_raw_draw, closed.jaxpr.eqns))
 
 
 def open_jaxpr(closed: core.ClosedJaxpr) -> tuple[core.Jaxpr, list[Any]]:
@@ -261,6 +356,11 @@ def _strip_eqn(eqn: Any) -> Any:
 def read(env: Env, atom: Any) -> Any:
     """The value of a variable or a literal; None for an output that is not wanted."""
     return None if atom is None else atom.val if isinstance(atom, core.Literal) else env[atom]
+
+
+def variables(eqn: Any) -> list[Any]:
+    """The operands of `eqn` that are not literals."""
+    return [v for v in eqn.invars if _is_var(v)]
 
 
 def _is_var(atom: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jax.typing import ArrayLike
 
 from . import _check, _random
@@ -26,7 +26,9 @@ def monte_carlo(
     Within a chunk the samples are vmapped; the chunks are scanned one after the other and
     computed again in the backward pass, so that value and gradient need the memory of one chunk.
     The result does not depend on `chunk_size` but for rounding. Under a mesh (`jax.set_mesh`)
-    whose size divides the chunk, the samples are spread over its devices.
+    the samples are spread over its devices along those of its axes that are of type Auto, when
+    their size divides the chunk. Explicit axes are left to the arguments' own shardings; to spread
+    the samples over them too, wrap the result in `jax.sharding.auto_axes`.
 
     Args:
       fn: takes a key first; returns a floating-point array or a pytree of them.
@@ -104,9 +106,12 @@ def _spread(numbers: jax.Array) -> jax.Array:
     """The samples' numbers spread over the devices of the mesh, if there is one.
 
     Everything that is computed from them follows: the partitioner inserts the one reduction.
+    An explicit axis stays out of it, since spread along it the samples would clash, in the types
+    of whatever `fn` computes, with arguments that are sharded along it.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = mesh.axis_names
-    if mesh.empty or numbers.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    axes = tuple(axis for axis, kind in types if kind == AxisType.Auto)
+    if not axes or numbers.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
         return numbers
     return jax.lax.with_sharding_constraint(numbers, PartitionSpec(axes))

@@ -30,7 +30,8 @@ def is_typed(key: Any) -> bool:
 
 
 def _wrap_legacy(key: Any) -> jax.Array:
-    if getattr(key, "dtype", None) != jnp.uint32 or jnp.ndim(key) == 0:
+    size = jax.random.key_data(jax.random.key(0)).shape[-1]
+    if getattr(key, "dtype", None) != jnp.uint32 or np.shape(key)[-1:] != (size,):
         raise TypeError(
             f"key: expected a PRNG key such as jax.random.key(0), got {type(key).__name__}. "
             "Keys come first: sampler(key, dist)."
@@ -88,13 +89,13 @@ def categorical(key: jax.Array, logits: jax.Array, shape: Sequence[int] = ()) ->
     u = noise(jax.random.uniform, key, (*shape, *rows), logits.dtype)
     # u * total < total whatever the rounding, since u <= 1 - epsilon: the last category of
     # non-zero mass is the highest that can be drawn.
-    target = u * cumulative[..., -1]
+    target = u * jnp.broadcast_to(cumulative[..., -1], u.shape)
     if math.prod(shape) == 1:
         # One draw per row: comparing with every entry fuses with the sum.
         flat = target.reshape((*rows, 1))
-        index = jnp.sum(cumulative <= flat, axis=-1, dtype=jnp.int32)
+        index = jnp.sum(cumulative <= flat, axis=-1, dtype=int)
         return index.reshape(target.shape)
-    search = lambda row, t: jnp.searchsorted(row, t, side="right").astype(jnp.int32)
+    search = lambda row, t: jnp.searchsorted(row, t, side="right").astype(int)
     for _ in rows:
         search = jax.vmap(search, in_axes=(0, len(shape)), out_axes=len(shape))
     return search(cumulative, target)

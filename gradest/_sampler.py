@@ -77,6 +77,9 @@ class Sampler:
       draw: `draw(key, dist, **static, **options) -> draw`; by default the distribution's own.
       estimate: `estimate(key, dist, cost, **static, **options) -> scalar`, with `cost` a function
         of the draw; None for a pathwise sampler.
+      score: `score(key, dist, **static, **options) -> (draw, log-probability, baseline)`, for an
+        estimator that needs nothing but the cost of its one draw. It is what allows draws inside
+        a scan.
       relaxed: `relaxed(key, dist, **static, **options)`, the continuous draw that takes this
         site's place while an earlier site evaluates the rest of the program at a relaxed point.
       options: arrays and numbers, leaves of the sampler: a temperature, a baseline. They may be
@@ -96,6 +99,7 @@ class Sampler:
     _: dataclasses.KW_ONLY
     draw: Callable[..., Any] | None = None
     estimate: Callable[..., jax.Array] | None = None
+    score: Callable[..., tuple[Any, jax.Array, ArrayLike]] | None = None
     relaxed: Callable[..., Any] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     static: Mapping[str, Hashable] = dataclasses.field(default_factory=dict)
@@ -148,6 +152,11 @@ class Sampler:
         with jax.named_scope(f"gradest.{self.name}"), _estimating(self.name):
             return self.estimate(key, dist, cost, **self.static, **self.options)
 
+    def _score(self, key: jax.Array, dist: Any) -> tuple[Any, jax.Array, ArrayLike]:
+        assert self.score is not None
+        with jax.named_scope(f"gradest.{self.name}"):
+            return self.score(key, dist, **self.static, **self.options)
+
     def _relaxed(self, key: jax.Array, dist: Any) -> Any:
         assert self.relaxed is not None
         return self.relaxed(key, dist, **self.static, **self.options)
@@ -159,7 +168,7 @@ class Sampler:
 
 def _flatten(sampler: Sampler) -> tuple[tuple[Any, ...], Hashable]:
     names = tuple(sampler.options)
-    functions = (sampler.draw, sampler.estimate, sampler.relaxed)
+    functions = (sampler.draw, sampler.estimate, sampler.score, sampler.relaxed)
     return tuple(sampler.options.values()), (
         sampler.name,
         names,
@@ -175,11 +184,10 @@ def _flatten_with_keys(sampler: Sampler) -> tuple[tuple[Any, ...], Hashable]:
 
 
 def _unflatten(aux: Any, leaves: tuple[Any, ...]) -> Sampler:
-    name, names, (draw, estimate, relaxed), static = aux
+    name, names, functions, static = aux
+    fields = dict(zip(("draw", "estimate", "score", "relaxed"), functions, strict=True))
     options = dict(zip(names, leaves, strict=True))
-    return Sampler(
-        name, draw=draw, estimate=estimate, relaxed=relaxed, options=options, static=dict(static)
-    )
+    return Sampler(name, **fields, options=options, static=dict(static))
 
 
 jax.tree_util.register_pytree_with_keys(Sampler, _flatten_with_keys, _unflatten, _flatten)
@@ -268,7 +276,7 @@ def _draw_at_site(sampler: Sampler, key: jax.Array, dist: Any) -> Any:
     where = _jaxpr.user_line()
     site = SamplerSite(held, treedef, [], len(operands) - len(traced), where)
     bind = lambda key, operands: _jaxpr.sample_p.bind(key, *operands, site=site)
-    leaves = undifferentiable(sampler.name, _REMEDIES, bind)(key, operands)
+    leaves = undifferentiable(sampler.name, where, _REMEDIES, bind)(key, operands)
     return jax.tree.unflatten(site.draw_treedef[0], leaves)
 
 
@@ -279,7 +287,9 @@ _REMEDIES = (
 )
 
 
-def undifferentiable(name: str, remedies: str, draw: Callable[..., Any]) -> Callable[..., Any]:
+def undifferentiable(
+    name: str, where: str, remedies: str, draw: Callable[..., Any]
+) -> Callable[..., Any]:
     """`draw(key, operands)`, whose derivative with respect to the operands raises."""
 
     def fwd(key: Any, operands: Any) -> tuple[Any, None]:
@@ -289,16 +299,16 @@ def undifferentiable(name: str, remedies: str, draw: Callable[..., Any]) -> Call
         if perturbed and not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
             # Integers carry no derivative, so there is no backward pass to raise from.
             raise UnestimatedGradientError(
-                f"{name}: an integer draw was made while its distribution's parameters are being "
-                f"differentiated, where its gradient would silently be zero. {remedies} If the "
-                "draw is for a metric only, give it jax.lax.stop_gradient(dist)."
+                f"{name}: an integer draw was made{where} while its distribution's parameters are "
+                f"being differentiated, where its gradient would silently be zero. {remedies} If "
+                "the draw is for a metric only, give it jax.lax.stop_gradient(dist)."
             )
         return out, None
 
     def bwd(_: None, cts: Any) -> tuple[None, None]:
         if any(not _is_zero(ct) for ct in jax.tree.leaves(cts, is_leaf=_is_zero)):
             raise UnestimatedGradientError(
-                f"{name}: its draw was differentiated where nothing estimates the gradient, "
+                f"{name}: its draw{where} was differentiated where nothing estimates the gradient, "
                 f"which would silently be zero. {remedies}"
             )
         return None, None

@@ -148,6 +148,10 @@ def test_a_schedule_of_one_value_per_element():
     schedule = lambda k: jnp.array([1.0, 2.0]) / k
     path, _ = follow(anneal(schedule), jnp.array([1.0, 2.0]), 2)
     np.testing.assert_array_equal(path[-1], [0.5, 1.0])
+    path, _ = follow(anneal(schedule), jnp.ones((3, 2)), 1)
+    np.testing.assert_array_equal(path[-1], [[1.0, 2.0]] * 3)
+    with pytest.raises(ValueError, match="broadcast"):
+        follow(anneal(schedule), jnp.ones(()), 1)
 
 
 def test_the_count_saturates():
@@ -168,7 +172,7 @@ def test_the_count_saturates():
 def model():
     return {
         "w": jnp.array([1.0, -2.0, 3.0]),
-        "encoder": {"kernel": jnp.full((2, 2), 0.3), "slope": jnp.float32(1.0)},
+        "encoder": {"kernel": 0.3 * jnp.ones((2, 2)), "slope": jnp.float32(1.0)},
         "temperature": jnp.float32(1.0),
     }
 
@@ -358,6 +362,8 @@ def test_no_schedules_is_the_optimizer():
         ),
         # 0.95 improves on 1 by less than 10%, 0.89 by more; then 0.85 does not improve on it.
         ({"patience": 1, "rtol": 0.1}, [1.0, 0.95, 0.89, 0.85], [1.0, 0.5, 0.5, 0.25]),
+        # By default one part in 10,000 is an improvement, and half of that is not.
+        ({"patience": 1}, [1.0, 0.9998, 0.99975], [1.0, 1.0, 0.5]),
         # -1.4 and -1.5 are not 0.5 below -1; -1.6 is.
         (
             {"patience": 1, "rtol": 0.0, "atol": 0.5},

@@ -91,7 +91,8 @@ def as_float(name: str, value: ArrayLike) -> jax.Array:
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
     if jnp.issubdtype(array.dtype, jnp.integer):
-        return array.astype(float)
+        # A Python integer takes the type of the other parameters, as a Python float does.
+        return array * 1.0 if array.weak_type else array.astype(float)
     raise TypeError(f"{name}: expected a real array, got one of type {array.dtype}.")
 
 
@@ -99,6 +100,11 @@ def align(*arrays: ArrayLike) -> list[jax.Array]:
     """The arrays broadcast against each other, whatever their ranks."""
     shape = np.broadcast_shapes(*map(np.shape, arrays))
     return [jnp.broadcast_to(array, shape) for array in arrays]
+
+
+def bounded(z: jax.Array) -> jax.Array:
+    """`z` with infinities made finite: divided by a temperature they keep finite derivatives."""
+    return jnp.clip(z, -1e30, 1e30)
 
 
 def sample_key(key: ArrayLike) -> jax.Array:

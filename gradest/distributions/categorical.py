@@ -7,7 +7,7 @@ from jax.scipy.special import gammaln, logsumexp
 from jax.typing import ArrayLike
 
 from .. import _random
-from .base import Distribution, Shape, align, as_float, sample_key
+from .base import Distribution, Shape, align, as_float, bounded, sample_key
 from .bernoulli import weighted
 
 
@@ -76,14 +76,16 @@ class Categorical(_Logits):
         return _random.categorical(sample_key(key), self.logits, shape)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
-        """Shape of `x`, the integers from 0 to K - 1."""
+        """Shape of `x`, integers; -inf for one that is not from 0 to K - 1."""
         # A comparison instead of a gather: its transpose is a select, not a scatter.
         x, log_p, category = align(
-            jnp.asarray(x)[..., None],
+            jnp.asarray(x, int)[..., None],
             jax.nn.log_softmax(self.logits, axis=-1),
             jnp.arange(self.num_categories),
         )
-        return jnp.sum(jnp.where(x == category, log_p, 0), axis=-1)
+        chosen = x == category
+        log_p = jnp.sum(jnp.where(chosen, log_p, 0), axis=-1)
+        return jnp.where(jnp.any(chosen, axis=-1), log_p, -jnp.inf)
 
 
 class OneHotCategorical(_Logits):
@@ -155,7 +157,7 @@ class _Relaxed(Distribution):
             jax.random.gumbel, sample_key(key), (*shape, *self.shape), self.logits.dtype
         )
         noise, logits, temperature = align(noise, self.logits, self.temperature[..., None])
-        z = (logits.astype(noise.dtype) + noise) / temperature.astype(noise.dtype)
+        z = (bounded(logits.astype(noise.dtype)) + noise) / temperature.astype(noise.dtype)
         return jax.nn.log_softmax(z, axis=-1)
 
     def _log_prob_of_log(self, y: jax.Array) -> jax.Array:

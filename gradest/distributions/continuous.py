@@ -118,8 +118,9 @@ class LogNormal(Normal):
         return jnp.exp(super().sample(key, shape))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
-        y = jnp.log(jnp.asarray(x, self.loc.dtype))
-        return stats.norm.logpdf(*align(y, self.loc, self.scale)) - y
+        x, loc, scale = align(jnp.asarray(x, self.loc.dtype), self.loc, self.scale)
+        y = jnp.log(jnp.where(x > 0, x, 1))
+        return jnp.where(x > 0, stats.norm.logpdf(y, loc, scale) - y, -jnp.inf)
 
 
 class Exponential(Distribution):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check, _random
+from .. import _check
+from .._jaxpr import user_line
 from .._sampler import Sampler, first_order, undifferentiable
 from ..distributions import Bernoulli, Categorical, OneHotCategorical
 from . import _relaxation
@@ -54,7 +55,7 @@ def _gumbel_max(key: jax.Array, dist: Any) -> jax.Array:
             return jnp.argmax(_relaxation.perturb(key, OneHotCategorical(dist.logits)), axis=-1)
         return _relaxation.harden(dist, _relaxation.perturb(key, dist))
 
-    return undifferentiable("gumbel_max", remedy, draw)(key, dist)
+    return undifferentiable("gumbel_max", user_line(), remedy, draw)(key, dist)
 
 
 def gumbel_softmax(temperature: ArrayLike) -> Sampler:

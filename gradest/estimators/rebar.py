@@ -44,8 +44,9 @@ def rebar(
     parameters and they are trained with the rest. There, second derivatives of other sites in
     the cost count as zero, which touches the variance only.
     Cost evaluations per gradient: 1 exact and, at relaxed points with their gradient, 1 if
-    coupled, else 2. n sites in sequence take 1 + n (1 + 2 n), since while the cost is evaluated
-    at a relaxed point later REBAR sites are relaxed too, from the noise of their exact draws.
+    coupled, else 2. n sites in sequence take n + 1 if coupled, else 2 n + 1: while the cost is
+    evaluated at a relaxed point later REBAR sites are relaxed too, from the noise of their exact
+    draws.
 
     Args:
       temperature: positive scalar, of the relaxation.

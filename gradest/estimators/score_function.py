@@ -25,8 +25,8 @@ def score_function(
     Assumptions: the support does not depend on the parameters. The cost need not be
     differentiable in the draw.
     Bias: none, with any of the baselines.
-    Variance: E[(f - b)^2 (d log p)^2] - g^2 for one sample; that of leave-one-out with K samples
-    is E[(f - E f)^2 (d log p)^2] / K - (K - 2) g^2 / (K (K - 1)) + Var f Var(d log p) / (K (K - 1)).
+    Variance: with s = d log p, E[(f - b)^2 s^2] - g^2 for one sample; that of leave-one-out with
+    K samples is E[(f - E f)^2 s^2] / K - (K - 2) g^2 / (K (K - 1)) + Var f Var s / (K (K - 1)).
     Cost evaluations per gradient: `num_samples`.
 
     Args:
@@ -71,7 +71,10 @@ def score_function(
         kind = "given"
         options["baseline"] = _check.finite("baseline", baseline)
     static = {"num_samples": num_samples, "kind": kind}
-    return Sampler("score_function", estimate=_estimate, options=options, static=static)
+    score = _score if num_samples == 1 else None
+    return Sampler(
+        "score_function", estimate=_estimate, score=score, options=options, static=static
+    )
 
 
 def _estimate(
@@ -99,6 +102,12 @@ def _estimate(
         return value
     # d/db of (c - b)^2 / 2, averaged over the samples.
     return attach_variance_gradient(value, baseline, jnp.mean(b - c), order=1)
+
+
+def _score(
+    key: jax.Array, dist: Any, *, baseline: ArrayLike = 0.0, **_: Any
+) -> tuple[Any, jax.Array, ArrayLike]:
+    return *_draw(key, dist), baseline
 
 
 def _draw(key: jax.Array, dist: Any) -> tuple[Any, jax.Array]:

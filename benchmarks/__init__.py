@@ -1,0 +1,1 @@
+"""Measurements of gradest against the same mathematics written by hand."""

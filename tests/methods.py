@@ -1,0 +1,290 @@
+"""The table that drives the tests of estimators: one row for each.
+
+An estimator added to gradest gets a row here and is then tested with every distribution it
+supports, with costs of every kind, in every form and under every transform, against an exact
+result, as are its broken variants, which must fail.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import oracles
+import pytest
+
+import gradest as ge
+from gradest import distributions as dists
+from gradest.estimators import _relaxation
+from gradest.estimators import rebar as rebar_module
+
+# ---- Distributions: more than one element in each ------------------------------------------
+
+DISTRIBUTIONS: dict[str, Callable[[], Any]] = {
+    "Bernoulli": lambda: dists.Bernoulli(jnp.array([0.4, -0.7, 0.9])),
+    "OneHotCategorical": lambda: dists.OneHotCategorical(
+        jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]])
+    ),
+    "Categorical": lambda: dists.Categorical(jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]])),
+    "Normal": lambda: dists.Normal(jnp.array([0.5, -0.3]), jnp.array([0.7, 1.1])),
+    "LogNormal": lambda: dists.LogNormal(jnp.array([0.2, -0.3]), jnp.array([0.5, 0.3])),
+    "MultivariateNormal": lambda: dists.MultivariateNormal(
+        jnp.array([0.5, -0.3]), jnp.array([[0.8, 0.0], [0.5, 0.9]])
+    ),
+    "Laplace": lambda: dists.Laplace(jnp.array([0.5, -0.3]), jnp.array([0.7, 0.4])),
+    "Logistic": lambda: dists.Logistic(jnp.array([0.5, -0.3]), jnp.array([0.5, 0.3])),
+    "Gumbel": lambda: dists.Gumbel(jnp.array([0.5, -0.3]), jnp.array([0.5, 0.7])),
+    "Exponential": lambda: dists.Exponential(jnp.array([1.5, 0.8])),
+    "Uniform": lambda: dists.Uniform(jnp.array([-0.5, 0.2]), jnp.array([0.7, 1.9])),
+    "RelaxedBernoulli": lambda: dists.RelaxedBernoulli(0.8, jnp.array([0.4, -0.7])),
+    "RelaxedOneHotCategorical": lambda: dists.RelaxedOneHotCategorical(
+        0.8, jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]])
+    ),
+    "ExpRelaxedOneHotCategorical": lambda: dists.ExpRelaxedOneHotCategorical(
+        0.8, jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]])
+    ),
+}
+
+FINITE = ("Bernoulli", "OneHotCategorical", "Categorical")
+RELAXABLE = ("Bernoulli", "OneHotCategorical")
+REPARAMETERIZABLE = tuple(name for name in DISTRIBUTIONS if name not in FINITE)
+# The score function takes the derivative under an integral whose bounds must not move.
+FIXED_SUPPORT = tuple(name for name in DISTRIBUTIONS if name != "Uniform")
+
+# ---- Costs: nonlinear, not separable, with parameters w of their own -----------------------
+
+
+def bowl(w: jax.Array, x: jax.Array) -> jax.Array:
+    x = x.reshape(-1).astype(w.dtype)
+    return (jnp.sum(w * x) - 0.8) ** 2 + w[0] * x[0] * x[-1]
+
+
+def wave(w: jax.Array, x: jax.Array) -> jax.Array:
+    x = x.reshape(-1).astype(w.dtype)
+    return jnp.tanh(jnp.sum(w * x)) + jnp.cos(x[0] - 2.0 * x[-1] + w[-1])
+
+
+def steps(w: jax.Array, x: jax.Array) -> jax.Array:
+    """Flat in x but for jumps, at values that an exact draw does not take."""
+    s = jnp.sum(jnp.round(x.reshape(-1).astype(w.dtype)) * w)
+    return jnp.where(s > 0.2, 1.0 + w[0], w[-1] ** 2) + jnp.where(s > 0.9, w[1], 0.0)
+
+
+COSTS = {"bowl": bowl, "wave": wave}
+
+
+def weights(dist: Any) -> jax.Array:
+    """The cost's own parameters, for draws of `dist`."""
+    return jnp.array([0.9, -0.6, 0.5, 0.7, -0.8, 0.4])[: math.prod(dist.shape)]
+
+
+# ---- The rows ------------------------------------------------------------------------------
+
+
+class Variant(NamedTuple):
+    """An estimator with options, and what its gradient is on average: that of the oracle."""
+
+    sampler: Callable[[], ge.Sampler]
+    oracle: Callable[..., jax.Array] = oracles.expectation
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An estimator, as the tests see it.
+
+    Attributes:
+      variants: by a name for their options. The first is tested with every distribution, the
+        others with one of each kind.
+      distributions: names of those it supports.
+      broken: wrong implementations by what is wrong, each a function of a pytest.MonkeyPatch.
+      unbiased: whether the oracle is the expectation itself.
+      differentiable_cost: whether its gradient is wrong for a cost that is flat but for jumps.
+      second_order: whether derivatives of order two are right; if not, they raise.
+      estimates: whether it gives a gradient at all.
+    """
+
+    variants: Mapping[str, Variant]
+    distributions: tuple[str, ...]
+    broken: Mapping[str, Callable[[pytest.MonkeyPatch], ge.Sampler]]
+    unbiased: bool = True
+    differentiable_cost: bool = False
+    second_order: bool = False
+    estimates: bool = True
+
+
+def scaled(make: Callable[[], ge.Sampler]) -> Callable[[pytest.MonkeyPatch], ge.Sampler]:
+    """A sampler whose gradient is 5% too large, its value being right."""
+    scale = lambda x: 1.05 * x - 0.05 * jax.lax.stop_gradient(x)
+
+    def broken(_: pytest.MonkeyPatch) -> ge.Sampler:
+        sampler = make()
+        if sampler.pathwise:
+            return ge.Sampler("scaled", draw=lambda key, dist: scale(sampler(key, dist)))
+        estimate = lambda key, dist, cost: scale(sampler.expect(key, dist, cost))
+        return ge.Sampler("scaled", estimate=estimate)
+
+    return broken
+
+
+def replaced(
+    module: Any, name: str, function: Callable[..., Any], make: Callable[[], ge.Sampler]
+) -> Callable[[pytest.MonkeyPatch], ge.Sampler]:
+    """A sampler one of whose helpers is another function."""
+
+    def broken(patch: pytest.MonkeyPatch) -> ge.Sampler:
+        patch.setattr(module, name, function)
+        return make()
+
+    return broken
+
+
+def _own_cost_in_baseline(_: pytest.MonkeyPatch) -> ge.Sampler:
+    """"Leave-one-out" with the mean over all samples."""
+
+    def estimate(key: jax.Array, dist: Any, cost: Callable[[Any], jax.Array]) -> jax.Array:
+        draws = jax.lax.stop_gradient(jax.vmap(dist.sample)(jax.random.split(key, 4)))
+        costs = jax.vmap(cost)(draws)
+        l = jax.vmap(lambda x: jnp.sum(dist.log_prob(x)))(draws)
+        magic = jnp.exp(l - jax.lax.stop_gradient(l))
+        return jnp.mean(costs * magic + jnp.mean(costs) * (1 - magic))
+
+    return ge.Sampler("own_cost_in_baseline", estimate=estimate)
+
+
+def _unconditional(key: jax.Array, dist: Any, l: jax.Array, b: jax.Array) -> jax.Array:
+    del l, b
+    return _relaxation.perturb(key, dist)
+
+
+no_pull_back = lambda dist, l, b, z, ct: jnp.zeros_like(ct)
+
+_rebar = lambda **options: Variant(lambda: ge.rebar(**options))
+_relaxed = lambda make, oracle, **options: Variant(
+    lambda: make(**options), functools.partial(oracle, **options)
+)
+
+METHODS: dict[str, Method] = {
+    "enumeration": Method(
+        variants={"": Variant(ge.enumeration)},
+        distributions=FINITE,
+        second_order=True,
+        broken={"scaled": scaled(ge.enumeration)},
+    ),
+    "gumbel_max": Method(
+        variants={"": Variant(ge.gumbel_max)}, distributions=FINITE, estimates=False, broken={}
+    ),
+    "gumbel_softmax": Method(
+        variants={
+            f"temperature={t}": _relaxed(ge.gumbel_softmax, oracles.gumbel_softmax, temperature=t)
+            for t in (0.5, 1.5)
+        },
+        distributions=RELAXABLE,
+        unbiased=False,
+        differentiable_cost=True,
+        broken={"scaled": scaled(lambda: ge.gumbel_softmax(0.5))},
+    ),
+    "rebar": Method(
+        variants={
+            "": _rebar(),
+            "independent": _rebar(coupled=False, temperature=1.5, eta=0.7),
+            "muprop": _rebar(relaxation="muprop", baseline=0.3),
+            "muprop-independent": _rebar(relaxation="muprop", coupled=False),
+            "nested": _rebar(nested=True, temperature=0.2, eta=1.3),
+        },
+        distributions=RELAXABLE,
+        differentiable_cost=True,
+        broken={
+            "scaled": scaled(ge.rebar),
+            "no reparameterization of the conditional draw": replaced(
+                rebar_module, "_pull_back_conditional", no_pull_back, ge.rebar
+            ),
+            "z' not given the draw": replaced(
+                rebar_module, "_conditional", _unconditional, lambda: ge.rebar(coupled=False)
+            ),
+        },
+    ),
+    "reparameterize": Method(
+        variants={"": Variant(ge.reparameterize)},
+        distributions=REPARAMETERIZABLE,
+        differentiable_cost=True,
+        second_order=True,
+        broken={"scaled": scaled(ge.reparameterize)},
+    ),
+    "score_function": Method(
+        variants={
+            "": Variant(ge.score_function),
+            "samples": Variant(lambda: ge.score_function(num_samples=3)),
+            "constant": Variant(lambda: ge.score_function(baseline=0.6)),
+            "leave_one_out": Variant(
+                lambda: ge.score_function(num_samples=4, baseline="leave_one_out")
+            ),
+        },
+        distributions=FIXED_SUPPORT,
+        second_order=True,
+        broken={
+            "scaled": scaled(ge.score_function),
+            "own cost in the baseline": _own_cost_in_baseline,
+        },
+    ),
+    "st_gumbel_softmax": Method(
+        variants={
+            f"temperature={t}": _relaxed(
+                ge.st_gumbel_softmax, oracles.st_gumbel_softmax, temperature=t
+            )
+            for t in (0.5, 1.5)
+        },
+        distributions=RELAXABLE,
+        unbiased=False,
+        differentiable_cost=True,
+        broken={"scaled": scaled(lambda: ge.st_gumbel_softmax(0.5))},
+    ),
+    "straight_through": Method(
+        variants={
+            f"slope={s}": _relaxed(ge.straight_through, oracles.straight_through, slope=s)
+            for s in (1.0, 1.7)
+        },
+        distributions=RELAXABLE,
+        unbiased=False,
+        differentiable_cost=True,
+        broken={"scaled": scaled(ge.straight_through)},
+    ),
+}
+
+KINDS = ("Bernoulli", "OneHotCategorical", "Normal")
+
+
+class Cell(NamedTuple):
+    """One square of the matrix: an estimator with options, and a distribution."""
+
+    method: str
+    variant: str
+    distribution: str
+
+    @property
+    def row(self) -> Method:
+        return METHODS[self.method]
+
+    def sampler(self) -> ge.Sampler:
+        return self.row.variants[self.variant].sampler()
+
+    def dist(self) -> Any:
+        return DISTRIBUTIONS[self.distribution]()
+
+    def oracle(self, dist: Any, cost: Callable[[Any], jax.Array]) -> jax.Array:
+        return self.row.variants[self.variant].oracle(dist, cost)
+
+    def __str__(self) -> str:
+        return "-".join(part for part in self if part)
+
+
+def cells() -> Iterator[Cell]:
+    for method, row in METHODS.items():
+        if not row.estimates:
+            continue
+        for i, variant in enumerate(row.variants):
+            for distribution in row.distributions:
+                if i == 0 or distribution in KINDS:
+                    yield Cell(method, variant, distribution)

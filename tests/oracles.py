@@ -1,0 +1,321 @@
+"""Exact expectations, found without gradest: sums over supports, quadrature over noise.
+
+Everything is differentiable: the gradient of `expectation(dist, cost)` with respect to the
+distribution's parameters, or to what the cost closes over, is the exact one. Dependent draws
+nest: the cost may be an expectation itself.
+
+A biased estimator has an expectation too, its own. Here it is a function of the distribution
+and the cost whose value and whose gradient are those that the estimator's have on average.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import gammaln
+
+from gradest import distributions as dists
+
+Cost = Callable[[jax.Array], jax.Array]
+
+
+class Points(NamedTuple):
+    """A finite measure: values of shape (m, *shape) and their weights, which sum to one.
+
+    In a sum over a support the weights depend on the parameters, in a quadrature over
+    parameter-free noise the values do.
+    """
+
+    values: jax.Array
+    weights: jax.Array
+
+
+def expectation(dist: Any, cost: Cost) -> jax.Array:
+    """E[cost(x)], x ~ dist, one of gradest's distributions or `Points`."""
+    values, weights = dist if isinstance(dist, Points) else points(dist)
+    return jnp.sum(weights * jax.vmap(cost)(values))
+
+
+@functools.singledispatch
+def points(dist: Any) -> Points:
+    raise NotImplementedError(f"no exact expectation for {type(dist).__name__}")
+
+
+# ---- Finite supports -----------------------------------------------------------------------
+
+
+@points.register
+def _(dist: dists.Bernoulli) -> Points:
+    odds = jnp.exp(dist.logits.reshape(-1))
+    return _joint(jnp.arange(2.0), jnp.stack([1 / (1 + odds), odds / (1 + odds)], 1), dist.shape)
+
+
+@points.register
+def _(dist: dists.Categorical) -> Points:
+    return _joint(jnp.arange(dist.logits.shape[-1]), _normalised(dist.logits), dist.shape)
+
+
+@points.register
+def _(dist: dists.OneHotCategorical) -> Points:
+    return _joint(jnp.eye(dist.logits.shape[-1]), _normalised(dist.logits), dist.shape)
+
+
+def _normalised(logits: jax.Array) -> jax.Array:
+    """Probabilities of the categories, shape (rows, K)."""
+    weights = jnp.exp(logits.reshape(-1, logits.shape[-1]))
+    return weights / jnp.sum(weights, axis=1, keepdims=True)
+
+
+def _joint(support: jax.Array, probs: jax.Array, shape: tuple[int, ...]) -> Points:
+    """Independent elements, with `probs[i, k]` the probability that element i has value k."""
+    configurations = np.array(list(itertools.product(range(len(support)), repeat=len(probs))))
+    each = [probs[i, configurations[:, i]] for i in range(len(probs))]
+    return Points(
+        support[configurations].reshape(-1, *shape), functools.reduce(jnp.multiply, each)
+    )
+
+
+def poisson(rate: jax.Array) -> Points:
+    """Two Poisson variables with rates up to about 5."""
+    count = jnp.arange(30.0)[None, :]
+    log_p = count * jnp.log(rate)[:, None] - rate[:, None] - gammaln(count + 1)
+    return _joint(jnp.arange(30), jnp.exp(log_p), rate.shape)
+
+
+# ---- Quadrature ----------------------------------------------------------------------------
+#
+# One-dimensional rules: nodes and weights for a parameter-free noise. The trapezoidal rule
+# converges geometrically for smooth integrands on the real line that decay at both ends.
+
+Rule = tuple[np.ndarray, np.ndarray]
+
+
+def _trapezoid(low: float, high: float, step: float, density: Callable[..., np.ndarray]) -> Rule:
+    nodes = np.arange(low, high, step)
+    return nodes, step * density(nodes)
+
+
+def _gauss_legendre(low: float, high: float, panels: int, num_nodes: int) -> Rule:
+    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+    edges = np.linspace(low, high, panels + 1)
+    middle, half = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
+    return (
+        (middle[:, None] + half[:, None] * nodes).reshape(-1),
+        (half[:, None] * weights).reshape(-1),
+    )
+
+
+def _normal() -> Rule:
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    return nodes, weights / weights.sum()
+
+
+def _logistic() -> Rule:
+    return _trapezoid(-16.0, 16.0, 0.8, lambda x: np.exp(-x) / (1 + np.exp(-x)) ** 2)
+
+
+def _gumbel() -> Rule:
+    return _trapezoid(-4.0, 25.0, 0.25, lambda x: np.exp(-x - np.exp(-x)))
+
+
+def _uniform() -> Rule:
+    return _gauss_legendre(0.0, 1.0, 2, 16)
+
+
+def _exponential() -> Rule:
+    nodes, weights = _gauss_legendre(0.0, 30.0, 10, 8)
+    return nodes, weights * np.exp(-nodes)
+
+
+def _laplace() -> Rule:
+    nodes, weights = _exponential()
+    return np.concatenate([-nodes, nodes]), np.concatenate([weights, weights]) / 2
+
+
+def _product(rule: Rule, shape: tuple[int, ...]) -> Rule:
+    """The rule for independent noise in every element: nodes (m, *shape) and weights (m,)."""
+    nodes, weights = rule
+    index = np.indices((len(nodes),) * int(np.prod(shape))).reshape(int(np.prod(shape)), -1)
+    return _prune(nodes[index].T.reshape(-1, *shape), np.prod(weights[index], axis=0))
+
+
+def _prune(nodes: np.ndarray, weights: np.ndarray) -> Rule:
+    """Without the points that weigh nothing: 1e-5 of the whole in all."""
+    order = np.argsort(weights)
+    kept = order[np.cumsum(weights[order]) > 1e-5 * weights.sum()]
+    return nodes[kept], weights[kept] / weights[kept].sum()
+
+
+def _gumbel_differences(k: int) -> Rule:
+    """For g_i - g_k, i < k, of k Gumbel variables: nodes (m, k - 1).
+
+    All that a softmax, or an argmax, sees of Gumbel noise; the density is
+    (k-1)! exp(-sum d) / (1 + sum exp(-d))^k.
+    """
+    axis = np.arange(-14.0, 14.0, 0.8)
+    d = np.stack(np.meshgrid(*[axis] * (k - 1), indexing="ij"), -1).reshape(-1, k - 1)
+    density = np.exp(-d.sum(axis=1)) / (1 + np.exp(-d).sum(axis=1)) ** k
+    return _prune(d, density)
+
+
+def _gumbels(shape: tuple[int, ...]) -> Rule:
+    """Gumbel noise for one-hot rows, shape (m, *shape), up to a constant in each row."""
+    *rows, k = shape
+    d, weights = _gumbel_differences(k)
+    d = np.concatenate([d, np.zeros((len(d), 1))], axis=1)
+    index, joint = _product((np.arange(len(d)), weights), tuple(rows))
+    return d[index], joint
+
+
+def _points(values: jax.Array, weights: np.ndarray) -> Points:
+    return Points(values, jnp.asarray(weights, values.dtype))
+
+
+def _loc_scale(dist: Any, rule: Rule) -> Points:
+    noise, weights = _product(rule, dist.shape)
+    return _points(dist.loc[None] + dist.scale[None] * _as(noise, dist.loc), weights)
+
+
+def _as(noise: np.ndarray, like: jax.Array) -> jax.Array:
+    return jnp.asarray(noise, like.dtype)
+
+
+@points.register
+def _(dist: dists.Normal) -> Points:
+    return _loc_scale(dist, _normal())
+
+
+@points.register
+def _(dist: dists.LogNormal) -> Points:
+    normal = _loc_scale(dist, _normal())
+    return Points(jnp.exp(normal.values), normal.weights)
+
+
+@points.register
+def _(dist: dists.Laplace) -> Points:
+    return _loc_scale(dist, _laplace())
+
+
+@points.register
+def _(dist: dists.Logistic) -> Points:
+    return _loc_scale(dist, _logistic())
+
+
+@points.register
+def _(dist: dists.Gumbel) -> Points:
+    return _loc_scale(dist, _gumbel())
+
+
+@points.register
+def _(dist: dists.Exponential) -> Points:
+    noise, weights = _product(_exponential(), dist.shape)
+    return _points(_as(noise, dist.rate) / dist.rate[None], weights)
+
+
+@points.register
+def _(dist: dists.Uniform) -> Points:
+    noise, weights = _product(_uniform(), dist.shape)
+    values = dist.low[None] + (dist.high - dist.low)[None] * _as(noise, dist.low)
+    return _points(values, weights)
+
+
+@points.register
+def _(dist: dists.MultivariateNormal) -> Points:
+    noise, weights = _product(_normal(), dist.shape)
+    moved = jnp.einsum("ij,mj->mi", jnp.tril(dist.scale_tril), _as(noise, dist.loc))
+    return _points(dist.loc[None] + moved, weights)
+
+
+@points.register
+def _(dist: dists.RelaxedBernoulli) -> Points:
+    noise, weights = _product(_logistic(), dist.shape)
+    z = dist.logits[None] + _as(noise, dist.logits)
+    return _points(jax.nn.sigmoid(z / dist.temperature[None]), weights)
+
+
+@points.register
+def _(dist: dists.RelaxedOneHotCategorical) -> Points:
+    noise, weights = _gumbels(dist.shape)
+    z = dist.logits[None] + _as(noise, dist.logits)
+    return _points(jax.nn.softmax(z / dist.temperature[None, ..., None]), weights)
+
+
+@points.register
+def _(dist: dists.ExpRelaxedOneHotCategorical) -> Points:
+    noise, weights = _gumbels(dist.shape)
+    z = dist.logits[None] + _as(noise, dist.logits)
+    return _points(jax.nn.log_softmax(z / dist.temperature[None, ..., None]), weights)
+
+
+def gamma(concentration: jax.Array, rate: jax.Array) -> Points:
+    """Two Gamma variables: over y = log x, where the weights depend on the parameters."""
+    y = jnp.arange(-9.0, 4.5, 0.15)[None, :]
+    c, r = concentration[:, None], rate[:, None]
+    log_p = c * jnp.log(r) - gammaln(c) + c * y - r * jnp.exp(y)
+    return _joint(jnp.exp(y[0]), 0.15 * jnp.exp(log_p), rate.shape)
+
+
+# ---- What biased estimators estimate -------------------------------------------------------
+
+
+def gumbel_softmax(dist: Any, cost: Cost, *, temperature: jax.Array | float) -> jax.Array:
+    """The expectation under the relaxed draw."""
+    relaxed = {
+        dists.Bernoulli: dists.RelaxedBernoulli,
+        dists.OneHotCategorical: dists.RelaxedOneHotCategorical,
+    }[type(dist)]
+    return expectation(relaxed(temperature, dist.logits), cost)
+
+
+def straight_through(dist: Any, cost: Cost, *, slope: jax.Array | float = 1.0) -> jax.Array:
+    """Costs and their gradients at exact draws, pulled back through the mean."""
+    bernoulli = isinstance(dist, dists.Bernoulli)
+    mean = (jax.nn.sigmoid if bernoulli else jax.nn.softmax)(slope * dist.logits)
+    return _at_exact_draws(dist, cost, lambda draws: jnp.broadcast_to(mean[None], draws.shape))
+
+
+def st_gumbel_softmax(dist: Any, cost: Cost, *, temperature: jax.Array | float) -> jax.Array:
+    """Costs and their gradients at exact draws, pulled back through the relaxed draw.
+
+    Averaged over the noise given the draw. Where category i of probability p_i lost to b,
+    z_i - z_b = -softplus(-d_i - log p_i) with d the differences of independent Gumbel
+    variables, so the relaxed draw is a smooth function of d, and the quadrature exact.
+    """
+    if isinstance(dist, dists.Bernoulli):
+        # Two categories, the second one's logit being the log-odds.
+        pair = dists.OneHotCategorical(jnp.stack([jnp.zeros_like(dist.logits), dist.logits], -1))
+        return st_gumbel_softmax(pair, lambda x: cost(x[..., 1]), temperature=temperature)
+    k = dist.logits.shape[-1]
+    d, weights = _gumbel_differences(k)
+    log_p = jax.nn.log_softmax(jax.lax.stop_gradient(dist.logits)).reshape(-1, k)
+    # Noise that is held fixed while the logits move.
+    move = (dist.logits - jax.lax.stop_gradient(dist.logits)).reshape(-1, k)
+
+    def mean_given(b: int) -> jax.Array:
+        """Of the relaxed rows whose draw is b: (rows, k)."""
+        loses = -jax.nn.softplus(
+            -jnp.asarray(np.insert(d, b, 0.0, axis=1))[None].astype(log_p.dtype)
+            - log_p[:, None, :]
+        )
+        z = jnp.where(np.arange(k)[None, None] == b, 0.0, loses) + move[:, None, :]
+        soft = jax.nn.softmax(z / temperature)
+        return jnp.einsum("rmk,m->rk", soft, _as(weights, soft))
+
+    means = jnp.stack([mean_given(b) for b in range(k)], axis=1)
+
+    def soft(draws: jax.Array) -> jax.Array:
+        rows = draws.reshape(len(draws), -1, k)
+        return jnp.einsum("mrb,rbk->mrk", rows, means).reshape(draws.shape)
+
+    return _at_exact_draws(dist, cost, soft)
+
+
+def _at_exact_draws(dist: Any, cost: Cost, soft: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Over exact draws whose derivative is that of `soft(draws)`, its mean given the draw."""
+    draws, probs = jax.lax.stop_gradient(points(dist))
+    surrogate = soft(draws)
+    return expectation(Points(draws + surrogate - jax.lax.stop_gradient(surrogate), probs), cost)

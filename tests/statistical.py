@@ -1,0 +1,85 @@
+"""Assertions about samples. Their tolerance is the measured standard error, and they have power.
+
+An assertion that a wrong sample could pass is none: where the standard error is too large for
+an error of a few percent to be seen, it fails too, and says how many samples it would take.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+# One false alarm in 150,000 coordinates; keys are fixed, so what passes once passes always.
+MAX_Z = 4.5
+# Largest standard error of a mean, as a fraction of the exact result's norm.
+MAX_ERROR = 0.02
+# What single precision may lose, as a fraction of the exact result's norm.
+ROUNDING = 2e-5
+
+
+def assert_unbiased(samples: Any, exact: Any) -> None:
+    """The samples, stacked along the first axis of every leaf, have the mean `exact`.
+
+    Each coordinate is tested, and the projection on the exact result, which an error of scale
+    shows in most.
+
+    Raises:
+      AssertionError: if a mean is off by more than 4.5 standard errors, or if a standard error
+        is more than 2% of the norm of the leaf of `exact`.
+    """
+    for path, sample, leaf in _leaves(samples, exact):
+        x, g = sample.reshape(len(sample), -1), leaf.reshape(-1)
+        norm = np.linalg.norm(g)
+        assert norm > 0, f"{path}: no power to see an error, where the exact result is zero"
+        x, g = np.column_stack([x, x @ g / norm]), np.append(g, norm)
+        error = x.std(axis=0, ddof=1) / math.sqrt(len(x))
+        _assert_power(path, error.max() / norm, len(x))
+        off = np.maximum(np.abs(x.mean(axis=0) - g) - ROUNDING * norm, 0)
+        _assert_z(path, "mean", off / np.maximum(error, 1e-30), x.mean(axis=0), g)
+
+
+def assert_variance(samples: Any, exact: Any) -> None:
+    """The samples, stacked along the first axis of every leaf, have the variances `exact`.
+
+    The variance v of N samples has the standard error sqrt((m4 - v^2) / N), with m4 the fourth
+    central moment.
+
+    Raises:
+      AssertionError: if a variance is off by more than 4.5 standard errors, or if a standard
+        error is more than 2% of it.
+    """
+    for path, sample, leaf in _leaves(samples, exact):
+        x, v = sample.reshape(len(sample), -1), leaf.reshape(-1)
+        centred = x - x.mean(axis=0)
+        measured = np.sum(centred**2, axis=0) / (len(x) - 1)
+        error = np.sqrt((np.mean(centred**4, axis=0) - measured**2) / len(x))
+        _assert_power(path, (error / v).max(), len(x))
+        _assert_z(path, "variance", np.abs(measured - v) / error, measured, v)
+
+
+def _leaves(samples: Any, exact: Any) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Path, samples and exact result of each leaf, in double precision."""
+    expected = jax.tree.leaves_with_path(exact)
+    out = []
+    for (path, leaf), sample in zip(expected, jax.tree.leaves(samples), strict=True):
+        x, g = np.asarray(sample, np.float64), np.asarray(leaf, np.float64)
+        name = jax.tree_util.keystr(path) or "samples"
+        assert x.shape[1:] == g.shape, f"{name}: samples of shape {x.shape[1:]}, exact {g.shape}"
+        assert np.isfinite(x).all(), f"{name}: samples that are not finite"
+        out.append((name, x, g))
+    return out
+
+
+def _assert_power(path: str, relative_error: float, num_samples: int) -> None:
+    enough = math.ceil(num_samples * (relative_error / MAX_ERROR) ** 2)
+    assert relative_error <= MAX_ERROR, (
+        f"{path}: no power: the standard error is {relative_error:.1%} of the exact result's norm, "
+        f"more than {MAX_ERROR:.0%}; it takes {enough} samples instead of {num_samples}"
+    )
+
+
+def _assert_z(path: str, what: str, z: np.ndarray, got: np.ndarray, exact: np.ndarray) -> None:
+    assert z.max() <= MAX_Z, (
+        f"{path}: the {what} is {z.max():.1f} standard errors off\n  got   {got}\n  exact {exact}"
+    )
