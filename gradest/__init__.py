@@ -1,13 +1,16 @@
 """Gradients through random draws, as JAX transforms."""
 
 from . import distributions as distributions
-from ._expectation import UnestimatedGradientWarning as UnestimatedGradientWarning
+from ._annealing import anneal as anneal
+from ._annealing import anneal_on_plateau as anneal_on_plateau
+from ._annealing import with_annealing as with_annealing
 from ._expectation import cost as cost
 from ._expectation import expectation as expectation
+from ._gradient import UnestimatedGradientError as UnestimatedGradientError
+from ._gradient import attach_gradient as attach_gradient
 from ._monte_carlo import monte_carlo as monte_carlo
 from ._sampler import Sampler as Sampler
-from ._sampler import UnestimatedGradientError as UnestimatedGradientError
-from ._sampler import attach_gradient as attach_gradient
+from ._sites import UnestimatedGradientWarning as UnestimatedGradientWarning
 from .estimators.enumeration import enumeration as enumeration
 from .estimators.gumbel import gumbel_max as gumbel_max
 from .estimators.gumbel import gumbel_softmax as gumbel_softmax

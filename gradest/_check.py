@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -26,7 +27,7 @@ def scalar(name: str, value: Any) -> Any:
             f"{name}: expected a scalar, got an array of shape {shape}. To use one value per "
             "example, vmap the function that holds the sampler."
         )
-    if not np.issubdtype(jax.dtypes.result_type(value), np.number):
+    if not jnp.issubdtype(jax.dtypes.result_type(value), jnp.number):
         raise TypeError(f"{name}: expected a real number, got {value!r}.")
     return value
 

@@ -5,6 +5,7 @@ so every function here also takes an array of keys: its axes are then the leadin
 what is drawn, and lane `i` draws what it would have drawn alone.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,13 +31,14 @@ def is_typed(key: Any) -> bool:
 
 
 def _wrap_legacy(key: Any) -> jax.Array:
-    size = jax.random.key_data(jax.random.key(0)).shape[-1]
-    if getattr(key, "dtype", None) != jnp.uint32 or np.shape(key)[-1:] != (size,):
-        raise TypeError(
-            f"key: expected a PRNG key such as jax.random.key(0), got {type(key).__name__}. "
-            "Keys come first: sampler(key, dist)."
-        )
-    return jax.random.wrap_key_data(key)
+    if getattr(key, "dtype", None) == jnp.uint32:
+        # Of another shape it is no key either.
+        with contextlib.suppress(TypeError):
+            return jax.random.wrap_key_data(key)
+    raise TypeError(
+        f"key: expected a PRNG key such as jax.random.key(0), got {type(key).__name__}. "
+        "Keys come first: sampler(key, dist)."
+    )
 
 
 def split(key: jax.Array, num: int) -> jax.Array:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check
+from .._gradient import first_order, undifferentiable
 from .._jaxpr import user_line
-from .._sampler import Sampler, first_order, undifferentiable
+from .._sampler import Sampler
 from ..distributions import Bernoulli, Categorical, OneHotCategorical
 from . import _relaxation
 

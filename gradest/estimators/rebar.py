@@ -8,13 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._sampler import (
-    Cost,
-    Sampler,
-    attach_gradient,
-    attach_variance_gradient,
-    with_variance_gradient,
-)
+from .._gradient import attach_gradient, attach_variance_gradient, with_variance_gradient
+from .._sampler import Cost, Sampler
 from ..distributions import Bernoulli, base
 from . import _relaxation
 from ._relaxation import Relaxable

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from .._sampler import Sampler, UnestimatedGradientError
+from .._gradient import UnestimatedGradientError
+from .._sampler import Sampler
 from ..distributions import base
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._sampler import Cost, Sampler, attach_variance_gradient, magic
+from .._gradient import attach_variance_gradient, magic
+from .._sampler import Cost, Sampler
 from ..distributions import base
 
 

@@ -6,7 +6,8 @@ import jax
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._sampler import Sampler, first_order
+from .._gradient import first_order
+from .._sampler import Sampler
 from ..distributions import base
 from . import _relaxation
 

@@ -1,0 +1,147 @@
+"""The equations at which a program stops: what each of them is, and what is wrong with it.
+
+Shared by the two ways of going on from there, `_expectation` and `_loops`.
+"""
+
+import dataclasses
+import functools
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from . import _jaxpr, _random
+from ._sampler import Sampler, SamplerSite
+from .distributions import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """How the rest of a program is evaluated.
+
+    Attributes:
+      relaxed: an earlier site was given a relaxed value; relaxable sites follow suit.
+      indices: of the samples that earlier sites drew: each has its own randomness downstream.
+    """
+
+    relaxed: bool = False
+    indices: tuple[jax.Array, ...] = ()
+
+
+def read_site(eqn: Any, operands: list[Any], mode: Mode) -> tuple[jax.Array, Sampler, Any]:
+    """The key, the sampler and the distribution of a sample equation."""
+    site: SamplerSite = eqn.params["site"]
+    key, *rest = operands
+    sampler, dist = site.parts(tuple(rest))
+    for index in mode.indices:
+        key = _random.fold_in(key, index)
+    if site.lanes:
+        _check_lanes(site)
+        if not isinstance(dist, base.Distribution):
+            for _ in range(site.lanes):
+                dist = base.Lanes(dist)
+    return key, sampler, dist
+
+
+def _check_lanes(site: SamplerSite) -> None:
+    name, where = site.sampler.name, site.where
+    if site.key_shared:
+        raise ValueError(
+            f"{name}: a draw under jax.vmap inside a loss got the same key in every lane"
+            f"{where}, so its lanes are not independent. Split the key and vmap over the keys."
+        )
+    if site.option_per_lane:
+        raise NotImplementedError(
+            f"{name}: a draw under jax.vmap inside a loss has options that differ from lane to "
+            f"lane{where}. Vmap the expectation of a per-lane loss instead of the draw."
+        )
+    warnings.warn(
+        f"{name}: a draw under jax.vmap inside a loss{where} is credited with the whole loss in "
+        "every lane. If the loss is a sum over lanes, "
+        "jax.vmap(gradest.expectation(per_lane_loss)) gives each lane its own cost only, with "
+        "less variance.",
+        stacklevel=2,
+    )
+
+
+def needs_continuation(eqn: Any) -> bool:
+    """Whether a draw in `eqn` needs the rest of the program as a function."""
+    sites = (m.params["site"] for m in _jaxpr.marks_in(eqn) if m.primitive is _jaxpr.sample_p)
+    return any(site.sampler.score is None for site in sites)
+
+
+def unsupported(eqn: Any) -> Exception:
+    mark = next(iter(_jaxpr.marks_in(eqn)))
+    if mark.primitive is _jaxpr.sample_p:
+        held, where = f"a draw by {mark.params['site'].sampler.name}", mark.params["site"].where
+    else:
+        held, where = "a cost", mark.params["where"]
+    construct = eqn.primitive.name
+    remedy = _REMEDIES.get(construct, "Move it out of the construct.")
+    return NotImplementedError(
+        f"expectation: {held}{where} is inside a `{construct}`, which the transform does not "
+        f"support. {remedy} Or use sampler.expect(key, dist, cost) there, with a cost of its own."
+    )
+
+
+_REMEDIES = {
+    "while": "Use jax.lax.scan with a fixed number of steps, and a mask for those that are over.",
+    "shard_map": "Put the expectation inside: jax.shard_map(gradest.expectation(loss), ...).",
+    "xla_pmap": "Put the expectation inside: jax.pmap(gradest.expectation(loss)).",
+}
+
+
+def only_scores(eqn: Any) -> Exception:
+    site: SamplerSite = eqn.params["site"]
+    return NotImplementedError(
+        f"{site.sampler.name}: a draw{site.where} is inside a `scan`, where the rest of the "
+        "program cannot be evaluated at several points. There use score_function with one sample "
+        "(baseline: None or a scalar), averaged with gradest.monte_carlo, or a pathwise sampler "
+        "such as reparameterize or gumbel_softmax; or unroll the loop in Python."
+    )
+
+
+def clone_keys(tree: Any) -> Any:
+    """Marks keys as used again on purpose: for common random numbers."""
+    is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda x: jax.random.clone(x) if is_key(x) else x, tree)
+
+
+class UnestimatedGradientWarning(UserWarning):
+    """A draw by jax.random in a loss depends on what is being differentiated."""
+
+
+def watched(eqn: Any, env: _jaxpr.Env, name: str) -> _jaxpr.Env:
+    """The environment in which the parameters of a draw by jax.random warn when differentiated."""
+    parameters = [
+        v
+        for v in _jaxpr.variables(eqn)
+        if jnp.issubdtype(jax.dtypes.result_type(env[v]), jnp.floating)
+    ]
+    where = _jaxpr.line_of(eqn)
+    return {**env, **{v: _watch(name, where, env[v]) for v in parameters}}
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _watch(name: str, where: str, x: jax.Array) -> jax.Array:
+    del name, where
+    return x
+
+
+def _watch_jvp(name: str, where: str, primals: Any, tangents: Any) -> Any:
+    (x,), (dx,) = primals, tangents
+    if isinstance(dx, SymbolicZero):
+        return x, jnp.zeros_like(x)
+    warnings.warn(
+        f"expectation: jax.random.{name}{where} draws in a loss from parameters that are being "
+        "differentiated. Nothing estimates that part of the gradient: it counts as zero. Draw by "
+        "a gradest sampler, or give it jax.lax.stop_gradient of the parameters.",
+        UnestimatedGradientWarning,
+        stacklevel=2,
+    )
+    return x, dx
+
+
+_watch.defjvp(_watch_jvp, symbolic_zeros=True)
