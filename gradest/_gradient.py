@@ -20,6 +20,8 @@ from . import _check
 class UnestimatedGradientError(RuntimeError):
     """A derivative was asked for where no estimator provides it, and is not zero."""
 
+    __module__ = "gradest"
+
 
 @jax.custom_jvp
 def magic(log_prob: jax.Array) -> jax.Array:
@@ -62,8 +64,8 @@ def attach_gradient(
 
     Example:
       >>> import gradest as ge, jax
-      >>> jax.grad(lambda x: ge.attach_gradient(x**2, x, 10.0))(3.0)
-      Array(16., dtype=float32, weak_type=True)
+      >>> print(jax.grad(lambda x: ge.attach_gradient(x**2, x, 10.0))(3.0))
+      16.0
     """
     leaves, gradients = [], []
     for leaf, g in zip(jax.tree.leaves(inputs), jax.tree.leaves(gradient), strict=True):
