@@ -7,3 +7,7 @@ the `examples` extra: flax, matplotlib, rich and scikit-learn.
 
 class ProblemError(Exception):
     """What whoever called can put right; the command line prints it as one line."""
+
+
+PROBLEMS = ("digits", "mnist", "toy")
+LATENTS = ("bernoulli", "categorical")

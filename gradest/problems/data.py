@@ -58,16 +58,22 @@ def load_binarized_mnist(directory: str | pathlib.Path) -> Images:
             f"--data: expected a directory that holds {MNIST_FILE}, got {str(directory)!r}, which "
             "does not. Name the right one with --data or the environment variable GRADEST_DATA."
         )
+    if not zipfile.is_zipfile(path):
+        raise ProblemError(
+            f"{path}: expected a file written by numpy.savez, got something else, or a part of "
+            "one. Fetch or write it anew."
+        )
     try:
         with np.load(path) as file:
             packed = {split: file[split] for split in ("train", "test")}
     except KeyError as error:
-        raise ProblemError(f"{path}: expected the arrays train and test, got {error}.") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ProblemError(
-            f"{path}: expected a file written by numpy.savez, but it cannot be read ({reason}). "
-            "Fetch or write it anew."
+            f"{path}: expected the arrays train, valid and test: {error.args[0]}."
+        ) from None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ProblemError(
+            f"{path}: expected a file written by numpy.savez, got one that is damaged "
+            f"({type(error).__name__}). Fetch or write it anew."
         ) from None
     rng = np.random.default_rng(_SEED)
     unpacked = {split: _unpack(path, split, bits) for split, bits in packed.items()}
@@ -77,7 +83,12 @@ def load_binarized_mnist(directory: str | pathlib.Path) -> Images:
 
 def _unpack(path: pathlib.Path, split: str, packed: np.ndarray) -> np.ndarray:
     columns = _MNIST_PIXELS // 8
-    if packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != columns or not len(packed):
+    if (
+        packed.dtype != np.uint8
+        or packed.ndim != 2
+        or packed.shape[1] != columns
+        or not len(packed)
+    ):
         raise ProblemError(
             f"{path}: expected {split} to be uint8 of shape (images, {columns}), which is "
             f"{_MNIST_PIXELS} pixels through numpy.packbits along axis 1, got {packed.dtype} of "

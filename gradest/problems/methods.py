@@ -186,6 +186,8 @@ def choose(names: Iterable[str] | None, latent: str) -> list[Method]:
                 f"Choose from {', '.join(m.name for m in trainable(latent))}."
             )
         chosen.append(known[name])
+    if not chosen:
+        raise ProblemError(unknown("--estimators", "", [m.name for m in trainable(latent)]))
     return chosen
 
 

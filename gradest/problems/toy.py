@@ -9,66 +9,77 @@ With p = sigmoid(l), q = 1 - p, f1 = (1 - t)^2 and f0 = t^2,
 For t just below 1/2 the best b is 0 by a small margin, which takes an unbiased gradient to find.
 """
 
-import dataclasses
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 import gradest as ge
 from gradest import distributions as dist
 
+from .problem import Loss, Problem
 
-def expected_cost(logit: jax.Array, target: jax.Array) -> jax.Array:
+
+def expected_cost(logit: ArrayLike, target: float) -> jax.Array:
     p = jax.nn.sigmoid(logit)
     return p * (1 - target) ** 2 + (1 - p) * target**2
 
 
-def exact_gradient(logit: jax.Array, target: jax.Array) -> jax.Array:
+def exact_gradient(logit: ArrayLike, target: float) -> jax.Array:
     """Of the expected cost, with respect to the logit."""
     p = jax.nn.sigmoid(logit)
     return p * (1 - p) * ((1 - target) ** 2 - target**2)
 
 
-def score_function_variance(logit: jax.Array, target: jax.Array) -> jax.Array:
-    """Of the gradient estimated from one sample without a baseline."""
+def score_function_variance(logit: ArrayLike, target: float) -> jax.Array:
+    """Of the gradient that is estimated from one sample without a baseline."""
     p = jax.nn.sigmoid(logit)
     return p * (1 - p) * ((1 - p) * (1 - target) ** 2 + p * target**2) ** 2
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Toy:
-    """The problem: minimise the expected cost, from a logit on the wrong side.
+class Toy(Problem):
+    """Minimises the expected cost, from a logit on the wrong side.
 
-    Attributes:
+    Args:
       target: t.
-      start: the initial logit; the cost falls as the logit does.
+      start: the initial logit. The cost falls as the logit does.
+      num_measured: how many gradients bias and variance are measured from.
     """
 
-    target: float = 0.45
-    start: float = 1.0
-    batch_size: int = 1
-    learning_rate: float = 0.02
-    num_keys: int = 200
-
     name = "toy"
-    #: The entry of the parameters that the draw's distribution depends on.
-    sampled = "logit"
-    shape = ()
-    size = 1
-    values = 2
+    metrics: ClassVar[Mapping[str, str]] = {"cost": "expected cost"}
+    unit = ""
+    lower_is_better = True
     latent = "bernoulli"
+    shape = ()
+    num_values = 2
+    sampled = "logit"
+    batch_size = 1
+    learning_rate = 0.02
+    num_keys = 200
+    default_steps = 1000
 
-    def examples(self) -> np.ndarray:
-        """The targets."""
-        return np.full(1, self.target, np.float32)
+    def __init__(self, target: float = 0.45, start: float = 1.0, num_measured: int = 200_000):
+        self.target, self.start, self.num_measured = target, start, num_measured
+        self.examples = np.full(1, target, np.float32)
+        self.title = f"toy: E[(b - {target})^2], b ~ Bernoulli(sigmoid(l)), from l = {start}"
+        self.caption = (
+            f"Expected cost: in closed form, after training; the best is {target**2:.4f}. Bias and "
+            f"gradient variance: measured from {num_measured:,} keys at the initial logit, with "
+            "each estimator's control variate as trained. In closed form the gradient there is "
+            f"{exact_gradient(start, target):.5f}, and score_function's variance "
+            f"{score_function_variance(start, target):.5f}."
+        )
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         del key
-        return {"logit": jnp.float32(self.start)}
+        return {"logit": jnp.asarray(self.start, float)}
 
-    def init_baseline(self, key: jax.Array) -> Any:
+    def init_baseline(self, key: jax.Array) -> jax.Array:
         del key
         return jnp.zeros(())
 
@@ -76,13 +87,31 @@ class Toy:
         del x
         return params
 
-    def loss(
-        self, params: dict[str, Any], key: jax.Array, x: jax.Array, sampler: ge.Sampler
-    ) -> jax.Array:
-        """The cost, to be wrapped by `gradest.expectation`."""
+    def loss(self, params: Any, key: jax.Array, x: jax.Array, sampler: ge.Sampler) -> jax.Array:
+        """The cost, of which the example x is the target."""
         return (sampler(key, dist.Bernoulli(params["logit"])) - x) ** 2
 
-    def evaluate(self, params: dict[str, Any], key: jax.Array) -> dict[str, float]:
+    def evaluate(self, params: Any, key: jax.Array) -> dict[str, float]:
         """The expected cost in closed form."""
         del key
-        return {"cost": float(expected_cost(params["logit"], jnp.float32(self.target)))}
+        return {"cost": float(expected_cost(params["logit"], self.target))}
+
+    def measure(self, loss: Loss, params: Any, key: jax.Array) -> dict[str, float]:
+        """Bias and variance of the gradient at the initial logit, with their standard errors."""
+
+        def gradient(logit: jax.Array, key: jax.Array) -> jax.Array:
+            of_logit = lambda logit: loss({**params, "logit": logit}, key, self.examples)
+            return jax.grad(of_logit)(logit)
+
+        start, keys = self.init(key)["logit"], jax.random.split(key, self.num_measured)
+        gradients = np.asarray(jax.jit(jax.vmap(gradient, (None, 0)))(start, keys), float)
+        exact, n = float(exact_gradient(start, self.target)), len(gradients)
+        mean, variance = gradients.mean(), gradients.var(ddof=1)
+        fourth_moment = np.mean((gradients - mean) ** 4)
+        return {
+            "exact_gradient": exact,
+            "bias": float(mean - exact),
+            "bias_se": math.sqrt(variance / n),
+            "gradient_variance": float(variance),
+            "gradient_variance_se": math.sqrt(max(0.0, fourth_moment - variance**2) / n),
+        }

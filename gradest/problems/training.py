@@ -4,8 +4,8 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,40 +15,10 @@ import optax
 import gradest as ge
 
 from .methods import Method
+from .problem import Loss, Problem
 
 
-class Problem(Protocol):
-    """What is trained."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def latent(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def values(self) -> int: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def sampled(self) -> str: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def num_keys(self) -> int: ...
-    def examples(self) -> np.ndarray: ...
-    def init(self, key: jax.Array) -> dict[str, Any]: ...
-    def init_baseline(self, key: jax.Array) -> Any: ...
-    def baseline(self, params: Any, x: jax.Array) -> jax.Array: ...
-    def loss(
-        self, params: dict[str, Any], key: jax.Array, x: jax.Array, sampler: ge.Sampler
-    ) -> jax.Array: ...
-    def evaluate(self, params: dict[str, Any], key: jax.Array) -> dict[str, float]: ...
-
-
-def minibatch_loss(problem: Problem, method: Method) -> Callable[..., jax.Array]:
+def minibatch_loss(problem: Problem, method: Method) -> Loss:
     """The mean over a minibatch of the expected loss: `loss(params, key, xs)`.
 
     The sampler is all that changes from method to method.
@@ -81,14 +51,23 @@ def jang_schedule(steps: int) -> optax.Schedule:
     """max(0.5, exp(-r k)), held for a 20th of the training at a time; 0.5 from its middle on."""
     hold = max(1, steps // 20)
     rate = 2 * math.log(2) / steps
-    return optax.exponential_decay(
-        1.0, hold, math.exp(-rate * hold), staircase=True, end_value=0.5
-    )
+    return optax.exponential_decay(1.0, hold, math.exp(-rate * hold), staircase=True, end_value=0.5)
 
 
 @dataclasses.dataclass
 class Run:
-    """The training of one method, while it goes on and when it is over."""
+    """The training of one method, while it goes on and when it is over.
+
+    Attributes:
+      method: what is trained.
+      steps: how many updates were asked for.
+      done: how many were made.
+      status: "interrupted" until it is "finished".
+      step_seconds: of every update but the first, which compiles.
+      history: a list for "step", for "gradient_variance" and for each of the problem's metrics.
+      measured: what was measured once, after training.
+      params: as they are now.
+    """
 
     method: Method
     steps: int
@@ -101,75 +80,74 @@ class Run:
 
     @property
     def ms_per_step(self) -> float:
-        """Median over the steps, of which the first, which compiles, is none."""
+        """The median."""
         return 1e3 * statistics.median(self.step_seconds) if self.step_seconds else math.nan
 
     @property
     def variance_x_time(self) -> float:
+        """Variance times milliseconds: what a given precision costs, if there is no bias."""
         return self.last("gradient_variance") * self.ms_per_step
 
     def last(self, name: str) -> float:
-        """The last value of a history, or NaN."""
-        return self.history[name][-1] if self.history.get(name) else math.nan
+        """What was measured after training, or logged last; NaN if nothing was."""
+        logged = self.history.get(name) or [math.nan]
+        return self.measured.get(name, logged[-1])
 
     def log(self, **values: float) -> None:
         for name, value in values.items():
-            self.history.setdefault(name, []).append(float(value))
+            self.history.setdefault(name, []).append(value)
 
 
 def train(
     problem: Problem, method: Method, *, steps: int, seed: int, log_points: int = 20
 ) -> Iterator[Run]:
-    """Trains, yielding the same `Run` again after every step.
+    """Trains, yielding the same `Run` again before the first step and after every one.
 
     Every method gets the same initial model and the same minibatches.
     """
     run = Run(method, steps)
     yield run
-    key_init, key_batches, key_draws, key_measure = jax.random.split(jax.random.key(seed), 4)
-    examples = problem.examples()
-    batches = np.asarray(
-        jax.random.randint(key_batches, (steps + 1, problem.batch_size), 0, len(examples))
-    )
-    keys = jax.random.split(key_draws, steps)
-    measure_keys = jax.random.split(key_measure, problem.num_keys)
+    key_init, key_batches, key_draws, key_log, key_end = jax.random.split(jax.random.key(seed), 5)
+    shape, num_examples = (steps + 1, problem.batch_size), len(problem.examples)
+    batches = np.asarray(jax.random.randint(key_batches, shape, 0, num_examples))
+    keys, log_keys = jax.random.split(key_draws, steps), jax.random.split(key_log, problem.num_keys)
+    log_batch = problem.examples[batches[-1]]
+
+    loss, schedule = minibatch_loss(problem, method), jang_schedule(steps)
     params = initial_params(problem, method, key_init)
-    schedule = jang_schedule(steps)
     optimizer = ge.with_annealing(
         optax.adam(problem.learning_rate),
         {f"control.{name}": schedule for name in method.annealed},
     )
     state = optimizer.init(params)
-    gradient = jax.jit(jax.grad(minibatch_loss(problem, method)))
+    gradient = jax.jit(jax.grad(loss))
 
-    # Compiled apart from the gradient, which also measures the variance: one compilation less.
+    # Compiled apart from the gradient, which is also what the variance is measured of.
     @jax.jit
     def update(grads: Any, state: Any, params: Any) -> Any:
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
+    def log() -> None:
+        gradients = [gradient(params, key, log_batch)[problem.sampled] for key in log_keys]
+        metrics = problem.evaluate(params, key_log)
+        run.log(step=run.done, gradient_variance=summed_variance(gradients), **metrics)
+
     logged = {round(i * steps / log_points) for i in range(log_points + 1)}
-    for number in range(steps + 1):
-        if number in logged:
-            run.params = params
-            of_sampled = lambda key: gradient(params, key, examples[batches[-1]])[problem.sampled]
-            run.log(
-                step=number,
-                gradient_variance=summed_variance(map(of_sampled, measure_keys)),
-                **problem.evaluate(params, key_measure),
-            )
-        if number == steps:
-            break
-        xs = examples[batches[number]]
+    log()
+    for key, batch in zip(keys, batches[:-1], strict=True):
+        xs = problem.examples[batch]
         start = time.perf_counter()
-        params, state = update(gradient(params, keys[number], xs), state, params)
+        params, state = update(gradient(params, key, xs), state, params)
         jax.block_until_ready(params)
-        # The first step compiles.
-        if number > 0:
+        if run.done > 0:
             run.step_seconds.append(time.perf_counter() - start)
-        run.done = number + 1
+        run.done, run.params = run.done + 1, params
+        if run.done in logged:
+            log()
         if run.done < steps:
             yield run
+    run.measured = problem.measure(loss, params, key_end)
     run.status = "finished"
     yield run
 

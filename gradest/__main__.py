@@ -1,0 +1,170 @@
+"""The command line: `python -m gradest compare` and `python -m gradest table`."""
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from .problems import LATENTS, PROBLEMS, ProblemError, methods
+
+_COMMANDS = ("compare", "table")
+#: Modules of the `examples` extra, by their import names.
+_EXTRA = ("flax", "matplotlib", "rich", "sklearn")
+_USAGE_ERROR, _INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command, and returns its exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv and not argv[0].startswith("-"):
+            _one_of("command", _COMMANDS)(argv[0])
+        parser = _parser()
+        options = vars(parser.parse_args(argv))
+        command = options.pop("command")
+        if command is None:
+            parser.print_help()
+            return 0
+        if command == "table":
+            from .problems import properties
+
+            return properties.run()
+        from .problems import compare
+
+        return compare.run(**options)
+    except ProblemError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA:
+            raise
+        return _fail(f'{missing} is not installed: pip install "gradest[examples]"')
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _fail(message: str) -> int:
+    print(f"gradest: {message}", file=sys.stderr)
+    return _USAGE_ERROR
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ProblemError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m gradest",
+        description="Gradients through random draws, by every estimator.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gradest {_version()}")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="")
+    compare = commands.add_parser(
+        "compare",
+        help="train a discrete autoencoder with every estimator and see which one to use",
+        description="Trains one problem with every estimator that applies and prints what each "
+        "reached, the variance of its gradient and its time. Writes the same as JSON, and a "
+        "picture, to --out.",
+        epilog="estimators: "
+        + "; ".join(f"{m.name} is {m.about}" for m in methods.METHODS if m.latents)
+        + ".",
+        allow_abbrev=False,
+    )
+    compare.add_argument(
+        "--problem",
+        type=_one_of("--problem", PROBLEMS),
+        default="digits",
+        metavar="NAME",
+        help="digits (the default; comes with scikit-learn), mnist (see --data), or toy "
+        "(one bit, where the exact gradient is known)",
+    )
+    compare.add_argument(
+        "--latent",
+        type=_one_of("--latent", LATENTS),
+        metavar="KIND",
+        help="bernoulli (the default), or categorical variables of 10 classes",
+    )
+    compare.add_argument(
+        "--latent-size",
+        type=_integer("--latent-size", 1, 1000),
+        metavar="N",
+        help="how many such variables (20); enumeration takes part if they are few",
+    )
+    compare.add_argument(
+        "--estimators",
+        nargs="+",
+        metavar="NAME",
+        help="only these, apart by spaces or commas; all that apply by default",
+    )
+    compare.add_argument(
+        "--steps", type=_integer("--steps", 1, 10**9), metavar="N", help="updates of each training"
+    )
+    compare.add_argument(
+        "--seed",
+        type=_integer("--seed", 0, 2**32 - 1),
+        default=0,
+        metavar="N",
+        help="of the initial parameters, minibatches and draws (0)",
+    )
+    compare.add_argument(
+        "--data",
+        metavar="DIR",
+        help="holds binarized_mnist.npz; by default the environment variable GRADEST_DATA",
+    )
+    compare.add_argument(
+        "--out",
+        default="gradest-results",
+        metavar="DIR",
+        help="where the JSON and the picture go (gradest-results)",
+    )
+    compare.add_argument(
+        "--quick", action="store_true", help="a few dozen steps, to see that everything works"
+    )
+    commands.add_parser(
+        "table",
+        help="print the table of methods, every cell of it measured",
+        description="Prints what every estimator is said to do, measured now. The exit status is "
+        "1 if a measurement and the documentation disagree.",
+        allow_abbrev=False,
+    )
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("gradest")
+    except importlib.metadata.PackageNotFoundError:
+        return "(run from its source, not installed)"
+
+
+def _one_of(option: str, names: Sequence[str]) -> Callable[[str], str]:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ProblemError(methods.unknown(option, name, names))
+        return name
+
+    return check
+
+
+def _integer(option: str, lowest: int, highest: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or not lowest <= number <= highest:
+            raise ProblemError(
+                f"{option}: expected an integer from {lowest} to {highest}, got {text!r}."
+            )
+        return number
+
+    return convert
+
+
+if __name__ == "__main__":
+    sys.exit(main())
