@@ -25,9 +25,7 @@ import numpy as np
 Program = Callable[[], Any]
 
 
-def interleave(
-    measurements: Mapping[str, Callable[[], Any]], rounds: int
-) -> dict[str, list[Any]]:
+def interleave(measurements: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
     """The results of every measurement in every round, in a random order within the round."""
     order = list(measurements)
     shuffle = random.Random(0).shuffle
@@ -44,9 +42,8 @@ def run_times(
 ) -> dict[str, np.ndarray]:
     """Seconds per call of each program in each round.
 
-    Programs are compiled ones without arguments. A measurement repeats its program until
-    `at_least` so many seconds have passed, by the fastest of the programs' first calls: a count
-    that is the same in every round.
+    Programs are compiled ones without arguments. One that takes less than `at_least` so many
+    seconds is called several times in a row, as often in every round.
     """
 
     def seconds(program: Program, calls: int) -> float:
@@ -90,7 +87,7 @@ def compile_times(
         times.append(time.perf_counter())
         return list(np.diff(times))
 
-    cached = bool(jax.config.jax_enable_compilation_cache)
+    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         measure = lambda name: lambda: seconds(make[name])
@@ -111,7 +108,9 @@ def quartiles(values: Any) -> list[float]:
 def machine() -> dict[str, Any]:
     """What the numbers depend on besides the program."""
     device = jax.devices()[0]
-    return {
+    # What else the machine was doing; not every system tells.
+    load = {"load": round(os.getloadavg()[0], 1)} if hasattr(os, "getloadavg") else {}
+    return load | {
         "platform": device.platform,
         "device": device.device_kind,
         "devices": jax.device_count(),
@@ -148,9 +147,10 @@ def _cpu_model() -> str:
 def describe(machine: Mapping[str, Any]) -> str:
     """One line for people."""
     device = "" if machine["platform"] == "cpu" else f"{machine['device']}, "
+    load = f", load {machine['load']} before the start" if "load" in machine else ""
     return (
-        f"{device}{machine['cores']} cores of {machine['cpu']}, jax {machine['jax']} with jaxlib "
-        f"{machine['jaxlib']}, Python {machine['python']}, {machine['date']}"
+        f"{device}{machine['cores']} cores of {machine['cpu']}{load}, jax {machine['jax']} with "
+        f"jaxlib {machine['jaxlib']}, Python {machine['python']}, {machine['date']}"
     )
 
 
@@ -169,10 +169,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """In Markdown, the first column to the left and the others to the right."""
     rows = [list(columns), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [
-        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
-        for row in rows
-    ]
+    align = lambda i, cell: cell.ljust(widths[i]) if i == 0 else cell.rjust(widths[i])
+    aligned = [[align(i, cell) for i, cell in enumerate(row)] for row in rows]
     rule = [("-" * w if i == 0 else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [aligned[0], rule, *aligned[1:]])
 

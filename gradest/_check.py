@@ -27,8 +27,10 @@ def scalar(name: str, value: Any) -> Any:
             f"{name}: expected a scalar, got an array of shape {shape}. To use one value per "
             "example, vmap the function that holds the sampler."
         )
-    if not jnp.issubdtype(jax.dtypes.result_type(value), jnp.number):
-        raise TypeError(f"{name}: expected a real number, got {value!r}.")
+    dtype = getattr(value, "dtype", type(value))
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        given = repr(value) if is_concrete(value) else f"a traced {dtype}"
+        raise TypeError(f"{name}: expected a real number, got {given}.")
     return value
 
 

@@ -5,6 +5,7 @@ draw's sampler is then given the rest of the program as its cost. Sites thus nes
 of the program, and each is credited with what comes after it alone.
 """
 
+import contextvars
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -15,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _jaxpr
-from ._loops import Ledger, account
+from ._loops import Ledger, Position, account, advance
 from ._sampler import Cost
-from ._sites import Mode, clone_keys, needs_continuation, read_site, unsupported, watched
+from ._sites import Mode, clone_keys, read_site, warn_of_lanes
 
 
 def expectation(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
@@ -87,7 +88,22 @@ def cost(c: jax.typing.ArrayLike) -> None:
 
     Raises:
       RuntimeError: when run outside `gradest.expectation`.
+      TypeError: if `c` is not a floating-point array.
+
+    Example:
+      >>> import gradest as ge, jax
+      >>> from gradest.distributions import Bernoulli
+      >>> bit = ge.score_function()
+      >>> @ge.expectation
+      ... def loss(logit, key):
+      ...     first = bit(key, Bernoulli(logit))
+      ...     ge.cost((first - 0.3) ** 2)
+      ...     return 0.0 * first
+      >>> loss(0.0, jax.random.key(0)).shape
+      ()
     """
+    if not _STAGING.get():
+        raise _jaxpr.cost_outside()
     c = jnp.asarray(c)
     if not jnp.issubdtype(c.dtype, jnp.floating):
         raise TypeError(f"c: expected a real floating-point array, got one of type {c.dtype}.")
@@ -95,6 +111,9 @@ def cost(c: jax.typing.ArrayLike) -> None:
 
 
 # ---- Staging -------------------------------------------------------------------------------
+
+# Whether a loss is being staged: a cost that nothing collects would be dropped by jax.jit.
+_STAGING = contextvars.ContextVar("staging", default=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +151,11 @@ def _stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> _
         return _real_scalar(out[0], has_aux), out[1]
 
     values = [leaves[i] for i in dynamic]
-    closed, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
+    token = _STAGING.set(True)
+    try:
+        closed, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
+    finally:
+        _STAGING.reset(token)
     jaxpr, consts = _jaxpr.open_jaxpr(closed)
     return _Staged(jaxpr, [*consts, *values], jax.tree.structure(aux))
 
@@ -180,66 +203,63 @@ class _Rest(Cost):
 
 
 def _evaluate(jaxpr: Any, values: Sequence[Any]) -> jax.Array:
-    used = [True] + [False] * (len(jaxpr.outvars) - 1)
-    return _run(jaxpr, values, used, Mode(), lambda outs, _: outs[0])
+    program = _jaxpr.Program.of(jaxpr, [True] + [False] * (len(jaxpr.outvars) - 1))
+    warn_of_lanes(program.marks())
+    return _run(program, values, Mode(), lambda outs, _: outs[0])
 
 
-def _run(jaxpr: Any, values: Sequence[Any], used: Sequence[bool], mode: Mode, then: _Then) -> Any:
-    """The value of `jaxpr` at `values` followed by `then`, draws estimated."""
-    program = _jaxpr.Program.of(jaxpr, used)
+def _run(program: _jaxpr.Program, values: Sequence[Any], mode: Mode, then: _Then) -> jax.Array:
+    """The value of `program` at `values` followed by `then`, draws estimated."""
+    empty = Ledger.empty(program.marks())
 
-    def proceed(turn: int, start: int, env: _jaxpr.Env, mode: Mode) -> jax.Array:
-        """Goes on from the equation at `start`, with the stops from number `turn` on to come."""
+    def proceed(position: Position, mode: Mode) -> jax.Array:
+        position, ledger = advance(program, position, mode, empty, pause=True)
+        rest = go_on(position, mode)
+        return rest if ledger is empty else ledger.close(rest)
+
+    def go_on(position: Position, mode: Mode) -> jax.Array:
+        """Goes on from the program's end, or from a draw that is given all that follows it."""
+        turn, env = position.turn, position.env
         if turn == len(program.stops):
-            env = program.run(start, len(jaxpr.eqns), env)
             return then([_jaxpr.read(env, v) for v in program.outputs], mode)
         stop = program.stops[turn]
-        env = program.run(start, stop, env)
-        eqn = jaxpr.eqns[stop]
-        if stop in program.raw:
-            env = watched(eqn, env, program.raw[stop])
-            return proceed(turn + 1, stop, env, mode)
+        eqn = program.jaxpr.eqns[stop]
         operands = [_jaxpr.read(env, v) for v in eqn.invars]
 
         def resume(outs: list[Any], mode: Mode) -> jax.Array:
             # An estimator may run the rest more than once, with the same randomness on purpose.
             rest = {v: clone_keys(x) for v, x in env.items()}
             results = dict(zip(eqn.outvars, outs, strict=True))
-            return proceed(turn + 1, stop + 1, {**rest, **results}, mode)
+            return proceed(Position(turn + 1, stop + 1, {**rest, **results}), mode)
 
-        return _stop(eqn, operands, program.used(stop), mode, resume)
+        return _continue(eqn, operands, program.used(stop), mode, resume)
 
-    return proceed(0, 0, program.bind(*values), mode)
+    return proceed(Position(0, 0, program.bind(*values)), mode)
 
 
-def _stop(
-    eqn: Any, operands: list[Any], used: Sequence[bool], mode: Mode, then: Callable[..., Any]
+def _continue(
+    eqn: Any, operands: list[Any], used: Sequence[bool], mode: Mode, then: _Then
 ) -> jax.Array:
-    """The value from `eqn` on, an equation that holds a draw or a cost."""
-    if eqn.primitive is _jaxpr.cost_p:
-        return jnp.sum(operands[0]) + then(operands, mode)
+    """The value from `eqn` on, an equation that holds a draw which needs what follows it."""
     if eqn.primitive is _jaxpr.sample_p:
         return _sample(eqn, operands, mode, then)
     if (called := _jaxpr.called(eqn)) is not None:
-        jaxpr, consts = _jaxpr.open_jaxpr(called)
-        return _run(jaxpr, [*consts, *operands], used, mode, then)
-    if _jaxpr.loop(eqn) or (_jaxpr.branches(eqn) and not needs_continuation(eqn)):
-        outs, ledger = account(eqn, operands, used, mode, Ledger.empty())
-        return ledger.close(then(outs, mode))
+        return _run_closed(called, used, mode, then, *operands)
     if (branches := _jaxpr.branches(eqn)) is not None:
         index, *args = operands
-        arms = [functools.partial(_arm, branch, used, mode, then) for branch in branches]
+        arms = [functools.partial(_run_closed, branch, used, mode, then) for branch in branches]
         return jax.lax.switch(index, arms, *args)
-    raise unsupported(eqn)
+    # A loop: this raises, and says what is wrong with it.
+    outs, _ = account(eqn, operands, used, mode, Ledger.empty([]))
+    return then(outs, mode)
 
 
-def _arm(branch: Any, used: Sequence[bool], mode: Mode, then: _Then, *args: Any) -> jax.Array:
-    """One branch of a cond, with the rest of the program inside."""
-    jaxpr, consts = _jaxpr.open_jaxpr(branch)
-    return _run(jaxpr, [*consts, *args], used, mode, then)
+def _run_closed(closed: Any, used: Sequence[bool], mode: Mode, then: _Then, *args: Any) -> Any:
+    jaxpr, consts = _jaxpr.open_jaxpr(closed)
+    return _run(_jaxpr.Program.of(jaxpr, used), [*consts, *args], mode, then)
 
 
-def _sample(eqn: Any, operands: list[Any], mode: Mode, then: Callable[..., Any]) -> jax.Array:
+def _sample(eqn: Any, operands: list[Any], mode: Mode, then: _Then) -> jax.Array:
     key, sampler, dist = read_site(eqn, operands, mode)
     if mode.relaxed and sampler.relaxed is not None:
         return then(jax.tree.leaves(sampler._relaxed(key, dist)), mode)

@@ -8,6 +8,7 @@ equation changes between JAX's releases.
 
 import abc
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 sample_p = core.Primitive("gradest_sample")
 sample_p.multiple_results = True
@@ -66,11 +67,15 @@ def _batch_sample(args: Sequence[Any], dims: Sequence[Any], *, site: Site) -> An
 batching.primitive_batchers[sample_p] = _batch_sample
 
 
-def _cost_outside(*_: Any, **__: Any) -> Any:
-    raise RuntimeError(
+def cost_outside(*_: Any, **__: Any) -> Exception:
+    return RuntimeError(
         "gradest.cost: expected to run inside a loss under gradest.expectation, which collects "
         "the costs. Wrap the loss in gradest.expectation, or add the term to its result."
     )
+
+
+def _cost_outside(*_: Any, **__: Any) -> Any:
+    raise cost_outside()
 
 
 cost_p.def_impl(_cost_outside)
@@ -79,12 +84,27 @@ cost_p.def_abstract_eval(lambda aval, *, where: aval)
 
 
 def _batch_cost(args: Sequence[Any], dims: Sequence[Any], *, where: str) -> Any:
-    # Costs of a vmapped computation are summed by the transform, like any other.
-    (c,), (d,) = args, dims
-    return cost_p.bind(jnp.moveaxis(c, d, 0), where=where), 0
+    # Under vmap a cond evaluates both of its branches: whose cost this is cannot be told.
+    raise NotImplementedError(
+        f"gradest.cost: a cost{where} is under jax.vmap inside a loss, where it cannot be told "
+        "whether a branch that holds it is taken. Vmap the expectation of a per-lane loss, "
+        "jax.vmap(gradest.expectation(per_lane_loss)), or return the costs from the vmapped "
+        "function and give gradest.cost the whole array."
+    )
 
 
 batching.primitive_batchers[cost_p] = _batch_cost
+
+
+def _differentiate_cost(*_: Any, where: str) -> Any:
+    raise NotImplementedError(
+        f"gradest.cost: a cost{where} is inside a function that the loss itself differentiates. "
+        "Give the costs to gradest.cost outside of that jax.grad, or jax.jvp; auxiliary output "
+        "(has_aux=True) takes them there."
+    )
+
+
+ad.primitive_jvps[cost_p] = _differentiate_cost
 
 
 def _jaxprs(value: Any) -> Iterable[core.Jaxpr]:
@@ -112,6 +132,27 @@ def marks_in(eqn: Any) -> Iterable[Any]:
             yield from marks_in(inner)
 
 
+def live_marks(eqn: Any, used: Sequence[bool]) -> list[Any]:
+    """Those of them on which a cost, or a result of `eqn` that is `used`, depends."""
+    if (programs := _programs(eqn, used)) is None:
+        return list(marks_in(eqn))
+    return [mark for program in programs for mark in program.marks()]
+
+
+def _programs(eqn: Any, used: Sequence[bool]) -> "list[Program] | None":
+    """The programs that `eqn` runs, if it is a construct that is known here."""
+    if (jaxpr := called(eqn)) is not None:
+        return [Program.of(jaxpr.jaxpr, used)]
+    if (jaxprs := branches(eqn)) is not None:
+        return [Program.of(jaxpr.jaxpr, used) for jaxpr in jaxprs]
+    if (scan := as_scan(eqn)) is not None:
+        return [Program.of(scan.body.jaxpr, scan.used(used))]
+    if (loop := as_while(eqn)) is not None:
+        condition = Program.of(loop.condition.jaxpr, [True])
+        return [condition, Program.of(loop.body.jaxpr, loop.used(used))]
+    return None
+
+
 def holds_cost(eqn: Any) -> bool:
     return any(mark.primitive is cost_p for mark in marks_in(eqn))
 
@@ -123,8 +164,8 @@ _DISCRETE_CALLS = {"_bernoulli": "bernoulli", "_poisson": "poisson", "_geometric
 def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
     """The name of the jax.random draw of a discrete variable that `eqn` is, if it is one.
 
-    Calls of its own are told by name, `categorical` as the argmax of a sum with Gumbel noise and
-    `binomial` as a loop that was written in it.
+    Calls of its own are told by name, `categorical` as the argmax (without replacement: top_k) of
+    a sum with Gumbel noise and `binomial` as a loop that was written in it.
 
     Args:
       eqn: an equation.
@@ -133,7 +174,7 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
     kind, name = eqn.primitive.name, eqn.params.get("name")
     if kind in ("jit", "pjit"):
         return _DISCRETE_CALLS.get(name)
-    if kind == "argmax":
+    if kind in ("argmax", "top_k"):
         for noisy in filter(None, map(defined_by.get, variables(eqn))):
             terms = filter(None, map(defined_by.get, variables(noisy)))
             if noisy.primitive.name == "add" and any(
@@ -188,7 +229,7 @@ def branches(eqn: Any) -> list[core.ClosedJaxpr] | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
+class Scan:
     """A scan: its body maps (constants, carry, a slice of xs) to (carry, a slice of ys)."""
 
     body: core.ClosedJaxpr
@@ -198,8 +239,12 @@ class Loop:
     reverse: bool
     unroll: int
 
+    def used(self, used: Sequence[bool]) -> list[bool]:
+        """Which outputs of the body matter, given which of the scan's results do."""
+        return _used_in_body(self.body.jaxpr, self.num_consts, self.num_carry, used)
 
-def loop(eqn: Any) -> Loop | None:
+
+def as_scan(eqn: Any) -> Scan | None:
     """The scan that `eqn` is, or None."""
     if eqn.primitive.name != "scan":
         return None
@@ -209,7 +254,50 @@ def loop(eqn: Any) -> Loop | None:
     else:  # From jax 0.12 on.
         num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
     body = _closed(params["jaxpr"])
-    return Loop(body, num_consts, num_carry, params["length"], params["reverse"], params["unroll"])
+    return Scan(body, num_consts, num_carry, params["length"], params["reverse"], params["unroll"])
+
+
+@dataclasses.dataclass(frozen=True)
+class While:
+    """A while: (constants of the condition, constants of the body, carry) to the carry."""
+
+    condition: core.ClosedJaxpr
+    body: core.ClosedJaxpr
+    num_condition_consts: int
+    num_consts: int
+
+    def used(self, used: Sequence[bool]) -> list[bool]:
+        """Which outputs of the body matter, given which of the loop's results do."""
+        tested = Program.of(self.condition.jaxpr, [True]).used_inputs()[self.num_condition_consts :]
+        used = [u or t for u, t in zip(used, tested, strict=True)]
+        return _used_in_body(self.body.jaxpr, self.num_consts, len(used), used)
+
+
+def as_while(eqn: Any) -> While | None:
+    """The while that `eqn` is, or None."""
+    if eqn.primitive.name != "while":
+        return None
+    params = eqn.params
+    return While(
+        _closed(params["cond_jaxpr"]),
+        _closed(params["body_jaxpr"]),
+        params["cond_nconsts"],
+        params["body_nconsts"],
+    )
+
+
+def _used_in_body(
+    jaxpr: core.Jaxpr, num_consts: int, num_carry: int, used: Sequence[bool]
+) -> list[bool]:
+    """What is used of a loop body's outputs: a carry also is if a later step needs it."""
+    used = list(used)
+    while True:
+        inputs = Program.of(jaxpr, used).used_inputs()
+        carried = inputs[num_consts : num_consts + num_carry]
+        grown = [u or c for u, c in zip(used, carried, strict=False)] + used[num_carry:]
+        if grown == used:
+            return used
+        used = grown
 
 
 def _closed(jaxpr: Any) -> core.ClosedJaxpr:
@@ -241,62 +329,77 @@ class Program:
       jaxpr: with constants among its inputs.
       outputs: its outputs, None for each that is not wanted.
       live: for each equation, whether the wanted outputs, a cost or an effect depend on it.
-      stops: positions of the live equations that hold a draw or a cost, in order; and of those
-        that hold a draw by jax.random of a discrete variable.
-      raw: by position, the names of such draws.
+      last_use: for each variable that is used, the position of the last equation that uses it;
+        that of an output is past the last equation.
     """
 
     jaxpr: core.Jaxpr
     outputs: list[Any]
     live: list[bool]
-    stops: list[int]
-    raw: dict[int, str]
+    last_use: dict[Any, int]
 
     @staticmethod
     def of(jaxpr: core.Jaxpr, used: Sequence[bool]) -> "Program":
         """`used` tells which of the jaxpr's outputs are wanted."""
         outputs = [v if u else None for v, u in zip(jaxpr.outvars, used, strict=True)]
-        wanted = {v for v in outputs if _is_var(v)}
+        last_use = {v: len(jaxpr.eqns) for v in outputs if _is_var(v)}
         live = [False] * len(jaxpr.eqns)
         for i in reversed(range(len(jaxpr.eqns))):
             eqn = jaxpr.eqns[i]
-            if eqn.effects or holds_cost(eqn) or not wanted.isdisjoint(eqn.outvars):
+            if eqn.effects or holds_cost(eqn) or not last_use.keys().isdisjoint(eqn.outvars):
                 live[i] = True
-                wanted.update(variables(eqn))
-        raw = {i: name for i, name in _raw_draws(jaxpr) if live[i]}
-        stops = [
-            i
-            for i, eqn in enumerate(jaxpr.eqns)
-            if live[i] and (i in raw or any(marks_in(eqn)) or _calls_raw_draw(eqn))
-        ]
-        return Program(jaxpr, outputs, live, stops, raw)
+                for v in variables(eqn):
+                    last_use.setdefault(v, i)
+        return Program(jaxpr, outputs, live, last_use)
+
+    @functools.cached_property
+    def raw(self) -> dict[int, str]:
+        """The names of the draws by jax.random of a discrete variable, by position.
+
+        Of those that the outputs, or a draw or a cost, depend on in another way than through a
+        stop_gradient, which says that no derivative is expected.
+        """
+        followed = {v for v in self.outputs if _is_var(v)}
+        for eqn in reversed(self.jaxpr.eqns):
+            if eqn.primitive.name == "stop_gradient":
+                continue
+            if any(marks_in(eqn)) or not followed.isdisjoint(eqn.outvars):
+                followed.update(variables(eqn))
+        eqns = self.jaxpr.eqns
+        return {i: n for i, n in _raw_draws(self.jaxpr) if not followed.isdisjoint(eqns[i].outvars)}
+
+    @functools.cached_property
+    def stops(self) -> list[int]:
+        """Positions of the live equations that hold a draw, by jax.random or not, or a cost."""
+        holds = lambda i, eqn: i in self.raw or any(marks_in(eqn)) or _holds_raw_draw(eqn)
+        return [i for i, eqn in enumerate(self.jaxpr.eqns) if self.live[i] and holds(i, eqn)]
+
+    def marks(self) -> list[Any]:
+        """The equations, at any depth, that draw or add a cost and are live."""
+        eqns = ((i, eqn) for i, eqn in enumerate(self.jaxpr.eqns) if self.live[i])
+        return [mark for i, eqn in eqns if any(marks_in(eqn)) for mark in self.marks_at(i)]
+
+    def marks_at(self, position: int) -> list[Any]:
+        """Those in the equation at `position`."""
+        return live_marks(self.jaxpr.eqns[position], self.used(position))
 
     def used(self, position: int) -> list[bool]:
         """Which results of the equation at `position` the rest of the program uses."""
-        needed = self._needed_from(position + 1)
-        return [v in needed for v in self.jaxpr.eqns[position].outvars]
+        return [v in self.last_use for v in self.jaxpr.eqns[position].outvars]
 
     def used_inputs(self) -> list[bool]:
         """Which of the jaxpr's inputs the wanted outputs depend on."""
-        needed = self._needed_from(0)
-        return [v in needed for v in self.jaxpr.invars]
-
-    def _needed_from(self, start: int) -> set[Any]:
-        needed = {v for v in self.outputs if _is_var(v)}
-        for eqn, live in zip(self.jaxpr.eqns[start:], self.live[start:], strict=True):
-            if live:
-                needed.update(variables(eqn))
-        return needed
+        return [v in self.last_use for v in self.jaxpr.invars]
 
     def run(self, start: int, stop: int, env: Env) -> Env:
         """Evaluates the equations from `start` up to `stop`; returns what is needed from there."""
-        needed = self._needed_from(stop)
-        kept = {v: x for v, x in env.items() if v in needed}
+        needed = lambda v: self.last_use.get(v, -1) >= stop
+        kept = {v: x for v, x in env.items() if needed(v)}
         eqns = [self.jaxpr.eqns[i] for i in range(start, stop) if self.live[i]]
         if not eqns:
             return kept
         produced = dict.fromkeys(v for eqn in eqns for v in eqn.outvars)
-        outvars = [v for v in produced if v in needed]
+        outvars = [v for v in produced if needed(v)]
         invars = list(dict.fromkeys(v for eqn in eqns for v in variables(eqn) if v not in produced))
         segment = self.jaxpr.replace(constvars=[], invars=invars, outvars=outvars, eqns=eqns)
         results = core.jaxpr_as_fun(core.ClosedJaxpr(segment, ()))(*(env[v] for v in invars))
@@ -314,12 +417,18 @@ def _raw_draws(jaxpr: core.Jaxpr) -> Iterable[tuple[int, str]]:
             yield i, name
 
 
-def _calls_raw_draw(eqn: Any) -> bool:
-    """Whether `eqn` is a call, of a call, ..., that holds a draw by jax.random."""
-    closed = called(eqn)
-    if closed is None:
+def _holds_raw_draw(eqn: Any) -> bool:
+    """Whether `eqn` is a construct that is known here and holds a draw by jax.random.
+
+    What has a derivative of its own is taken at its word.
+    """
+    if eqn.primitive.name.startswith("custom_"):
         return False
-    return any(_raw_draws(closed.jaxpr)) or any(map(_calls_raw_draw, closed.jaxpr.eqns))
+    if not (called(eqn) or branches(eqn) or as_scan(eqn) or as_while(eqn)):
+        return False
+    return any(
+        any(_raw_draws(jaxpr)) or any(map(_holds_raw_draw, jaxpr.eqns)) for jaxpr in subjaxprs(eqn)
+    )
 
 
 def open_jaxpr(closed: core.ClosedJaxpr) -> tuple[core.Jaxpr, list[Any]]:

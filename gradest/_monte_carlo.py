@@ -31,7 +31,9 @@ def monte_carlo(
     the samples over them too, wrap the result in `jax.sharding.auto_axes`.
 
     Args:
-      fn: takes a key first; returns a floating-point array or a pytree of them.
+      fn: takes a key first; returns a floating-point array or a pytree of them. Results, and the
+        gradients of arguments (of what it closes over not), are summed in at least single
+        precision.
       num_samples: at least 1.
       chunk_size: samples evaluated at once; None for all of them.
 
@@ -60,8 +62,17 @@ def monte_carlo(
         root = _random.as_key(key)
         legacy = not _random.is_typed(key)
 
+        # Seen from the samples the arguments are of at least single precision, in which their
+        # gradients are therefore summed.
+        given, treedef = jax.tree.flatten((args, kwargs))
+        wide = [x.astype(jnp.float32) if _is_half(x) else x for x in given]
+
         def one(number: jax.Array) -> Any:
             sample_key = jax.random.fold_in(root, number)
+            narrow = [
+                w.astype(x.dtype) if _is_half(x) else x for w, x in zip(wide, given, strict=True)
+            ]
+            args, kwargs = jax.tree.unflatten(treedef, narrow)
             return fn(jax.random.key_data(sample_key) if legacy else sample_key, *args, **kwargs)
 
         def total(start: jax.Array, size: int) -> Any:
@@ -90,6 +101,12 @@ def monte_carlo(
         return jax.tree.map(lambda s, dtype: (s / num_samples).astype(dtype), sums, dtypes)
 
     return mean
+
+
+def _is_half(x: Any) -> bool:
+    """Whether `x` is an array of a floating-point type of less than single precision."""
+    dtype = getattr(x, "dtype", jnp.float32)
+    return jnp.issubdtype(dtype, jnp.floating) and _random.noise_dtype(dtype) != dtype
 
 
 def _sum(results: jax.Array) -> jax.Array:

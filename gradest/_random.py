@@ -83,21 +83,31 @@ def categorical(key: jax.Array, logits: jax.Array, shape: Sequence[int] = ()) ->
     """
     probs = jax.nn.softmax(logits.astype(noise_dtype(logits.dtype)), axis=-1)
     cumulative = jnp.cumsum(probs, axis=-1)
+    rows = logits.shape[:-1]
+    u = noise(jax.random.uniform, key, (*shape, *rows), logits.dtype)
+    if math.prod(shape) == 1:
+        return _first_above(probs, cumulative, u.reshape(rows)).reshape(u.shape)
     # A parallel cumulative sum may round differently from one entry to the next. Taking the
     # running maximum over categories of non-zero mass makes it monotone, and exactly flat at
     # the others, so that no uniform falls into them.
     cumulative = jax.lax.cummax(jnp.where(probs > 0, cumulative, 0), axis=cumulative.ndim - 1)
-    rows = logits.shape[:-1]
-    u = noise(jax.random.uniform, key, (*shape, *rows), logits.dtype)
-    # u * total < total whatever the rounding, since u <= 1 - epsilon: the last category of
-    # non-zero mass is the highest that can be drawn.
-    target = u * jnp.broadcast_to(cumulative[..., -1], u.shape)
-    if math.prod(shape) == 1:
-        # One draw per row: comparing with every entry fuses with the sum.
-        flat = target.reshape((*rows, 1))
-        index = jnp.sum(cumulative <= flat, axis=-1, dtype=int)
-        return index.reshape(target.shape)
     search = lambda row, t: jnp.searchsorted(row, t, side="right").astype(int)
     for _ in rows:
         search = jax.vmap(search, in_axes=(0, len(shape)), out_axes=len(shape))
-    return search(cumulative, target)
+    # u * total < total whatever the rounding, since u <= 1 - epsilon: the last category of
+    # non-zero mass is the highest that can be drawn.
+    return search(cumulative, u * jnp.broadcast_to(cumulative[..., -1], u.shape))
+
+
+def _first_above(probs: jax.Array, cumulative: jax.Array, u: jax.Array) -> jax.Array:
+    """The first category of non-zero mass whose cumulative sum is above `u` times the total.
+
+    For one draw per row: a minimum fuses with the sum and needs no sorted row. Should rounding
+    leave no such category, it is the first one of non-zero mass.
+    """
+    num = probs.shape[-1]
+    category = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32), probs.shape)
+    above = cumulative > u[..., None] * cumulative[..., -1:]
+    rank = jnp.where(above, category, category + num)
+    best = jnp.min(jnp.where(probs > 0, rank, 2 * num - 1), axis=-1)
+    return jnp.where(best >= num, best - num, best).astype(int)

@@ -6,6 +6,7 @@ Shared by the two ways of going on from there, `_expectation` and `_loops`.
 import dataclasses
 import functools
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -57,23 +58,37 @@ def _check_lanes(site: SamplerSite) -> None:
             f"{name}: a draw under jax.vmap inside a loss has options that differ from lane to "
             f"lane{where}. Vmap the expectation of a per-lane loss instead of the draw."
         )
-    warnings.warn(
-        f"{name}: a draw under jax.vmap inside a loss{where} is credited with the whole loss in "
-        "every lane. If the loss is a sum over lanes, "
-        "jax.vmap(gradest.expectation(per_lane_loss)) gives each lane its own cost only, with "
-        "less variance.",
-        stacklevel=2,
-    )
 
 
-def needs_continuation(eqn: Any) -> bool:
-    """Whether a draw in `eqn` needs the rest of the program as a function."""
-    sites = (m.params["site"] for m in _jaxpr.marks_in(eqn) if m.primitive is _jaxpr.sample_p)
-    return any(site.sampler.score is None for site in sites)
+def warn_of_lanes(marks: Iterable[Any]) -> None:
+    """Warns, once for each line of the user's, of draws credited with other lanes' cost."""
+    lines = dict.fromkeys((s.sampler.name, s.where) for s in _sites(marks) if s.lanes)
+    for name, where in lines:
+        warnings.warn(
+            f"{name}: a draw under jax.vmap inside a loss{where} is credited with the whole loss "
+            "in every lane. If the loss is a sum over lanes, "
+            "jax.vmap(gradest.expectation(per_lane_loss)) gives each lane its own cost only, with "
+            "less variance.",
+            stacklevel=2,
+        )
 
 
-def unsupported(eqn: Any) -> Exception:
-    mark = next(iter(_jaxpr.marks_in(eqn)))
+def needs_continuation(marks: Iterable[Any]) -> bool:
+    """Whether one of these draws needs the rest of the program as a function."""
+    return any(site.sampler.score is None for site in _sites(marks))
+
+
+def has_traced_options(marks: Iterable[Any]) -> bool:
+    """Whether one of these draws has options that may be differentiated."""
+    return any(site.treedef.num_leaves > site.num_dist for site in _sites(marks))
+
+
+def _sites(marks: Iterable[Any]) -> Iterable[SamplerSite]:
+    return (mark.params["site"] for mark in marks if mark.primitive is _jaxpr.sample_p)
+
+
+def unsupported(eqn: Any, used: Sequence[bool]) -> Exception:
+    mark = _jaxpr.live_marks(eqn, used)[0]
     if mark.primitive is _jaxpr.sample_p:
         held, where = f"a draw by {mark.params['site'].sampler.name}", mark.params["site"].where
     else:

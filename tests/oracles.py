@@ -40,6 +40,11 @@ def expectation(dist: Any, cost: Cost) -> jax.Array:
     return jnp.sum(weights * jax.vmap(cost)(values))
 
 
+def map_points(function: Callable[[jax.Array], jax.Array], measure: Points) -> Points:
+    """The points of `function(x)`."""
+    return Points(jax.vmap(function)(measure.values), measure.weights)
+
+
 @functools.singledispatch
 def points(dist: Any) -> Points:
     raise NotImplementedError(f"no exact expectation for {type(dist).__name__}")
@@ -74,9 +79,7 @@ def _joint(support: jax.Array, probs: jax.Array, shape: tuple[int, ...]) -> Poin
     """Independent elements, with `probs[i, k]` the probability that element i has value k."""
     configurations = np.array(list(itertools.product(range(len(support)), repeat=len(probs))))
     each = [probs[i, configurations[:, i]] for i in range(len(probs))]
-    return Points(
-        support[configurations].reshape(-1, *shape), functools.reduce(jnp.multiply, each)
-    )
+    return Points(support[configurations].reshape(-1, *shape), functools.reduce(jnp.multiply, each))
 
 
 def poisson(rate: jax.Array) -> Points:
@@ -99,7 +102,7 @@ def _trapezoid(low: float, high: float, step: float, density: Callable[..., np.n
     return nodes, step * density(nodes)
 
 
-def _gauss_legendre(low: float, high: float, panels: int, num_nodes: int) -> Rule:
+def gauss_legendre(low: float, high: float, panels: int, num_nodes: int) -> Rule:
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     edges = np.linspace(low, high, panels + 1)
     middle, half = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
@@ -123,11 +126,11 @@ def _gumbel() -> Rule:
 
 
 def _uniform() -> Rule:
-    return _gauss_legendre(0.0, 1.0, 2, 16)
+    return gauss_legendre(0.0, 1.0, 2, 16)
 
 
 def _exponential() -> Rule:
-    nodes, weights = _gauss_legendre(0.0, 30.0, 10, 8)
+    nodes, weights = gauss_legendre(0.0, 30.0, 10, 8)
     return nodes, weights * np.exp(-nodes)
 
 
@@ -144,9 +147,9 @@ def _product(rule: Rule, shape: tuple[int, ...]) -> Rule:
 
 
 def _prune(nodes: np.ndarray, weights: np.ndarray) -> Rule:
-    """Without the points that weigh nothing: 1e-5 of the whole in all."""
+    """Without the points that weigh nothing: 1e-6 of the whole in all."""
     order = np.argsort(weights)
-    kept = order[np.cumsum(weights[order]) > 1e-5 * weights.sum()]
+    kept = order[np.cumsum(weights[order]) > 1e-6 * weights.sum()]
     return nodes[kept], weights[kept] / weights[kept].sum()
 
 
@@ -298,8 +301,7 @@ def st_gumbel_softmax(dist: Any, cost: Cost, *, temperature: jax.Array | float) 
     def mean_given(b: int) -> jax.Array:
         """Of the relaxed rows whose draw is b: (rows, k)."""
         loses = -jax.nn.softplus(
-            -jnp.asarray(np.insert(d, b, 0.0, axis=1))[None].astype(log_p.dtype)
-            - log_p[:, None, :]
+            -jnp.asarray(np.insert(d, b, 0.0, axis=1))[None].astype(log_p.dtype) - log_p[:, None, :]
         )
         z = jnp.where(np.arange(k)[None, None] == b, 0.0, loses) + move[:, None, :]
         soft = jax.nn.softmax(z / temperature)

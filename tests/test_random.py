@@ -38,7 +38,7 @@ def softmax(logits):
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-@pytest.fixture(params=[ZERO, NEARLY_ONE, 0.5], ids=["u=0", "u=1-2^-24", "u=0.5"])
+@pytest.fixture(params=[ZERO, NEARLY_ONE], ids=["u=0", "u=1-2^-24"])
 def stuck_uniform(request, monkeypatch):
     """Every uniform number is one extreme value."""
 
@@ -111,7 +111,8 @@ def test_half_precision_sums_would_be_noticed():
     logits = jnp.asarray(random_logits(300, [0, 299, 150]), jnp.bfloat16)
     cumulative = jnp.cumsum(jax.nn.softmax(logits))
     u = jax.random.uniform(jax.random.key(2), (300_000,))
-    draws = jnp.searchsorted(cumulative.astype(jnp.float32), u * cumulative[-1], side="right")
+    cumulative = cumulative.astype(jnp.float32)
+    draws = jnp.searchsorted(cumulative, u * cumulative[-1], side="right")
     counts = np.bincount(draws, minlength=300)[: len(logits)]
     probs = softmax(logits.astype(jnp.float32))
     expected = probs[probs > 0] / probs.sum() * counts[probs > 0].sum()
@@ -142,7 +143,7 @@ def possible(logits):
     return softmax(logits).astype(np.float32) > 0
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("shape", [(), (3,)], ids=["one", "many"])
 @pytest.mark.parametrize("case", ADVERSARIAL)
 def test_impossible_categories_at_the_extreme_uniforms(case, shape, stuck_uniform):
     logits = np.asarray(ADVERSARIAL[case], np.float32)

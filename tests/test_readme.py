@@ -62,7 +62,7 @@ def test_table_lists_the_estimators():
 @ROWS
 def test_table_tells_the_distributions(name):
     told = TABLE[name]["distributions"]
-    if told == "any with `log_prob`":
+    if told == "any with `log_prob` and a fixed support":
         # Tested with those whose support does not depend on the parameters, as assumed there.
         expected = set(methods.FIXED_SUPPORT)
     else:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from .. import _random
@@ -27,6 +28,8 @@ class Distribution(abc.ABC):
     parameters: ClassVar[tuple[str, ...]]
     #: Whether `sample` is differentiable in the parameters, pathwise.
     reparameterizable: ClassVar[bool] = False
+    #: Whether the set of possible draws is the same whatever the parameters.
+    fixed_support: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -86,7 +89,7 @@ def as_float(name: str, value: ArrayLike) -> jax.Array:
     """`value` as a floating-point array; integers become the default float type."""
     try:
         array = jnp.asarray(value)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a real array, got {type(value).__name__}.") from None
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
@@ -102,9 +105,26 @@ def align(*arrays: ArrayLike) -> list[jax.Array]:
     return [jnp.broadcast_to(array, shape) for array in arrays]
 
 
-def bounded(z: jax.Array) -> jax.Array:
-    """`z` with infinities made finite: divided by a temperature they keep finite derivatives."""
-    return jnp.clip(z, -1e30, 1e30)
+@jax.custom_jvp
+def tempered(z: jax.Array, temperature: jax.Array) -> jax.Array:
+    """z / temperature, whose derivative in the temperature is zero where z is infinite.
+
+    A masked category stays masked at every temperature; JAX's own rule gives 0 * inf = NaN. (To
+    bound z first would do too, and made XLA draw the noise in z several times over.)
+    """
+    return z / temperature
+
+
+def _tempered_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (z, t), (dz, dt) = primals, tangents
+    y = tempered(z, t)
+    dy = jnp.zeros_like(y) if isinstance(dz, SymbolicZero) else dz / t
+    if not isinstance(dt, SymbolicZero):
+        dy -= jnp.where(jnp.isfinite(z), z, 0) / (t * t) * dt
+    return y, dy
+
+
+tempered.defjvp(_tempered_jvp, symbolic_zeros=True)
 
 
 def sample_key(key: ArrayLike) -> jax.Array:

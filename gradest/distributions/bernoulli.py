@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _random
-from .base import Distribution, Shape, align, as_float, as_floats, bounded, sample_key
+from .base import Distribution, Shape, align, as_float, as_floats, sample_key, tempered
 
 
 def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
@@ -114,7 +114,7 @@ class RelaxedBernoulli(Distribution):
         dtype = self.logits.dtype
         noise = _random.noise(jax.random.logistic, sample_key(key), (*shape, *self.shape), dtype)
         noise, logits, temperature = align(noise, self.logits, self.temperature)
-        y = (bounded(logits.astype(noise.dtype)) + noise) / temperature.astype(noise.dtype)
+        y = tempered(logits.astype(noise.dtype) + noise, temperature.astype(noise.dtype))
         # The density lives on the open interval: rounding must not leave it.
         info = jnp.finfo(dtype)
         return jnp.clip(jax.nn.sigmoid(y).astype(dtype), info.tiny, 1 - info.epsneg)

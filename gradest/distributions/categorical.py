@@ -7,7 +7,7 @@ from jax.scipy.special import gammaln, logsumexp
 from jax.typing import ArrayLike
 
 from .. import _random
-from .base import Distribution, Shape, align, as_float, bounded, sample_key
+from .base import Distribution, Shape, align, as_float, sample_key, tempered
 from .bernoulli import weighted
 
 
@@ -157,7 +157,7 @@ class _Relaxed(Distribution):
             jax.random.gumbel, sample_key(key), (*shape, *self.shape), self.logits.dtype
         )
         noise, logits, temperature = align(noise, self.logits, self.temperature[..., None])
-        z = (bounded(logits.astype(noise.dtype)) + noise) / temperature.astype(noise.dtype)
+        z = tempered(logits.astype(noise.dtype) + noise, temperature.astype(noise.dtype))
         return jax.nn.log_softmax(z, axis=-1)
 
     def _log_prob_of_log(self, y: jax.Array) -> jax.Array:

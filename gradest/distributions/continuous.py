@@ -162,6 +162,7 @@ class Uniform(Distribution):
 
     parameters = ("low", "high")
     reparameterizable = True
+    fixed_support = False
     low: jax.Array
     high: jax.Array
 
@@ -206,14 +207,18 @@ class MultivariateNormal(Distribution):
     def __init__(self, loc: ArrayLike, scale_tril: ArrayLike):
         mean, factor = as_float("loc", loc), as_float("scale_tril", scale_tril)
         d = factor.shape[-1] if factor.ndim >= 2 else None
-        if mean.ndim == 0 or factor.shape[-2:] != (d, d) or mean.shape[-1] not in (1, d):
+        dtype = jnp.result_type(mean, factor)
+        try:
+            if mean.ndim == 0 or factor.shape[-2:] != (d, d) or mean.shape[-1] not in (1, d):
+                raise ValueError
+            # Aligned by adding the vector's missing axis, then taking it away again.
+            columns, matrices = align(mean[..., None].astype(dtype), factor.astype(dtype))
+        except ValueError:
             raise ValueError(
                 "loc, scale_tril: expected a vector of shape (..., d) and a lower-triangular "
-                f"matrix of shape (..., d, d), got {mean.shape} and {factor.shape}."
-            )
-        dtype = jnp.result_type(mean, factor)
-        # Aligned by adding the vector's missing axis, then taking it away again.
-        columns, matrices = align(mean[..., None].astype(dtype), factor.astype(dtype))
+                "matrix of shape (..., d, d) whose leading axes broadcast, got "
+                f"{mean.shape} and {factor.shape}."
+            ) from None
         self.loc, self.scale_tril = columns[..., 0], matrices
 
     @property

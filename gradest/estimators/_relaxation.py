@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from ..distributions import Bernoulli, OneHotCategorical
+from ..distributions.base import tempered
 
 Relaxable = Bernoulli | OneHotCategorical
 
@@ -34,12 +35,7 @@ def perturb(key: jax.Array, dist: Relaxable) -> jax.Array:
     else:
         logits, family = dist.logits, jax.random.gumbel
     noise = _random.noise(family, key, dist.shape, logits.dtype)
-    return bounded(logits.astype(noise.dtype)) + noise
-
-
-def bounded(z: jax.Array) -> jax.Array:
-    """`z` with infinities made finite: divided by a temperature they keep finite derivatives."""
-    return jnp.clip(z, -1e30, 1e30)
+    return logits.astype(noise.dtype) + noise
 
 
 def harden(dist: Relaxable, z: jax.Array) -> jax.Array:
@@ -51,9 +47,60 @@ def harden(dist: Relaxable, z: jax.Array) -> jax.Array:
 
 def soften(dist: Relaxable, z: jax.Array, temperature: ArrayLike) -> jax.Array:
     """The relaxed draw: sigmoid(z / temperature), or softmax(z / temperature)."""
-    y = z / jnp.asarray(temperature, z.dtype)
+    y = tempered(z, jnp.asarray(temperature, z.dtype))
     relaxed = jax.nn.sigmoid(y) if isinstance(dist, Bernoulli) else jax.nn.softmax(y, axis=-1)
     return relaxed.astype(dist.logits.dtype)
+
+
+def log_odds(dist: Relaxable) -> jax.Array:
+    """Log-odds, or normalised log-probabilities, in the type of the noise."""
+    l = dist.logits.astype(_random.noise_dtype(dist.logits.dtype))
+    return l if isinstance(dist, Bernoulli) else jax.nn.log_softmax(l, axis=-1)
+
+
+def mean(dist: Relaxable, l: jax.Array) -> jax.Array:
+    """Of the draw: the probabilities, from the log-odds."""
+    return jax.nn.sigmoid(l) if isinstance(dist, Bernoulli) else jnp.exp(l)
+
+
+def pull_back_mean(dist: Relaxable, p: jax.Array, ct: jax.Array) -> jax.Array:
+    """The cotangent of the logits, given that of the mean p: J(p) = diag(p) - p p^T times it."""
+    ct = ct.astype(p.dtype)
+    if isinstance(dist, Bernoulli):
+        return p * (1 - p) * ct
+    return p * (ct - jnp.sum(p * ct, axis=-1, keepdims=True))
+
+
+def score(l: jax.Array, dist: Relaxable, b: jax.Array) -> jax.Array:
+    """Derivative of log p(b) with respect to the logits."""
+    return b.astype(l.dtype) - mean(dist, l)
+
+
+def conditional(key: jax.Array, dist: Relaxable, l: jax.Array, b: jax.Array) -> jax.Array:
+    """A draw of z given b: Tucker et al. 2017, appendices B (one-hot) and C (Bernoulli)."""
+    if isinstance(dist, Bernoulli):
+        noise = _random.noise(jax.random.logistic, key, l.shape, l.dtype)
+        positive = jax.nn.softplus(noise - jax.nn.log_sigmoid(-l))
+        return jnp.where(b > 0, positive, -jax.nn.softplus(noise - jax.nn.log_sigmoid(l)))
+    noise = _random.noise(jax.random.gumbel, key, l.shape, l.dtype)
+    # The winner's z is a Gumbel around log 1 = 0; each other one's is cut off there.
+    top = jnp.sum(jnp.where(b > 0, noise, 0), axis=-1, keepdims=True)
+    return jnp.where(b > 0, top, -jnp.logaddexp(-top, -(l + noise)))
+
+
+def pull_back_conditional(
+    dist: Relaxable, l: jax.Array, b: jax.Array, z: jax.Array, ct: jax.Array
+) -> jax.Array:
+    """The cotangent of the logits, given that of z, a draw given b with its noise held fixed.
+
+    Bernoulli: dz/dl = P(b) (1 - exp(-|z|)).
+    One-hot: dz_i/dl_j = w_i p_j + [i = j] (1 - w_i) with w_i = exp(z_i - max z).
+    """
+    if isinstance(dist, Bernoulli):
+        prob_of_b = jax.nn.sigmoid(jnp.where(b > 0, l, -l))
+        return prob_of_b * -jnp.expm1(-jnp.abs(z)) * ct
+    w = jnp.exp(z - jnp.max(z, axis=-1, keepdims=True))
+    return jnp.exp(l) * jnp.sum(w * ct, axis=-1, keepdims=True) + (1 - w) * ct
 
 
 @jax.custom_vjp

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from .. import _check, _random
 from .._gradient import attach_gradient, attach_variance_gradient, with_variance_gradient
 from .._sampler import Cost, Sampler
-from ..distributions import Bernoulli, base
+from ..distributions import base
 from . import _relaxation
 from ._relaxation import Relaxable
 
@@ -105,7 +105,7 @@ def _relaxed(
     key: jax.Array, dist: Any, *, temperature: ArrayLike, relaxation: str, **_: Any
 ) -> jax.Array:
     z = _relaxation.perturb(_keys(key)[0], dist)
-    return _relax(dist, z, _log_odds(dist), temperature, relaxation)
+    return _relax(dist, z, _relaxation.log_odds(dist), temperature, relaxation)
 
 
 def _relax(
@@ -113,7 +113,9 @@ def _relax(
 ) -> jax.Array:
     """The relaxed draw; "muprop" is the unnumbered equation that ends section 3.3."""
     t = jnp.asarray(temperature, z.dtype)
-    return _relaxation.soften(dist, z + l * (t * t / (t + 1)) if relaxation == "muprop" else z, t)
+    if relaxation == "muprop":
+        z = z + jnp.where(jnp.isfinite(l), l, 0) * (t * t / (t + 1))
+    return _relaxation.soften(dist, z, t)
 
 
 def _estimate(
@@ -130,9 +132,9 @@ def _estimate(
     key_z, key_conditional = _keys(key)
     # Nothing is differentiated through the draw: its gradient is estimated here.
     fixed = jax.lax.stop_gradient(dist)
-    l, z = _log_odds(fixed), _relaxation.perturb(key_z, fixed)
+    l, z = _relaxation.log_odds(fixed), _relaxation.perturb(key_z, fixed)
     b = _relaxation.harden(fixed, z)
-    z_given_b = z if coupled else _conditional(key_conditional, fixed, l, b)
+    z_given_b = z if coupled else _relaxation.conditional(key_conditional, fixed, l, b)
     f = cost(b)
 
     def gradient(hyper: Mapping[str, jax.Array]) -> jax.Array:
@@ -150,48 +152,9 @@ def _estimate(
         signal = f.astype(z.dtype) - eta * value
         if "baseline" in hyper:
             signal -= hyper["baseline"].astype(z.dtype)
-        through_z = dz - _pull_back_conditional(fixed, l, b, z_given_b, dz_given_b)
-        return signal * _score(l, fixed, b) + eta * (through_z + dl - dl_given_b)
+        through_z = dz - _relaxation.pull_back_conditional(fixed, l, b, z_given_b, dz_given_b)
+        return signal * _relaxation.score(l, fixed, b) + eta * (through_z + dl - dl_given_b)
 
     g, traced, variance_gradient = with_variance_gradient(gradient, hyper)
     value = attach_gradient(f, dist, type(dist)(g), log_prob=base.log_prob(dist, b))
     return attach_variance_gradient(value, traced, variance_gradient)
-
-
-def _log_odds(dist: Relaxable) -> jax.Array:
-    """Log-odds, or normalised log-probabilities, in the type of the noise."""
-    l = _relaxation.bounded(dist.logits.astype(_random.noise_dtype(dist.logits.dtype)))
-    return l if isinstance(dist, Bernoulli) else jax.nn.log_softmax(l, axis=-1)
-
-
-def _score(l: jax.Array, dist: Relaxable, b: jax.Array) -> jax.Array:
-    """Derivative of log p(b) with respect to the logits."""
-    mean = jax.nn.sigmoid(l) if isinstance(dist, Bernoulli) else jnp.exp(l)
-    return b.astype(l.dtype) - mean
-
-
-def _conditional(key: jax.Array, dist: Relaxable, l: jax.Array, b: jax.Array) -> jax.Array:
-    """A draw of z given b: appendices B (one-hot) and C (Bernoulli)."""
-    if isinstance(dist, Bernoulli):
-        noise = _random.noise(jax.random.logistic, key, l.shape, l.dtype)
-        positive = jax.nn.softplus(noise - jax.nn.log_sigmoid(-l))
-        return jnp.where(b > 0, positive, -jax.nn.softplus(noise - jax.nn.log_sigmoid(l)))
-    noise = _random.noise(jax.random.gumbel, key, l.shape, l.dtype)
-    # The winner's z is a Gumbel around log 1 = 0; each other one's is cut off there.
-    top = jnp.sum(jnp.where(b > 0, noise, 0), axis=-1, keepdims=True)
-    return jnp.where(b > 0, top, -jnp.logaddexp(-top, -(l + noise)))
-
-
-def _pull_back_conditional(
-    dist: Relaxable, l: jax.Array, b: jax.Array, z: jax.Array, ct: jax.Array
-) -> jax.Array:
-    """The cotangent of the logits, given that of z, a draw given b with its noise held fixed.
-
-    Bernoulli: dz/dl = P(b) (1 - exp(-|z|)).
-    One-hot: dz_i/dl_j = w_i p_j + [i = j] (1 - w_i) with w_i = exp(z_i - max z).
-    """
-    if isinstance(dist, Bernoulli):
-        prob_of_b = jax.nn.sigmoid(jnp.where(b > 0, l, -l))
-        return prob_of_b * -jnp.expm1(-jnp.abs(z)) * ct
-    w = jnp.exp(z - jnp.max(z, axis=-1, keepdims=True))
-    return jnp.exp(l) * jnp.sum(w * ct, axis=-1, keepdims=True) + (1 - w) * ct

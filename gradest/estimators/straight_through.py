@@ -58,5 +58,5 @@ def _straight_through(key: jax.Array, dist: Any, *, slope: ArrayLike) -> jax.Arr
     hard = jax.lax.stop_gradient(base.draw(key, dist))
     logits = dist.logits.astype(_random.noise_dtype(dist.logits.dtype))
     # Multiplied by the slope, that is: divided by its inverse.
-    soft = _relaxation.soften(dist, _relaxation.bounded(logits), 1 / slope)
+    soft = _relaxation.soften(dist, logits, 1 / slope)
     return _relaxation.replace_value(hard, soft)

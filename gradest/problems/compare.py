@@ -66,7 +66,7 @@ def feasible(
     """The methods that can be run, and why the others cannot."""
     evaluations = problem.num_configurations * problem.batch_size
     count = problem.num_configurations
-    digits = f"{count:,}" if count < 10**12 else f"about 10^{int(math.log10(count))}"
+    digits = f"{count:,}" if count <= 10**20 else f"about 10^{int(math.log10(count))}"
     reason = (
         f"{problem.num_values}^{problem.size} = {digits} configurations, for each of "
         f"{problem.batch_size} examples, are more than {_MAX_EVALUATIONS:,} evaluations per step"

@@ -40,7 +40,7 @@ def minibatch_loss(problem: Problem, method: Method) -> Loss:
 
 def initial_params(problem: Problem, method: Method, key: jax.Array) -> dict[str, Any]:
     """The model's parameters and, under "control", the control variate's."""
-    key_model, key_control, key_baseline = jax.random.split(key, 3)
+    key_model, key_control, key_baseline = _numbered(key, 3)
     control = method.initial_control(key_control, problem.shape)
     if method.learns_baseline:
         control["baseline"] = problem.init_baseline(key_baseline)
@@ -107,11 +107,12 @@ def train(
     """
     run = Run(method, steps)
     yield run
-    key_init, key_batches, key_draws, key_log, key_end = jax.random.split(jax.random.key(seed), 5)
-    shape, num_examples = (steps + 1, problem.batch_size), len(problem.examples)
-    batches = np.asarray(jax.random.randint(key_batches, shape, 0, num_examples))
-    keys, log_keys = jax.random.split(key_draws, steps), jax.random.split(key_log, problem.num_keys)
-    log_batch = problem.examples[batches[-1]]
+    key_init, key_draws, key_log, key_metrics, key_end = _numbered(jax.random.key(seed), 5)
+    log_keys = _numbered(key_log, problem.num_keys)
+    rng = np.random.default_rng(seed)
+    examples, size = problem.examples, problem.batch_size
+    minibatch = lambda: examples[rng.integers(len(examples), size=size)]
+    log_batch = minibatch()
 
     loss, schedule = minibatch_loss(problem, method), jang_schedule(steps)
     params = initial_params(problem, method, key_init)
@@ -130,13 +131,13 @@ def train(
 
     def log() -> None:
         gradients = [gradient(params, key, log_batch)[problem.sampled] for key in log_keys]
-        metrics = problem.evaluate(params, key_log)
+        metrics = problem.evaluate(params, key_metrics)
         run.log(step=run.done, gradient_variance=summed_variance(gradients), **metrics)
 
     logged = {round(i * steps / log_points) for i in range(log_points + 1)}
     log()
-    for key, batch in zip(keys, batches[:-1], strict=True):
-        xs = problem.examples[batch]
+    while run.done < steps:
+        key, xs = jax.random.fold_in(key_draws, run.done), minibatch()
         start = time.perf_counter()
         params, state = update(gradient(params, key, xs), state, params)
         jax.block_until_ready(params)
@@ -150,6 +151,11 @@ def train(
     run.measured = problem.measure(loss, params, key_end)
     run.status = "finished"
     yield run
+
+
+def _numbered(key: jax.Array, count: int) -> list[jax.Array]:
+    """Keys, one by one: to unstack an array of them is compiled anew for every size."""
+    return [jax.random.fold_in(key, number) for number in range(count)]
 
 
 def summed_variance(gradients: Iterable[Any]) -> float:

@@ -42,10 +42,14 @@ class Decoder(nn.Module):
 
     hidden: int
     num_pixels: int
+    num_values: int
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        h = nn.relu(nn.Dense(self.hidden)(2 * z.reshape(-1) - 1))
+        # Of mean zero and variance one a priori: a decoder that hardly sees its latent variables
+        # lets the encoder give them up.
+        p = 1 / self.num_values
+        h = nn.relu(nn.Dense(self.hidden)((z.reshape(-1) - p) / math.sqrt(p * (1 - p))))
         return nn.Dense(self.num_pixels)(h)
 
 
@@ -93,7 +97,7 @@ class VAE(Problem):
         self.mean_image = mean.astype(np.float32)
         hidden = 2 * self.num_pixels if self.num_pixels < 128 else 256
         self.encoder = Encoder(hidden, self.shape)
-        self.decoder = Decoder(hidden, self.num_pixels)
+        self.decoder = Decoder(hidden, self.num_pixels, self.num_values)
         self.baseline_network = Baseline(hidden)
         train, test = (min(len(x), NUM_EVALUATED) for x in (images.train, images.test))
         self.caption = (

@@ -1,0 +1,151 @@
+"""The benchmarks compare equals, and their README shows what they measured. Nothing is timed."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+speed = importlib.import_module("benchmarks.speed")
+measure = importlib.import_module("benchmarks._measure")
+
+
+@pytest.mark.parametrize("name", speed.CASES)
+def test_hand_written_versions_equal_gradest(name, x64):
+    """To the last digits, so that no term is missing on either side."""
+    del x64
+    speed.check_agreement(speed.CASES[name], (6, 5), tolerance=1e-9)
+
+
+def test_agreement_is_not_taken_for_granted(x64):
+    """One entry that is wrong by a hundredth is found, even by the loose tolerance."""
+    del x64
+    case = speed.CASES["gumbel_softmax"]
+
+    def wrong(params, key, target):
+        value, gradients = case.by_hand(params, key, target)
+        return value, {**gradients, "logits": gradients["logits"].at[0, 0].multiply(1.01)}
+
+    with pytest.raises(AssertionError, match=r"gumbel_softmax by expect.*logits"):
+        speed.check_agreement(dataclasses.replace(case, by_hand=wrong), (2, 3))
+
+
+def test_wrong_frequencies_are_found(monkeypatch):
+    draws = speed.Draws(categories=5, rows=3, draws=4000)
+    speed.check_frequencies(draws)
+    uniform = lambda key, l: jax.random.randint(key, (4000, 3), 0, 5)
+    monkeypatch.setattr(speed.Draws, "samplers", lambda self: {"uniform": uniform})
+    with pytest.raises(AssertionError, match="uniform: frequencies of"):
+        speed.check_frequencies(draws)
+
+
+def test_readme_shows_the_committed_results():
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    assert speed.result_files(speed.RESULTS), "run python -m benchmarks.speed"
+    assert measure.replace_between_markers(text, "speed", speed.render_all()) == text
+
+
+def test_committed_results_are_complete():
+    """Every estimator in both shapes, and the machine they were measured on."""
+    for path in speed.result_files(speed.RESULTS):
+        results = json.loads(path.read_text())
+        assert path.name == f"speed-{measure.slug(results['machine'])}.json"
+        labels = [case.label for case in speed.CASES.values()]
+        run = [(row["estimator"], tuple(row["shape"])) for row in results["run"]]
+        assert run == [(label, shape) for label in labels for shape in speed.SHAPES]
+        assert [row["estimator"] for row in results["compile"]] == labels
+        assert len(results["draws"]) == len(speed.DRAWS)
+
+
+def test_quick_run_end_to_end(tmp_path, capsys):
+    """On some of the names, through every question; the committed files stay as they are."""
+    readme = speed.README.read_bytes()
+    out = tmp_path / "new" / "folder"
+    assert speed.main(["--quick", "--out", str(out), "gumbel_softmax", "draws"]) == 0
+    (path,) = speed.result_files(out)
+    results = json.loads(path.read_text())
+    assert results["machine"]["jax"] == jax.__version__
+    lengths = {question: len(results[question]) for question in ("run", "compile", "draws")}
+    assert lengths == {"run": len(speed.QUICK_SHAPES), "compile": 1, "draws": 2}
+    assert capsys.readouterr().out.strip() == speed.render(results)
+    assert speed.README.read_bytes() == readme
+
+
+def test_list_prints_the_names(capsys):
+    assert speed.main(["--list"]) == 0
+    assert capsys.readouterr().out.split() == list(speed.NAMES)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["rebarr"], r"unknown name 'rebarr'; expected some of gumbel_softmax, .*, draws"),
+        (["--repeats", "0"], r"--repeats: expected at least 1, got 0"),
+        (["--out", __file__], r"--out: cannot write to .*test_benchmarks.py: File exists"),
+    ],
+)
+def test_wrong_arguments_are_one_clear_line(argv, message, capsys):
+    assert speed.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert re.fullmatch(f"benchmarks.speed: {message}", line)
+
+
+def test_ratios_are_taken_round_by_round():
+    """A machine that slows down between rounds leaves the ratio alone."""
+    slow = np.array([1.0, 3.0, 10.0])
+    times = {"hand": slow, "expect": 1.1 * slow, "expectation": 2 * slow}
+    row = speed.compare(speed.CASES["rebar"], (2, 3), times)
+    assert row["ratio"] == {"expect": [1.1] * 3, "expectation": [2.0] * 3}
+
+
+def test_programs_take_turns_in_a_changing_order():
+    order = []
+    record = lambda name: lambda: order.append(name) or len(order)
+    results = measure.interleave({name: record(name) for name in "abc"}, 20)
+    rounds = [tuple(order[i : i + 3]) for i in range(0, 60, 3)]
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len(set(rounds)) > 3
+    assert sorted(i for turns in results.values() for i in turns) == list(range(1, 61))
+
+
+def test_compile_stages_are_measured_from_fresh_functions():
+    made = []
+
+    def make():
+        made.append(None)
+        return lambda x: jnp.sin(x)
+
+    times = measure.compile_times({"sin": make}, (jnp.ones(3),), rounds=2)
+    assert times["sin"].shape == (2, len(measure.STAGES))
+    assert len(made) == 3
+
+
+def test_table_and_markers():
+    assert measure.table(["a", "b"], [["x", "10"]]) == "| a |  b |\n| - | -: |\n| x | 10 |"
+    text = "A\n<!-- begin t -->\nold\n<!-- end t -->\nB\n"
+    new = measure.replace_between_markers(text, "t", "new")
+    assert new == "A\n<!-- begin t -->\n\nnew\n\n<!-- end t -->\nB\n"
+    assert measure.replace_between_markers(new, "t", "new") == new
+    with pytest.raises(ValueError, match="begin u"):
+        measure.replace_between_markers(text, "u", "new")
+
+
+def test_machine_is_described():
+    machine = measure.machine()
+    assert all(value not in (None, "") for value in machine.values())
+    assert measure.slug({**machine, "platform": "cpu", "cores": 2}) == "cpu-2cores"
+    gpu = {**machine, "platform": "gpu", "device": "NVIDIA H200"}
+    assert measure.slug(gpu) == "gpu-nvidia-h200"
+    assert "NVIDIA H200" in measure.describe(gpu)

@@ -1,0 +1,353 @@
+"""`python -m gradest` as its users meet it: what it prints, writes and returns."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from gradest.__main__ import main
+from gradest.problems import compare, methods, properties
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion(monkeypatch):
+    """Optax mixes integers and floats; and the environment names no data."""
+    monkeypatch.delenv("GRADEST_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def python(*args, **options):
+    """A process of its own, which sees gradest from any directory."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, *args]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, **pipes, **options)
+
+
+# ---- What goes wrong -----------------------------------------------------------------------
+
+ERRORS = {
+    "command": (["compere"], "Did you mean 'compare'?"),
+    "problem": (["compare", "--problem", "digit"], "Did you mean 'digits'?"),
+    "latent": (["compare", "--latent", "categoric"], "Did you mean 'categorical'?"),
+    "estimator": (["compare", "--estimators", "rebaar"], "Did you mean 'rebar'?"),
+    "estimator-in-a-list": (
+        ["compare", "--estimators", "rebar,gumbel-softmax"],
+        "Did you mean 'gumbel_softmax'?",
+    ),
+    "estimator-that-does-not-train": (
+        ["compare", "--estimators", "reparameterize"],
+        "expected estimators that train bernoulli variables, got 'reparameterize'",
+    ),
+    "no-estimators": (["compare", "--estimators", ","], "--estimators: expected"),
+    "only-infeasible-estimators": (
+        ["compare", "--estimators", "enumeration"],
+        "2^20 = 1,048,576 configurations",
+    ),
+    "option": (["compare", "--stepz", "3"], "unrecognized arguments: --stepz 3"),
+    "steps-zero": (["compare", "--steps", "0"], "--steps: expected an integer from 1"),
+    "steps-negative": (["compare", "--steps", "-3"], "got '-3'"),
+    "steps-text": (["compare", "--steps", "many"], "got 'many'"),
+    "steps-missing": (["compare", "--steps"], "--steps"),
+    "seed": (["compare", "--seed", "-1"], "--seed: expected an integer from 0"),
+    "latent-size": (["compare", "--latent-size", "1.5"], "--latent-size: expected an integer"),
+    "toy-latent": (["compare", "--problem", "toy", "--latent", "categorical"], "--latent"),
+    "toy-latent-size": (["compare", "--problem", "toy", "--latent-size", "3"], "--latent-size"),
+    "data-of-digits": (["compare", "--data", "somewhere"], "--problem mnist only"),
+    "no-data": (["compare", "--problem", "mnist"], "GRADEST_DATA"),
+    "missing-data": (
+        ["compare", "--problem", "mnist", "--data", "nowhere"],
+        "expected a directory that holds binarized_mnist.npz, got 'nowhere'",
+    ),
+    "table-option": (["table", "--quick"], "unrecognized arguments: --quick"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_is_one_line_and_status_2(name, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    argv, part = ERRORS[name]
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert part in err
+    assert err.startswith("gradest: ")
+    assert err.count("\n") == 1
+    assert not out
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_directory(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main(["compare", "--problem", "toy", "--quick", "--out", str(out)]) == 2
+        err = capsys.readouterr().err
+        assert "--out: expected a directory to write into" in err
+        assert err.count("\n") == 1
+
+
+def test_a_damaged_data_file(capsys, tmp_path):
+    (tmp_path / "binarized_mnist.npz").write_bytes(b"not an archive")
+    assert main(["compare", "--problem", "mnist", "--data", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "expected a file written by numpy.savez" in err
+    assert err.count("\n") == 1
+
+
+def test_data_goes_before_the_environment(capsys, tmp_path, monkeypatch):
+    argv = ["compare", "--problem", "mnist"]
+    monkeypatch.setenv("GRADEST_DATA", str(tmp_path / "environment"))
+    assert main(argv) == 2
+    assert "environment'" in capsys.readouterr().err
+    assert main([*argv, "--data", str(tmp_path / "option")]) == 2
+    assert "option'" in capsys.readouterr().err
+
+
+def test_an_error_in_a_process_of_its_own(tmp_path):
+    process = python("-m", "gradest", "compare", "--estimators", "nothing", cwd=tmp_path)
+    out, err = process.communicate()
+    assert process.returncode == 2
+    assert not out
+    assert err.startswith("gradest: --estimators: expected one of score_function, ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", ["flax", "matplotlib", "rich", "sklearn"])
+def test_a_missing_extra(module, tmp_path):
+    argv = ["table"] if module == "rich" else ["compare", "--quick"]
+    program = (
+        f"import sys; sys.modules[{module!r}] = None; from gradest.__main__ import main; "
+        f"sys.exit(main({argv!r}))"
+    )
+    process = python("-c", program, cwd=tmp_path)
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert err == f'gradest: {module} is not installed: pip install "gradest[examples]"\n'
+
+
+def test_importing_gradest_needs_no_extra():
+    program = "import sys, gradest; print(sorted({m.partition('.')[0] for m in sys.modules}))"
+    out, _ = python("-c", program).communicate()
+    assert "'jax'" in out
+    for module in ("flax", "matplotlib", "rich", "sklearn"):
+        assert f"'{module}'" not in out
+
+
+def test_help_and_version(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert "compare" in out
+    assert "table" in out
+    for argv, part in ((["--version"], "gradest "), (["compare", "--help"], "--estimators")):
+        with pytest.raises(SystemExit) as exit_:
+            main(argv)
+        assert exit_.value.code == 0
+        assert part in capsys.readouterr().out
+
+
+# ---- compare -------------------------------------------------------------------------------
+
+
+def check_results(out, directory, stem, names, metric):
+    """The table, the JSON and the picture of a comparison; returns the JSON's estimators."""
+    rows = {line.split()[0] for line in out.splitlines() if line.strip()}
+    assert set(names) <= rows
+    # Paths may be longer.
+    assert max(map(len, out.partition("Written:")[0].splitlines())) <= 80
+    document = json.loads((directory / f"compare-{stem}.json").read_text())
+    assert [entry["name"] for entry in document["estimators"]] == names
+    for entry in document["estimators"]:
+        assert entry["status"] == "finished"
+        assert entry["draws"] == ("relaxed" if entry["name"] == "gumbel_softmax" else "exact")
+        history = entry["history"]
+        assert history["step"][0] == 0
+        assert history["step"][-1] == entry["steps"]
+        numbers = [entry[key] for key in (metric, "gradient_variance", "ms_per_step")]
+        numbers += history[metric] + history["gradient_variance"]
+        assert np.isfinite(np.array(numbers, float)).all()
+        assert entry["ms_per_step"] > 0
+    check_picture(directory / f"compare-{stem}.png")
+    return {entry["name"]: entry for entry in document["estimators"]}
+
+
+def check_picture(path):
+    from matplotlib import image
+
+    pixels = image.imread(path)
+    assert pixels.shape[0] > 300
+    assert pixels.shape[1] > 600
+    # White paper alone would have one colour.
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 50
+
+
+def test_compare_digits(capsys, tmp_path):
+    assert main(["compare", "--quick", "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    names = [m.name for m in methods.trainable("bernoulli") if m.name != "enumeration"]
+    entries = check_results(out, tmp_path, "digits-bernoulli", names, "test_elbo")
+    assert "enumeration was left out: 2^20 = 1,048,576 configurations" in out
+    assert "exact draws" in out
+    assert "Highest test ELBO" in out
+    assert err.count("steps") == len(names)
+    for entry in entries.values():
+        assert entry["test_elbo"] > entry["history"]["test_elbo"][0]
+        assert entry["variance_x_ms"] == pytest.approx(
+            entry["gradient_variance"] * entry["ms_per_step"]
+        )
+    # Trained by their own cotangents.
+    assert entries["rebar"]["control"]["eta"] != 1.0
+
+
+def test_compare_digits_with_categorical_variables(capsys, tmp_path):
+    names = ["gumbel_softmax", "rebar"]
+    argv = ["compare", "--quick", "--latent", "categorical", "--out", str(tmp_path)]
+    assert main([*argv, "--estimators", "gumbel_softmax,rebar"]) == 0
+    out = capsys.readouterr().out
+    entries = check_results(out, tmp_path, "digits-categorical", names, "test_elbo")
+    assert "20 categorical variables of 10 classes" in out
+    # Annealed, not trained: at its floor in the end.
+    assert entries["gumbel_softmax"]["control"]["temperature"] == 0.5
+
+
+def test_compare_with_few_variables_enumerates(capsys, tmp_path):
+    argv = ["compare", "--quick", "--latent-size", "3", "--out", str(tmp_path)]
+    assert main([*argv, "--estimators", "enumeration", "--steps", "5"]) == 0
+    out = capsys.readouterr().out
+    entry = check_results(out, tmp_path, "digits-bernoulli", ["enumeration"], "test_elbo")
+    assert entry["enumeration"]["steps"] == 5
+    # Rounding alone.
+    assert entry["enumeration"]["gradient_variance"] < 1e-6
+
+
+def test_compare_toy(capsys, tmp_path):
+    names = ["score_function", "straight_through", "gumbel_softmax", "enumeration"]
+    argv = ["compare", "--problem", "toy", "--quick", "--out", str(tmp_path)]
+    assert main([*argv, "--estimators", *names]) == 0
+    out = capsys.readouterr().out
+    entries = check_results(out, tmp_path, "toy", names, "cost")
+    z = {name: abs(e["bias"]) / (e["bias_se"] + 1e-6) for name, e in entries.items()}
+    assert z["score_function"] < 4.5
+    assert z["enumeration"] < 4.5
+    assert z["straight_through"] > 10
+    assert z["gumbel_softmax"] > 10
+
+
+def test_the_same_seed_gives_the_same_numbers(capsys, tmp_path):
+    histories = []
+    for directory in ("one", "two", "three"):
+        seed = "1" if directory == "three" else "0"
+        argv = ["compare", "--problem", "toy", "--steps", "8", "--quick", "--seed", seed]
+        out = tmp_path / directory
+        assert main([*argv, "--estimators", "score_function", "--out", str(out)]) == 0
+        document = json.loads((out / "compare-toy.json").read_text())
+        histories.append(document["estimators"][0]["history"])
+    assert histories[0] == histories[1] != histories[2]
+
+
+def test_ctrl_c_leaves_what_is_finished(tmp_path):
+    names = ["enumeration", "score_function", "straight_through"]
+    argv = ["compare", "--problem", "toy", "--steps", "20000", "--out", str(tmp_path)]
+    process = python("-m", "gradest", *argv, "--estimators", ",".join(names))
+    path = tmp_path / "compare-toy.json"
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    document = json.loads(path.read_text())
+    first, second = document["estimators"]
+    assert first["name"] == "enumeration"
+    assert first["status"] == "finished"
+    assert second["name"] == "score_function"
+    assert second["status"] == "interrupted"
+    assert second["steps"] < 20_000
+    assert document["left_out"] == {"straight_through": "interrupted before it began"}
+    assert "score_function *" in out
+    assert "* score_function: interrupted after" in out
+    check_picture(path.with_suffix(".png"))
+
+
+def test_the_second_ctrl_c_does_not_wait():
+    press = lambda: os.kill(os.getpid(), signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
+    with compare.interruptible() as interrupted:
+        assert not interrupted.is_set()
+        press()
+        assert interrupted.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            press()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_elsewhere_is_status_130(monkeypatch, capsys):
+    monkeypatch.setattr(compare, "run", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["compare"]) == 130
+    assert not capsys.readouterr().err
+
+
+# ---- table ---------------------------------------------------------------------------------
+
+
+def test_table_measures_what_is_documented(capsys):
+    assert main(["table"]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split()[0] for line in out.splitlines() if line.strip()}
+    assert set(properties.estimators()) <= rows
+    assert max(map(len, out.splitlines())) <= 80
+    assert "Every cell agrees" in out
+
+
+def document(monkeypatch, name, **changes):
+    """Leaves one method in the table, with changes to its documentation."""
+    method = next(m for m in methods.METHODS if m.name == name)
+    wrong = dataclasses.replace(method.properties, **changes)
+    monkeypatch.setattr(methods, "METHODS", [dataclasses.replace(method, documented=wrong)])
+    monkeypatch.setattr(properties, "missing", lambda: [])
+    monkeypatch.setattr(properties, "_NUM_KEYS", 20_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gumbel_max", {"variables": "both", "differentiable": True}),
+        ("gumbel_softmax", {"exact": True}),
+        ("straight_through", {"exact": False, "smooth_cost": False, "unbiased": True}),
+    ],
+)
+def test_table_marks_a_wrong_documentation(name, changes, capsys, monkeypatch):
+    document(monkeypatch, name, **changes)
+    assert main(["table"]) == 1
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith(name))
+    assert row.count("!") == len(changes)
+    for column in changes:
+        assert f"! {name}, {column}: measured " in out
+    assert "Every cell agrees" not in out
+
+
+def test_table_notices_an_estimator_without_a_row(capsys, monkeypatch):
+    method = next(m for m in methods.METHODS if m.name == "gumbel_max")
+    monkeypatch.setattr(methods, "METHODS", [method])
+    monkeypatch.setattr(properties, "_NUM_KEYS", 20_000)
+    assert main(["table"]) == 1
+    out = capsys.readouterr().out
+    assert "! rebar: gradest has it, the table of methods does not." in out
+
+
+def test_table_does_not_trust_a_measurement_without_power(capsys, monkeypatch):
+    document(monkeypatch, "reparameterize")
+    monkeypatch.setattr(properties, "_NUM_KEYS", 100)
+    assert main(["table"]) == 1
+    assert "! reparameterize, unbiased: measured -" in capsys.readouterr().out

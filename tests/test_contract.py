@@ -1,0 +1,361 @@
+"""The contract: what raises, what is attached to what, what is retraced."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradest as ge
+from gradest.distributions import Bernoulli, Categorical, Normal, OneHotCategorical
+
+KEY = jax.random.key(3)
+LOGITS = jnp.array([0.4, -0.7])
+
+COST_BASED = {
+    "score_function": ge.score_function(),
+    "leave_one_out": ge.score_function(num_samples=3, baseline="leave_one_out"),
+    "rebar": ge.rebar(0.5),
+    "enumeration": ge.enumeration(),
+    "gumbel_max": ge.gumbel_max(),
+}
+
+
+def cost(b, w=1.3):
+    return jnp.prod(b - 0.3) + jnp.sin(w * jnp.sum(b))
+
+
+def raw(sampler):
+    return lambda logits: jnp.sum(sampler(KEY, Bernoulli(logits)))
+
+
+@pytest.mark.parametrize("sampler", COST_BASED.values(), ids=COST_BASED)
+@pytest.mark.parametrize(
+    "differentiate",
+    [
+        lambda f: jax.grad(f),
+        lambda f: jax.jit(jax.grad(f)),
+        lambda f: jax.grad(jax.jit(f)),
+        lambda f: lambda l: jax.vmap(jax.grad(f))(jnp.stack([l, l])),
+        lambda f: jax.grad(lambda l: jax.vmap(f)(jnp.stack([l, l])).sum()),
+    ],
+    ids=["grad", "jit of grad", "grad of jit", "vmap of grad", "grad of vmap"],
+)
+def test_a_draw_differentiated_by_itself_raises(sampler, differentiate):
+    with pytest.raises(ge.UnestimatedGradientError, match=f"{sampler.name}: its draw"):
+        differentiate(raw(sampler))(LOGITS)
+
+
+def test_the_error_names_the_line_and_both_remedies():
+    with pytest.raises(ge.UnestimatedGradientError) as error:
+        jax.grad(raw(ge.rebar(0.5)))(LOGITS)
+    for part in ["rebar", "test_contract.py:", "gradest.expectation", "sampler.expect(key, dist"]:
+        assert part in str(error.value)
+
+
+def test_an_integer_draw_raises_while_its_parameters_are_differentiated():
+    table = jnp.array([1.0, 2.0])
+    loss = lambda l: table[ge.score_function()(KEY, Categorical(l))] * l[0]
+    with pytest.raises(ge.UnestimatedGradientError, match="integer draw"):
+        jax.grad(loss)(LOGITS)
+    stopped = lambda l: (
+        table[ge.score_function()(KEY, Categorical(jax.lax.stop_gradient(l)))] * l[0]
+    )
+    assert jax.grad(stopped)(LOGITS)[0] > 0
+
+
+def test_metrics_do_not_raise():
+    draw = lambda l: ge.rebar(0.5)(KEY, Bernoulli(l))
+
+    def loss(l):
+        b = draw(l)
+        unused = draw(l) + 1
+        del unused
+        return jnp.sum(l) + jnp.sum(jax.lax.stop_gradient(b)) + jnp.mean(b > 0.5), b
+
+    gradient, _ = jax.grad(loss, has_aux=True)(LOGITS)
+    np.testing.assert_array_equal(gradient, 1.0)
+
+
+def test_a_gradient_inside_the_loss_raises():
+    @ge.expectation
+    def loss(l):
+        return jnp.sum(jax.grad(raw(ge.score_function()))(l))
+
+    with pytest.raises(ge.UnestimatedGradientError, match="inside the loss"):
+        loss(LOGITS)
+
+
+# ---- attach_gradient -----------------------------------------------------------------------
+
+
+def test_attach_gradient_scales_by_the_cotangent_and_leaves_the_value_alone():
+    inputs = {"float": jnp.ones(2), "integer": jnp.arange(2)}
+
+    def f(x, scale):
+        gradient = {"float": jnp.array([2.0, 3.0]) * x, "integer": jnp.zeros(2, int)}
+        return scale * ge.attach_gradient(x**2, {**inputs, "float": inputs["float"] * x}, gradient)
+
+    value, gradient = jax.value_and_grad(f)(3.0, 10.0)
+    assert value == 90.0
+    assert gradient == 10 * (2 * 3.0 + 3.0 * (2.0 + 3.0))
+
+
+def test_a_second_derivative_of_what_is_attached_raises():
+    f = lambda x: ge.attach_gradient(x**2, x, x)
+    with pytest.raises(NotImplementedError, match="attach_gradient: its gradient was"):
+        jax.grad(jax.grad(f))(3.0)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [ge.rebar(0.5), ge.gumbel_softmax(0.5), ge.st_gumbel_softmax(0.5), ge.straight_through()],
+    ids=lambda s: s.name,
+)
+def test_every_other_estimator_refuses_second_derivatives(sampler):
+    loss = lambda l: sampler.expect(KEY, Bernoulli(l), cost)
+    with pytest.raises(NotImplementedError, match=f"{sampler.name}: its gradient was"):
+        jax.grad(lambda l: jnp.sum(jax.grad(loss)(l)))(LOGITS)
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.hessian(loss)(LOGITS)
+
+
+# ---- What affects the variance only ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_rebar_trains_its_control_variate_by_the_gradient_of_the_variance(x64, coupled):
+    keys = jax.random.split(KEY, 512)
+    hyper = {"temperature": jnp.asarray(0.6), "eta": jnp.asarray(0.8), "b": jnp.asarray(0.1)}
+    logits = LOGITS.astype(float)
+    scale = -0.25  # a maximised mean over four: the cotangents scale with its square
+
+    def loss(hyper, logits, key):
+        h = hyper
+        sampler = ge.rebar(h["temperature"], eta=h["eta"], baseline=h["b"], coupled=coupled)
+        return scale * sampler.expect(key, Bernoulli(logits), cost)
+
+    def squared_norm(hyper, key):
+        return jnp.sum(jax.grad(loss, argnums=1)(hyper, logits, key) ** 2)
+
+    attached = jax.jit(jax.vmap(jax.grad(loss), (None, None, 0)))(hyper, logits, keys)
+    direct = jax.jit(jax.vmap(jax.grad(squared_norm), (None, 0)))(hyper, keys)
+    chex.assert_trees_all_close(attached, direct, rtol=1e-9, atol=1e-12)
+    assert all(jnp.any(x != 0) for x in jax.tree.leaves(direct))
+
+
+@pytest.mark.parametrize("sign", [1.0, -2.0], ids=["minimised", "maximised"])
+def test_a_step_of_sgd_on_a_baseline_is_the_running_mean(sign):
+    def loss(b):
+        sampler = ge.score_function(baseline=b)
+        return sign * sampler.expect(KEY, Bernoulli(LOGITS), cost)
+
+    b = jnp.float32(0.2)
+    c = cost(ge.score_function()(KEY, Bernoulli(LOGITS)))
+    updates, _ = optax.sgd(0.1).update(jax.grad(loss)(b), optax.sgd(0.1).init(b))
+    expected = b + 0.1 * abs(sign) * (c - b)
+    np.testing.assert_allclose(optax.apply_updates(b, updates), expected, rtol=1e-6)
+
+
+# ---- Second derivatives --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        ge.score_function(),
+        ge.score_function(baseline=0.4),
+        ge.score_function(num_samples=3, baseline="leave_one_out"),
+        ge.enumeration(),
+    ],
+    ids=str,
+)
+def test_hessians_with_cross_terms_are_unbiased(x64, sampler):
+    point = jnp.array([0.4, -0.7, 1.3])
+
+    def loss(x, key, sampler):
+        return sampler.expect(key, Bernoulli(x[:2]), lambda b: cost(b, x[2]))
+
+    exact = jax.hessian(loss)(point, KEY, ge.enumeration())
+    keys = jax.random.split(KEY, 100_000)
+    estimates = jax.jit(jax.vmap(jax.hessian(lambda x, k: loss(x, k, sampler)), (None, 0)))(
+        point, keys
+    )
+    error = jnp.std(estimates, axis=0) / len(keys) ** 0.5
+    z = (jnp.mean(estimates, axis=0) - exact) / jnp.maximum(error, 1e-12)
+    assert jnp.max(jnp.abs(z)) < 4.5
+    assert jnp.max(error) < 0.02 * jnp.max(jnp.abs(exact))
+    # A Hessian that is 5% off is told from the exact one.
+    if jnp.max(error) > 1e-9:
+        broken = (1.05 * jnp.mean(estimates, axis=0) - exact) / jnp.maximum(error, 1e-12)
+        assert jnp.max(jnp.abs(broken)) > 4.5
+
+
+def test_mixed_second_derivatives_of_rebar_are_right_in_both_orders(x64):
+    keys = jax.random.split(KEY, 200_000)
+    logits, w = LOGITS.astype(float), jnp.asarray(1.3)
+    loss = lambda l, w, key, s: s.expect(key, Bernoulli(l), lambda b: cost(b, w))
+    exact = jax.grad(lambda l: jax.grad(loss, 1)(l, w, KEY, ge.enumeration()))(logits)
+    sampler = ge.rebar(0.5)
+    orders = {
+        "logits of w": lambda key: jax.grad(lambda l: jax.grad(loss, 1)(l, w, key, sampler))(
+            logits
+        ),
+        "w of logits": lambda key: jax.jacrev(lambda w: jax.grad(loss, 0)(logits, w, key, sampler))(
+            w
+        ),
+    }
+    for order in orders.values():
+        estimates = jax.jit(jax.vmap(order))(keys)
+        error = jnp.std(estimates, axis=0) / len(keys) ** 0.5
+        assert jnp.max(jnp.abs(jnp.mean(estimates, axis=0) - exact) / error) < 4.5
+        assert jnp.max(error) < 0.02 * jnp.max(jnp.abs(exact))
+
+
+# ---- The transform's interface ---------------------------------------------------------------
+
+
+def test_auxiliary_output_is_that_of_the_draw():
+    sampler = ge.score_function()
+
+    def loss(l, key):
+        b = sampler(key, Bernoulli(l))
+        return cost(b), {"draw": b, "cost": cost(b)}
+
+    (value, aux), gradient = jax.value_and_grad(ge.expectation(loss, has_aux=True), has_aux=True)(
+        LOGITS, KEY
+    )
+    np.testing.assert_array_equal(aux["draw"], sampler(KEY, Bernoulli(LOGITS)))
+    np.testing.assert_allclose(value, aux["cost"], rtol=1e-6)
+    same = jax.grad(lambda l: sampler.expect(KEY, Bernoulli(l), cost))(LOGITS)
+    np.testing.assert_allclose(gradient, same, rtol=1e-6)
+
+
+def test_losses_and_costs_must_be_scalars():
+    with pytest.raises(ValueError, match=r"real scalar, got shape \(2,\).*jax.vmap"):
+        ge.expectation(lambda l: ge.score_function()(KEY, Bernoulli(l)))(LOGITS)
+    with pytest.raises(TypeError, match="has_aux=True"):
+        ge.expectation(lambda l: (jnp.sum(l), l))(LOGITS)
+    with pytest.raises(ValueError, match=r"score_function: expected the cost to be a real scalar"):
+        ge.score_function().expect(KEY, Bernoulli(LOGITS), lambda b: b)
+
+
+def test_samplers_made_inside_or_passed_in_are_not_retraced():
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def inside(hyper, key):
+        sampler = ge.rebar(hyper["t"], eta=hyper["eta"])
+        return jax.grad(lambda l: sampler.expect(key, Bernoulli(l), cost))(LOGITS)
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def passed(sampler, key):
+        return jax.grad(lambda l: sampler.expect(key, Bernoulli(l), cost))(LOGITS)
+
+    for i in range(3):
+        key = jax.random.fold_in(KEY, i)
+        inside({"t": jnp.float32(0.5 + i), "eta": jnp.float32(i)}, key)
+        passed(ge.rebar(jnp.float32(0.5 + i)), key)
+        # The same estimator made anew is the same to jax.jit.
+        made = jax.tree.structure(ge.score_function(num_samples=3))
+        assert made == jax.tree.structure(ge.score_function(num_samples=3))
+
+
+def test_typed_and_legacy_keys_give_the_same_numbers():
+    legacy = jax.random.key_data(KEY)
+    for sampler in COST_BASED.values():
+        np.testing.assert_array_equal(
+            sampler(KEY, Bernoulli(LOGITS)), sampler(legacy, Bernoulli(LOGITS))
+        )
+
+
+def test_no_key_is_used_twice():
+    bits, normal = ge.rebar(0.5, coupled=False), ge.reparameterize()
+    loo = ge.score_function(num_samples=2, baseline="leave_one_out")
+
+    @ge.expectation
+    def loss(l, key):
+        keys = jax.random.split(key, 4)
+        first = bits(keys[0], Bernoulli(l))
+        second = bits(keys[1], Bernoulli(l * first))
+        third = loo(keys[2], OneHotCategorical(l + second))
+        return cost(third) * jnp.sum(normal(keys[3], Normal(l, 1.0)))
+
+    with jax.debug_key_reuse(True):
+        gradient = jax.jit(jax.grad(loss))(LOGITS, KEY)
+    assert jnp.all(jnp.isfinite(gradient))
+
+
+def test_an_estimator_names_itself_in_the_program():
+    lowered = jax.jit(lambda l: ge.rebar(0.5).expect(KEY, Bernoulli(l), cost)).lower(LOGITS)
+    assert "gradest.rebar" in lowered.as_text(debug_info=True)
+
+
+# ---- Errors ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ge.gumbel_softmax(0.0), ValueError, "temperature: expected a finite number great"),
+        (lambda: ge.rebar(float("nan")), ValueError, "temperature: .* got nan"),
+        (lambda: ge.rebar(eta=float("inf")), ValueError, "eta: expected a finite number, got inf"),
+        (
+            lambda: ge.rebar(relaxation="sharp"),
+            ValueError,
+            r"relaxation: expected one of .*'muprop",
+        ),
+        (lambda: ge.straight_through(slope=-1), ValueError, "slope: .* got -1.0"),
+        (lambda: ge.score_function(num_samples=0), ValueError, "num_samples: expected an integer"),
+        (
+            lambda: ge.score_function(baseline="leave_one_out"),
+            ValueError,
+            'num_samples: .* at least 2 with baseline="leave_one_out", got 1',
+        ),
+        (lambda: ge.score_function(baseline="mean"), ValueError, "baseline: expected one of"),
+        (
+            lambda: ge.score_function(baseline=jnp.ones(2)),
+            ValueError,
+            "baseline: expected a scalar",
+        ),
+        (lambda: Bernoulli(), TypeError, "exactly one of the two, got neither"),
+        (lambda: Bernoulli(0.0, probs=0.5), TypeError, "exactly one of the two, got both"),
+        (lambda: ge.rebar()(KEY, Normal()), TypeError, "rebar: expected one of .*got Normal"),
+        (lambda: ge.rebar()(0, Bernoulli(0.0)), TypeError, "key: expected a PRNG key"),
+        (lambda: ge.rebar()(Bernoulli(0.0), KEY), TypeError, "key: .*Keys come first"),
+        (
+            lambda: ge.reparameterize()(KEY, Bernoulli(0.0)),
+            TypeError,
+            "reparameterize: expected a distribution whose draws are differentiable",
+        ),
+        (
+            lambda: ge.enumeration().expect(KEY, Bernoulli(jnp.zeros(17)), cost),
+            ValueError,
+            r"at most max_configurations=65536 joint configurations, got 2\^17 = 131,072",
+        ),
+    ],
+)
+def test_errors_name_the_argument_and_what_was_given(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+# ---- Per-lane credit -------------------------------------------------------------------------
+
+
+def test_a_vmapped_expectation_has_the_variance_of_one_lane():
+    loss = ge.expectation(lambda l, key: cost(ge.score_function()(key, Bernoulli(l))))
+    one = jax.vmap(jax.grad(loss), (None, 0))
+
+    def lanes(l, key):
+        return jnp.sum(jax.vmap(loss)(l, jax.random.split(key, 32)))
+
+    alone = jax.jit(one)(LOGITS, jax.random.split(KEY, 100_000))[:, 0]
+    together = jax.jit(jax.vmap(jax.grad(lanes), (None, 0)))(
+        jnp.tile(LOGITS, (32, 1)), jax.random.split(jax.random.fold_in(KEY, 1), 10_000)
+    )[:, 7, 0]
+    variance = lambda x: (jnp.var(x), jnp.sqrt(jnp.var((x - x.mean()) ** 2) / len(x)))
+    (v1, e1), (v2, e2) = variance(alone), variance(together)
+    assert abs(v1 - v2) < 4.5 * jnp.hypot(e1, e2)
+    assert jnp.hypot(e1, e2) < 0.05 * v1
