@@ -32,8 +32,7 @@ def monte_carlo(
 
     Args:
       fn: takes a key first; returns a floating-point array or a pytree of them. Results, and the
-        gradients of arguments (of what it closes over not), are summed in at least single
-        precision.
+        gradients of the other arguments, are summed in at least single precision.
       num_samples: at least 1.
       chunk_size: samples evaluated at once; None for all of them.
 

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 def as_key(key: ArrayLike) -> jax.Array:
     """`key` as one typed PRNG key; legacy uint32 keys are wrapped."""
-    typed = key if is_typed(key) else _wrap_legacy(key)
+    typed = key if isinstance(key, jax.Array) and is_typed(key) else _wrap_legacy(key)
     if typed.shape != ():
         raise ValueError(
             f"key: expected one PRNG key, got an array of keys of shape {typed.shape}. "

@@ -19,10 +19,11 @@ is called in plain JAX, never inside a custom derivative, so it may close over a
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -176,7 +177,7 @@ def _flatten_with_keys(sampler: Sampler) -> tuple[tuple[Any, ...], Hashable]:
     return tuple(zip(keys, leaves, strict=True)), aux
 
 
-def _unflatten(aux: Any, leaves: tuple[Any, ...]) -> Sampler:
+def _unflatten(aux: Any, leaves: Iterable[Any]) -> Sampler:
     name, names, functions, static = aux
     fields = dict(zip(("draw", "estimate", "score", "relaxed"), functions, strict=True))
     options = dict(zip(names, leaves, strict=True))

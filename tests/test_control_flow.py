@@ -317,9 +317,9 @@ def test_pathwise_draws_in_loops():
         normal = ge.reparameterize()
         step = lambda x, k: (x + normal(k, dists.Normal(a[0], 0.3)), None)
         x, _ = jax.lax.scan(step, w[0], split(k0, 2))
-        draw = lambda i, s: s + jax.lax.stop_gradient(normal(k1, dists.Normal(0.0, 1.0))) * i
-        noise = jax.lax.while_loop(lambda s: s < 1.0, lambda s: draw(1.0, s) ** 2 + 0.5, 0.0)
-        return (x - bit(score, k2, a[1])) ** 2 + 0.0 * noise
+        first = lambda s: (s[0] + 1, s[1] + normal(k1, dists.Normal(0.0, 1.0)))
+        _, noise = jax.lax.while_loop(lambda s: s[0] < 2, first, (0, 0.0))
+        return (x - bit(score, k2, a[1])) ** 2 + 0.1 * noise
 
     # x ~ Normal(w0 + 2 a0, 0.3^2 * 2).
     def expected(params):

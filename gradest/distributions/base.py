@@ -3,8 +3,8 @@
 import abc
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Distribution(abc.ABC):
         return tuple(zip(keys, leaves, strict=True)), aux
 
     @classmethod
-    def _unflatten(cls, aux: None, leaves: tuple[Any, ...]) -> "Distribution":
+    def _unflatten(cls, aux: None, leaves: Iterable[Any]) -> Self:
         del aux
         self = object.__new__(cls)
         for name, leaf in zip(cls.parameters, leaves, strict=True):

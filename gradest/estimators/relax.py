@@ -202,18 +202,25 @@ def _relax(
 def _lax(key: jax.Array, dist: Any, control: _Control, coupled: bool) -> tuple[Any, _Gradient]:
     """LAX: the draw, and the gradient with respect to the distribution's parameters."""
     del coupled
-    x = jax.lax.stop_gradient(_draw(key, dist))
+    x, pull_back = jax.vjp(lambda dist: _draw(key, dist), dist)
 
     def gradient(hyper: Mapping[str, jax.Array], f: jax.Array) -> jax.Array:
-        def objective(dist: Any) -> jax.Array:
+        def c(x: Any) -> tuple[jax.Array, jax.Array]:
+            lanes = control(hyper, x)
+            return jnp.sum(lanes), lanes
+
+        slope, value = jax.grad(c, has_aux=True)(x)
+        eta = hyper["eta"]
+
+        def weighted_log_prob(dist: Any) -> jax.Array:
             log_p = dist.log_prob(x)
             log_p = log_p.astype(_random.noise_dtype(log_p.dtype))
-            eta = hyper["eta"].astype(log_p.dtype)
-            signal = f.astype(log_p.dtype) - eta * control(hyper, x).astype(log_p.dtype)
-            pathwise = control(hyper, _draw(key, dist)).astype(log_p.dtype)
-            return jnp.sum(_per_lane(signal, log_p) * log_p) + eta * jnp.sum(pathwise)
+            signal = f.astype(log_p.dtype) - eta.astype(log_p.dtype) * value.astype(log_p.dtype)
+            return jnp.sum(_per_lane(signal, log_p) * log_p)
 
-        return _flat(jax.grad(objective, allow_int=True)(dist))
+        score = jax.grad(weighted_log_prob, allow_int=True)(dist)
+        (pathwise,) = pull_back(jax.tree.map(lambda s: eta.astype(s.dtype) * s, slope))
+        return _flat(score) + _flat(pathwise)
 
     return x, gradient
 
