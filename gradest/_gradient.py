@@ -34,7 +34,9 @@ def magic(log_prob: jax.Array) -> jax.Array:
 
 
 @magic.defjvp
-def _magic_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _magic_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     one = magic(*primals)
     return one, one * tangents[0]
 

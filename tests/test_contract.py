@@ -87,6 +87,28 @@ def test_a_gradient_inside_the_loss_raises():
         loss(LOGITS)
 
 
+class Threshold:
+    """A distribution of another library: its draw is a pytree without a derivative."""
+
+    def __init__(self, p):
+        self.p = p
+
+    def sample(self, key, shape=()):
+        return {"draw": (jax.random.uniform(key, shape) < self.p).astype(float)}
+
+    def log_prob(self, x):
+        return jnp.where(x["draw"] > 0, jnp.log(self.p), jnp.log1p(-self.p))
+
+
+jax.tree_util.register_pytree_node(Threshold, lambda d: ((d.p,), None), lambda _, c: Threshold(*c))
+
+
+def test_reparameterizing_a_draw_without_a_derivative_raises():
+    draw = lambda p: ge.reparameterize()(KEY, Threshold(p))["draw"]
+    with pytest.raises(ge.UnestimatedGradientError, match="reparameterize: a draw of Threshold"):
+        jax.grad(draw)(0.3)
+
+
 # ---- attach_gradient -----------------------------------------------------------------------
 
 

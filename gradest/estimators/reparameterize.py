@@ -87,7 +87,7 @@ def _differentiable_jvp(name: str, primals: Any, tangents: Any) -> Any:
 
 
 def _is_zero(t: Any) -> bool:
-    return isinstance(t, SymbolicZero) or t.dtype == jax.dtypes.float0
+    return isinstance(t, SymbolicZero) or getattr(t, "dtype", None) == jax.dtypes.float0
 
 
 _differentiable.defjvp(_differentiable_jvp, symbolic_zeros=True)
