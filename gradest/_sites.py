@@ -34,7 +34,8 @@ class Mode:
 def read_site(eqn: Any, operands: list[Any], mode: Mode) -> tuple[jax.Array, Sampler, Any]:
     """The key, the sampler and the distribution of a sample equation."""
     site: SamplerSite = eqn.params["site"]
-    key, *rest = operands
+    # A parameter may be a literal of the program, a number that is not yet an array.
+    key, *rest = map(jnp.asarray, operands)
     sampler, dist = site.parts(tuple(rest))
     for index in mode.indices:
         key = _random.fold_in(key, index)

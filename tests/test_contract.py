@@ -3,9 +3,12 @@
 import chex
 import jax
 import jax.numpy as jnp
+import methods
 import numpy as np
 import optax
 import pytest
+from methods import METHODS, compiled
+from statistical import assert_unbiased
 
 import gradest as ge
 from gradest.distributions import Bernoulli, Categorical, Normal, OneHotCategorical
@@ -381,3 +384,220 @@ def test_a_vmapped_expectation_has_the_variance_of_one_lane():
     (v1, e1), (v2, e2) = variance(alone), variance(together)
     assert abs(v1 - v2) < 4.5 * jnp.hypot(e1, e2)
     assert jnp.hypot(e1, e2) < 0.05 * v1
+
+
+# ---- Every estimator, by the table -------------------------------------------------------------
+
+ESTIMATORS = [name for name, row in METHODS.items() if row.estimates]
+FORMS = ["expect", "expectation"]
+
+
+def first_cell(method):
+    row = METHODS[method]
+    return methods.Cell(method, next(iter(row.variants)), row.distributions[0])
+
+
+def loss_of(cell, form):
+    """A function of (distribution, key), in one of the two forms."""
+    sampler, w = cell.sampler(), methods.weights(cell.dist())
+    if form == "expect":
+        return lambda dist, key: sampler.expect(key, dist, lambda x: methods.wave(w, x))
+    return ge.expectation(lambda dist, key: methods.wave(w, sampler(key, dist)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", ESTIMATORS)
+def test_second_derivatives_are_right_or_raise(method, form):
+    cell = first_cell(method)
+    loss = loss_of(cell, form)
+
+    @compiled
+    def twice(dist):
+        total = lambda dist: sum(map(jnp.sum, jax.tree.leaves(jax.grad(loss)(dist, KEY))))
+        return jax.grad(total)(dist)
+
+    if cell.row.second_order:
+        assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(twice(cell.dist())))
+    else:
+        with pytest.raises(NotImplementedError, match=f"{method}: its gradient was differentiated"):
+            twice(cell.dist())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", ESTIMATORS)
+def test_typed_and_legacy_keys_give_the_same_gradients(method, form):
+    cell = first_cell(method)
+    run = compiled(jax.value_and_grad(loss_of(cell, form)))
+    typed, legacy = (run(cell.dist(), key) for key in (KEY, jax.random.key_data(KEY)))
+    jax.tree.map(np.testing.assert_array_equal, typed, legacy)
+
+
+CELLS = [cell for cell in methods.cells() if cell.distribution == cell.row.distributions[0]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_no_estimator_uses_a_key_twice(cell, form):
+    with jax.debug_key_reuse(True):
+        gradient = compiled(jax.grad(loss_of(cell, form)))(cell.dist(), jax.random.key(0))
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("options", [{}, {"coupled": False}, {"nested": True}], ids=str)
+def test_no_key_is_used_twice_by_sites_in_sequence(options):
+    bits = ge.rebar(0.5, **options)
+
+    @ge.expectation
+    def loss(l, key):
+        b = jnp.ones(2)
+        for site_key in jax.random.split(key, 3):
+            b = bits(site_key, Bernoulli(l * b))
+        return cost(b)
+
+    with jax.debug_key_reuse(True):
+        assert jnp.all(jnp.isfinite(compiled(jax.grad(loss))(LOGITS, jax.random.key(0))))
+
+
+def test_a_key_that_is_used_twice_is_noticed():
+    draw = lambda key: ge.rebar(0.5)(key, Bernoulli(LOGITS))
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(lambda key: draw(key) + draw(key))(jax.random.key(0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_estimator_names_itself_in_the_program(method):
+    cell = first_cell(method)
+    draw = jax.jit(lambda dist: cell.sampler()(KEY, dist))
+    assert f"gradest.{method}" in draw.lower(cell.dist()).as_text(debug_info=True)
+    if cell.row.estimates:
+        lowered = jax.jit(loss_of(cell, "expect")).lower(cell.dist(), KEY)
+        assert f"gradest.{method}" in lowered.as_text(debug_info=True)
+
+
+def test_gumbel_max_raises_in_an_expectation_too():
+    sampler = ge.gumbel_max()
+    for form in (
+        ge.expectation(lambda l: cost(sampler(KEY, Bernoulli(l)))),
+        lambda l: sampler.expect(KEY, Bernoulli(l), cost),
+    ):
+        with pytest.raises(ge.UnestimatedGradientError, match="gumbel_max: its draw"):
+            jax.grad(form)(LOGITS)
+    with pytest.raises(ge.UnestimatedGradientError, match="gumbel_max: an integer draw"):
+        jax.grad(lambda l: sampler(KEY, Categorical(l)).astype(float))(LOGITS)
+
+
+# ---- Training what affects the variance, in every combination ------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("coupled", [True, False], ids=["coupled", "independent"])
+@pytest.mark.parametrize("relaxation", ["concrete", "muprop"])
+def test_rebar_of_one_hot_rows_trains_its_control_variate(x64, relaxation, coupled, form):
+    logits = jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]])
+    hyper = {"temperature": jnp.asarray(0.6), "eta": jnp.asarray(0.8), "baseline": jnp.asarray(0.1)}
+    w = jnp.array([0.9, -0.6, 0.5, 0.7, -0.8, 0.4])
+
+    def loss(hyper, logits, key):
+        sampler = ge.rebar(**hyper, relaxation=relaxation, coupled=coupled)
+        dist = OneHotCategorical(logits)
+        if form == "expect":
+            return -3.0 * sampler.expect(key, dist, lambda x: methods.wave(w, x))
+        return -3.0 * ge.expectation(lambda key: methods.wave(w, sampler(key, dist)))(key)
+
+    squared_norm = lambda hyper, key: jnp.sum(jax.grad(loss, argnums=1)(hyper, logits, key) ** 2)
+    keys = jax.random.split(KEY, 16)
+    attached = compiled(jax.vmap(jax.grad(loss), (None, None, 0)))(hyper, logits, keys)
+    direct = compiled(jax.vmap(jax.grad(squared_norm), (None, 0)))(hyper, keys)
+    chex.assert_trees_all_close(attached, direct, rtol=1e-9, atol=1e-12)
+    assert all(jnp.any(x != 0) for x in jax.tree.leaves(direct))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("num_samples", [1, 3])
+@pytest.mark.parametrize("scale", [1.0, -2.5])
+def test_cotangent_of_a_baseline(form, num_samples, scale):
+    """|ct| (b - cost), averaged over the samples; the value is their mean cost."""
+
+    def loss(b, key):
+        sampler = ge.score_function(num_samples=num_samples, baseline=b)
+        if form == "expect":
+            return scale * sampler.expect(key, Bernoulli(LOGITS), cost)
+        return scale * ge.expectation(lambda k: cost(sampler(k, Bernoulli(LOGITS))))(key)
+
+    b = jnp.float32(0.2)
+    value, cotangent = compiled(jax.value_and_grad(loss))(b, KEY)
+    np.testing.assert_allclose(cotangent, abs(scale) * (b - value / scale), rtol=1e-5)
+
+
+def test_samplers_passed_to_jit_give_the_numbers_of_those_closed_over():
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def passed(sampler, key):
+        return jax.grad(lambda l: sampler.expect(key, Bernoulli(l), cost))(LOGITS)
+
+    for b in (0.1, 0.7):
+        sampler = ge.score_function(baseline=jnp.float32(b))
+        closed = jax.jit(jax.grad(lambda l, s=sampler: s.expect(KEY, Bernoulli(l), cost)))(LOGITS)
+        np.testing.assert_allclose(passed(sampler, KEY), closed, rtol=1e-6)
+
+
+# ---- Second derivatives, with what breaks them ---------------------------------------------------
+
+
+def test_hessian_with_a_trained_baseline_is_unbiased(x64):
+    point, b = jnp.array([0.4, -0.7, 1.3]), jnp.asarray(0.4)
+
+    def loss(sampler, x, key):
+        return sampler.expect(key, Bernoulli(x[:2]), lambda draw: cost(draw, x[2]))
+
+    def hessian(b, key):
+        sampler = ge.score_function(baseline=b)
+        return jax.jacrev(jax.grad(lambda x: loss(sampler, x, key)))(point)
+
+    def estimates(b):
+        return compiled(jax.vmap(hessian, (None, 0)))(b, jax.random.split(KEY, 200_000))
+
+    exact = jax.hessian(lambda x: loss(ge.enumeration(), x, KEY))(point)
+    assert_unbiased(estimates(b), exact)
+
+
+def reinforce(surrogate):
+    """The score function of first order, attached with or without a log-probability, or plain."""
+
+    def estimate(key, dist, cost):
+        b = jax.lax.stop_gradient(dist.sample(key))
+        log_prob = lambda dist: jnp.sum(dist.log_prob(b))
+        c = cost(b)
+        if surrogate == "stopped cost":
+            l = log_prob(dist)
+            return c + jax.lax.stop_gradient(c) * (l - jax.lax.stop_gradient(l))
+        gradient = jax.tree.map(lambda s: c * s, jax.grad(log_prob)(dist))
+        l = log_prob(dist) if surrogate == "log_prob" else None
+        return ge.attach_gradient(c, dist, gradient, log_prob=l)
+
+    return ge.Sampler("reinforce", estimate=estimate)
+
+
+def mixed(sampler, key):
+    """d/dlogits d/dw."""
+    loss = lambda l, w: sampler.expect(key, Bernoulli(l), lambda b: cost(b, w))
+    logits, w = LOGITS.astype(float), jnp.asarray(1.3)
+    return jax.jacrev(lambda l: jax.grad(loss, argnums=1)(l, w))(logits)
+
+
+@pytest.mark.parametrize("surrogate", ["log_prob", "no log_prob", "stopped cost"])
+def test_mixed_derivatives_of_an_attached_gradient(x64, surrogate):
+    """Unbiased with the draw's log-probability; not without it, nor by the usual surrogate loss."""
+    sampler, keys = reinforce(surrogate), jax.random.split(KEY, 200_000)
+    got = compiled(jax.vmap(lambda key: mixed(sampler, key)))(keys)
+    want = mixed(ge.enumeration(), KEY)
+    if surrogate == "log_prob":
+        assert_unbiased(got, want)
+    else:
+        with pytest.raises(AssertionError, match="standard errors off"):
+            assert_unbiased(got, want)
+
+
+def test_auxiliary_output_needs_a_pair():
+    with pytest.raises(TypeError, match=r"has_aux=True expects the loss to return a pair"):
+        ge.expectation(jnp.sum, has_aux=True)(LOGITS)

@@ -167,7 +167,7 @@ def test_impossible_categories_among_50000(shape, stuck_uniform):
     rows[::2, :10_000] = -inf
     draws = np.asarray(_random.categorical(jax.random.key(0), jnp.asarray(rows), shape))
     assert np.isfinite(np.take_along_axis(rows, draws.reshape(-1, 20).T, axis=-1)).all()
-    if stuck_uniform == NEARLY_ONE:
+    if stuck_uniform == NEARLY_ONE and shape:
         last = [np.flatnonzero(row > -inf)[-1] for row in rows]
         # The parallel sum's rounding may swallow the last few of 1,500 categories, not 1%.
         assert ((np.asarray(last) - draws) < 500).all()

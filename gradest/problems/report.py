@@ -112,6 +112,7 @@ def notes(problem: Problem, runs: Sequence[Run], left_out: Mapping[str, str]) ->
     adjective = "Lowest" if problem.lower_is_better else "Highest"
     lines.append(f"{adjective} {header}: {best.method.name}, {fixed(best.last(metric))}.")
     unbiased = [r for r in runs if r.status == "finished" and r.method.properties.unbiased]
+    unbiased = [r for r in unbiased if math.isfinite(r.variance_x_time)]
     if unbiased:
         cheapest = min(unbiased, key=lambda run: run.variance_x_time)
         lines.append(
