@@ -30,7 +30,10 @@ def magic(log_prob: jax.Array) -> jax.Array:
     Written as a rule so that an infinite l does not make it NaN, and so that l costs nothing
     where no derivative is taken.
     """
-    return jnp.ones_like(log_prob)
+    # A one that depends on l, until XLA simplifies it: when a vmapped custom_jvp is staged, as in
+    # a scan, JAX needs a result that is batched whenever its tangent is.
+    never = jnp.isnan(log_prob) & False
+    return jnp.where(never, log_prob, jnp.ones_like(log_prob))
 
 
 @magic.defjvp
