@@ -18,7 +18,7 @@ import numpy as np
 from . import _jaxpr
 from ._loops import Ledger, Position, account, advance
 from ._sampler import Cost
-from ._sites import Mode, clone_keys, read_site, warn_of_lanes
+from ._sites import Mode, check_lanes, clone_keys, read_site
 
 
 def expectation(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
@@ -204,7 +204,7 @@ class _Rest(Cost):
 
 def _evaluate(jaxpr: Any, values: Sequence[Any]) -> jax.Array:
     program = _jaxpr.Program.of(jaxpr, [True] + [False] * (len(jaxpr.outvars) - 1))
-    warn_of_lanes(program.marks())
+    check_lanes(program.marks())
     return _run(program, values, Mode(), lambda outs, _: outs[0])
 
 

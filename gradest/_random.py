@@ -19,11 +19,20 @@ def as_key(key: ArrayLike) -> jax.Array:
     """`key` as one typed PRNG key; legacy uint32 keys are wrapped."""
     typed = key if isinstance(key, jax.Array) and is_typed(key) else _wrap_legacy(key)
     if typed.shape != ():
-        raise ValueError(
-            f"key: expected one PRNG key, got an array of keys of shape {typed.shape}. "
-            "Vmap over the keys, or use one of them."
-        )
+        raise _not_one(typed)
     return typed
+
+
+def _not_one(keys: jax.Array) -> Exception:
+    return ValueError(
+        f"key: expected one PRNG key, got an array of keys of shape {keys.shape}. "
+        "Vmap over the keys, or use one of them."
+    )
+
+
+def as_keys(key: ArrayLike) -> jax.Array:
+    """`key` as one typed key, or as the array of typed keys, one per lane, that it is."""
+    return key if isinstance(key, jax.Array) and is_typed(key) else as_key(key)
 
 
 def is_typed(key: Any) -> bool:
@@ -69,13 +78,16 @@ def noise_dtype(dtype: DTypeLike) -> jnp.dtype:
 
 
 def noise(
-    family: Callable[..., jax.Array], key: jax.Array, shape: Sequence[int], dtype: DTypeLike
+    family: Callable[..., jax.Array], key: ArrayLike, shape: Sequence[int], dtype: DTypeLike
 ) -> jax.Array:
     """Draws of one of `jax.random`'s parameter-free families, for parameters of type `dtype`."""
+    key = as_keys(key)
+    if key.shape != tuple(shape)[: key.ndim]:
+        raise _not_one(key)
     return per_lane(lambda k, s: family(k, s, noise_dtype(dtype)), key, shape)
 
 
-def categorical(key: jax.Array, logits: jax.Array, shape: Sequence[int] = ()) -> jax.Array:
+def categorical(key: ArrayLike, logits: jax.Array, shape: Sequence[int] = ()) -> jax.Array:
     """Exact categorical draws of shape `shape + logits.shape[:-1]`, by inverting the CDF.
 
     One uniform per draw and one cumulative sum per row, where `jax.random.categorical`

@@ -124,7 +124,8 @@ class Sampler:
         """An estimate of E[cost(x)], x ~ dist, whose gradient estimates the expectation's.
 
         Args:
-          key: a PRNG key, typed or legacy.
+          key: a PRNG key, typed or legacy. (An estimator that passes on its own key to another
+            one has, at a draw under `jax.vmap`, an array of keys, one per lane.)
           dist: the distribution; gradients reach whatever its parameters were made from.
           cost: a function of the draw that returns a real scalar. It may close over anything,
             traced or differentiated: gradients flow to that too.
@@ -132,7 +133,7 @@ class Sampler:
         Returns:
           A scalar.
         """
-        return self._expect(_random.as_key(key), dist, Cost(cost, self.name))
+        return self._expect(_random.as_keys(key), dist, Cost(cost, self.name))
 
     def _draw(self, key: jax.Array, dist: Any) -> Any:
         with jax.named_scope(f"gradest.{self.name}"):

@@ -39,15 +39,31 @@ def read_site(eqn: Any, operands: list[Any], mode: Mode) -> tuple[jax.Array, Sam
     sampler, dist = site.parts(tuple(rest))
     for index in mode.indices:
         key = _random.fold_in(key, index)
-    if site.lanes:
-        _check_lanes(site)
-        if not isinstance(dist, base.Distribution):
-            for _ in range(site.lanes):
-                dist = base.Lanes(dist)
+    if not isinstance(dist, base.Distribution):
+        for _ in range(site.lanes):
+            dist = base.Lanes(dist)
     return key, sampler, dist
 
 
-def _check_lanes(site: SamplerSite) -> None:
+def check_lanes(marks: Iterable[Any]) -> None:
+    """Raises for draws whose lanes cannot be drawn together, and warns of the others.
+
+    Once for each line of the user's: such a draw is credited with other lanes' cost.
+    """
+    vmapped = [site for site in _sites(marks) if site.lanes]
+    for site in vmapped:
+        _check_site(site)
+    for name, where in dict.fromkeys((site.sampler.name, site.where) for site in vmapped):
+        warnings.warn(
+            f"{name}: a draw under jax.vmap inside a loss{where} is credited with the whole loss "
+            "in every lane. If the loss is a sum over lanes, "
+            "jax.vmap(gradest.expectation(per_lane_loss)) gives each lane its own cost only, with "
+            "less variance.",
+            stacklevel=2,
+        )
+
+
+def _check_site(site: SamplerSite) -> None:
     name, where = site.sampler.name, site.where
     if site.key_shared:
         raise ValueError(
@@ -58,19 +74,6 @@ def _check_lanes(site: SamplerSite) -> None:
         raise NotImplementedError(
             f"{name}: a draw under jax.vmap inside a loss has options that differ from lane to "
             f"lane{where}. Vmap the expectation of a per-lane loss instead of the draw."
-        )
-
-
-def warn_of_lanes(marks: Iterable[Any]) -> None:
-    """Warns, once for each line of the user's, of draws credited with other lanes' cost."""
-    lines = dict.fromkeys((s.sampler.name, s.where) for s in _sites(marks) if s.lanes)
-    for name, where in lines:
-        warnings.warn(
-            f"{name}: a draw under jax.vmap inside a loss{where} is credited with the whole loss "
-            "in every lane. If the loss is a sum over lanes, "
-            "jax.vmap(gradest.expectation(per_lane_loss)) gives each lane its own cost only, with "
-            "less variance.",
-            stacklevel=2,
         )
 
 

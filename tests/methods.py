@@ -20,7 +20,6 @@ import pytest
 import gradest as ge
 from gradest import distributions as dists
 from gradest.estimators import _relaxation
-from gradest.estimators import rebar as rebar_module
 
 #: Compiles a function fast and runs it a little slower: tests compile more than they run.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -219,10 +218,10 @@ METHODS: dict[str, Method] = {
         broken={
             "scaled": scaled(ge.rebar),
             "no reparameterization of the conditional draw": replaced(
-                rebar_module, "_pull_back_conditional", no_pull_back, ge.rebar
+                _relaxation, "pull_back_conditional", no_pull_back, ge.rebar
             ),
             "z' not given the draw": replaced(
-                rebar_module, "_conditional", _unconditional, lambda: ge.rebar(coupled=False)
+                _relaxation, "conditional", _unconditional, lambda: ge.rebar(coupled=False)
             ),
         },
     ),

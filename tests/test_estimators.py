@@ -468,6 +468,13 @@ def numpyro_kind(name: str) -> Any:
     return getattr(pytest.importorskip("numpyro.distributions"), name)
 
 
+@pytest.fixture
+def promotion():
+    """JAX's usual promotion of types, which numpyro's own code relies on."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 class Foreign(NamedTuple):
     """A distribution of another library, made from parameters, and the same one as points."""
 
@@ -522,6 +529,7 @@ FOREIGN = {
     + [(name, ge.reparameterize()) for name, f in FOREIGN.items() if f.differentiable],
     ids=str,
 )
+@pytest.mark.usefixtures("promotion")
 def test_foreign_distribution(name, sampler):
     foreign = FOREIGN[name]
     w = jnp.array([0.9, -0.6, 0.5])[: foreign.points(*foreign.params).values[0].size]
@@ -552,6 +560,7 @@ def test_foreign_distribution_finds_out_a_broken_estimator(monkeypatch):
         assert_unbiased(gradients(of, params), want)
 
 
+@pytest.mark.usefixtures("promotion")
 def test_foreign_distribution_under_vmap():
     kind = lambda logits: numpyro_kind("Bernoulli")(logits=logits)
     with pytest.warns(UserWarning, match=JOINT):

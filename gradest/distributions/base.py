@@ -127,11 +127,6 @@ def _tempered_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 tempered.defjvp(_tempered_jvp, symbolic_zeros=True)
 
 
-def sample_key(key: ArrayLike) -> jax.Array:
-    """The key of a `sample` method: typed, and an array of keys where a site has lanes."""
-    return key if _random.is_typed(key) else _random.as_key(key)  # pyright: ignore
-
-
 def check(dist: Any) -> None:
     """Raises unless `dist` is a distribution whose parameters gradients can reach."""
     _sample_method(type(dist))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _random
-from .base import Distribution, Shape, align, as_float, as_floats, sample_key, tempered
+from .base import Distribution, Shape, align, as_float, as_floats, tempered
 
 
 def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
@@ -58,9 +58,7 @@ class Bernoulli(Distribution):
         return jax.nn.sigmoid(self.logits)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        u = _random.noise(
-            jax.random.uniform, sample_key(key), (*shape, *self.shape), self.logits.dtype
-        )
+        u = _random.noise(jax.random.uniform, key, (*shape, *self.shape), self.logits.dtype)
         u, probs = align(u, jax.nn.sigmoid(self.logits.astype(u.dtype)))
         return (u < probs).astype(self.logits.dtype)
 
@@ -112,7 +110,7 @@ class RelaxedBernoulli(Distribution):
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         dtype = self.logits.dtype
-        noise = _random.noise(jax.random.logistic, sample_key(key), (*shape, *self.shape), dtype)
+        noise = _random.noise(jax.random.logistic, key, (*shape, *self.shape), dtype)
         noise, logits, temperature = align(noise, self.logits, self.temperature)
         y = tempered(logits.astype(noise.dtype) + noise, temperature.astype(noise.dtype))
         # The density lives on the open interval: rounding must not leave it.

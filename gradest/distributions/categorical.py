@@ -7,7 +7,7 @@ from jax.scipy.special import gammaln, logsumexp
 from jax.typing import ArrayLike
 
 from .. import _random
-from .base import Distribution, Shape, align, as_float, sample_key, tempered
+from .base import Distribution, Shape, align, as_float, tempered
 from .bernoulli import weighted
 
 
@@ -73,7 +73,7 @@ class Categorical(_Logits):
         return self.logits.shape[:-1]
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        return _random.categorical(sample_key(key), self.logits, shape)
+        return _random.categorical(key, self.logits, shape)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape of `x`, integers; -inf for one that is not from 0 to K - 1."""
@@ -112,7 +112,7 @@ class OneHotCategorical(_Logits):
         return self.logits.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        index = _random.categorical(sample_key(key), self.logits, shape)
+        index = _random.categorical(key, self.logits, shape)
         return jax.nn.one_hot(index, self.num_categories, dtype=self.logits.dtype)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
@@ -153,9 +153,7 @@ class _Relaxed(Distribution):
         return self.logits.shape
 
     def _sample_log(self, key: ArrayLike, shape: Shape) -> jax.Array:
-        noise = _random.noise(
-            jax.random.gumbel, sample_key(key), (*shape, *self.shape), self.logits.dtype
-        )
+        noise = _random.noise(jax.random.gumbel, key, (*shape, *self.shape), self.logits.dtype)
         noise, logits, temperature = align(noise, self.logits, self.temperature[..., None])
         z = tempered(logits.astype(noise.dtype) + noise, temperature.astype(noise.dtype))
         return jax.nn.log_softmax(z, axis=-1)

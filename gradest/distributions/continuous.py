@@ -10,7 +10,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from .. import _random
-from .base import Distribution, Shape, align, as_float, as_floats, sample_key
+from .base import Distribution, Shape, align, as_float, as_floats
 
 
 class _LocScale(Distribution):
@@ -32,7 +32,7 @@ class _LocScale(Distribution):
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         dtype = self.loc.dtype
-        noise = _random.noise(self._family, sample_key(key), (*shape, *self.shape), dtype)
+        noise = _random.noise(self._family, key, (*shape, *self.shape), dtype)
         noise, loc, scale = align(noise.astype(dtype), self.loc, self.scale)
         return loc + scale * noise
 
@@ -143,7 +143,7 @@ class Exponential(Distribution):
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         dtype = self.rate.dtype
-        noise = _random.noise(jax.random.exponential, sample_key(key), (*shape, *self.shape), dtype)
+        noise = _random.noise(jax.random.exponential, key, (*shape, *self.shape), dtype)
         noise, rate = align(noise.astype(dtype), self.rate)
         return noise / rate
 
@@ -175,7 +175,7 @@ class Uniform(Distribution):
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         dtype = self.low.dtype
-        noise = _random.noise(jax.random.uniform, sample_key(key), (*shape, *self.shape), dtype)
+        noise = _random.noise(jax.random.uniform, key, (*shape, *self.shape), dtype)
         noise, low, high = align(noise.astype(dtype), self.low, self.high)
         return low + (high - low) * noise
 
@@ -227,9 +227,7 @@ class MultivariateNormal(Distribution):
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         dtype = self.loc.dtype
-        noise = _random.noise(
-            jax.random.normal, sample_key(key), (*shape, *self.shape), dtype
-        ).astype(dtype)
+        noise = _random.noise(jax.random.normal, key, (*shape, *self.shape), dtype).astype(dtype)
         factor = jnp.broadcast_to(jnp.tril(self.scale_tril), (*noise.shape, noise.shape[-1]))
         return jnp.broadcast_to(self.loc, noise.shape) + jnp.einsum(
             "...ij,...j->...i", factor, noise
