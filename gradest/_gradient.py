@@ -23,25 +23,14 @@ class UnestimatedGradientError(RuntimeError):
     __module__ = "gradest"
 
 
-@jax.custom_jvp
 def magic(log_prob: jax.Array) -> jax.Array:
     """exp(l - stop_gradient(l)): one, whose derivative is that of l (Foerster 2018, eq. 4).
 
-    Written as a rule so that an infinite l does not make it NaN, and so that l costs nothing
-    where no derivative is taken.
+    Where l is infinite its derivative counts as zero, instead of being NaN. Not a constant with a
+    custom_jvp rule: a scan that is differentiated twice forgets the rule.
     """
-    # A one that depends on l, until XLA simplifies it: when a vmapped custom_jvp is staged, as in
-    # a scan, JAX needs a result that is batched whenever its tangent is.
-    never = jnp.isnan(log_prob) & False
-    return jnp.where(never, log_prob, jnp.ones_like(log_prob))
-
-
-@magic.defjvp
-def _magic_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    one = magic(*primals)
-    return one, one * tangents[0]
+    l = jnp.where(jnp.isinf(log_prob), 0, log_prob)
+    return jnp.exp(l - jax.lax.stop_gradient(l))
 
 
 def attach_gradient(
@@ -79,7 +68,7 @@ def attach_gradient(
             gradients.append(jnp.asarray(g).astype(leaves[-1].dtype))
     value = jnp.asarray(value)
     l = jnp.zeros_like(value) if log_prob is None else log_prob.astype(value.dtype)
-    return _attach(_ESTIMATOR.get(), value, leaves, gradients, l)
+    return _attach(_ESTIMATOR.get(), value, leaves, *_fixed_at_first((gradients, l)))
 
 
 def _attach_(name: str, value: Any, inputs: Any, gradient: Any, log_prob: Any) -> jax.Array:
@@ -104,6 +93,22 @@ def _attach_bwd(name: str, residuals: Any, ct: jax.Array) -> Any:
 _attach.defvjp(_attach_fwd, _attach_bwd)
 
 
+@jax.custom_jvp
+def _fixed_at_first(tree: Any) -> Any:
+    """`tree`, constant in the first differentiation that meets it and no longer in later ones.
+
+    The None of the backward rules above and below says as much, but JAX 0.10 cannot transpose a
+    scan of whose results that is the cotangent.
+    """
+    return tree
+
+
+@_fixed_at_first.defjvp
+def _fixed_at_first_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    del tangents
+    return primals[0], jax.tree.map(jnp.zeros_like, primals[0])
+
+
 def _scale(ct: jax.Array, gradient: jax.Array) -> jax.Array:
     return ct.astype(gradient.dtype) * gradient
 
@@ -119,7 +124,7 @@ def attach_variance_gradient(
     maximised, the distance is minimised in both.
     """
     leaves = jax.tree.leaves(parameters)
-    return _attach_variance(order, value, leaves, jax.tree.leaves(gradient))
+    return _attach_variance(order, value, leaves, _fixed_at_first(jax.tree.leaves(gradient)))
 
 
 def _attach_variance_(order: int, value: Any, parameters: Any, gradient: Any) -> jax.Array:

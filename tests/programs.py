@@ -1,0 +1,104 @@
+"""Programs of Bernoulli draws, and their exact expectations by running every path.
+
+A program is written twice: as a loss for `gradest.expectation`, with JAX's control flow, and in
+plain Python with a `draw` that it is given, whose outcomes are numbers that Python can branch on.
+The second is run once for every sequence of outcomes; it knows nothing of gradest.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from methods import compiled
+from statistical import assert_unbiased
+
+import gradest as ge
+from gradest import distributions as dists
+
+NUM_KEYS = 200_000
+
+Draw = Callable[[Any], float]
+
+
+def enumerated(program: Callable[..., Any]) -> Callable[..., Any]:
+    """E[program(draw, *args)] as a function of `args`, differentiable to any order."""
+
+    def expected(*args: Any) -> Any:
+        total, beginnings = jnp.zeros(()), [()]
+        while beginnings:
+            run = _Path(beginnings.pop())
+            value = program(run.draw, *args)
+            total += run.probability * value
+            beginnings += run.alternatives
+        return total
+
+    return expected
+
+
+class _Path:
+    """One run: given outcomes first, then zeros, whose alternatives are noted."""
+
+    def __init__(self, beginning: tuple[float, ...]):
+        self.beginning, self.path = beginning, ()
+        self.probability, self.alternatives = jnp.ones(()), []
+
+    def draw(self, logit: Any) -> float:
+        turn = len(self.path)
+        if turn < len(self.beginning):
+            outcome = self.beginning[turn]
+        else:
+            outcome = 0.0
+            self.alternatives.append((*self.path, 1.0))
+        self.path = (*self.path, outcome)
+        p = 1 / (1 + jnp.exp(-logit))
+        self.probability *= p if outcome else 1 - p
+        return outcome
+
+
+def keys(num: int = NUM_KEYS, seed: int = 0) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), num)
+
+
+def bit(sampler: ge.Sampler, key: jax.Array, logit: Any) -> jax.Array:
+    return sampler(key, dists.Bernoulli(logit))
+
+
+def estimates(loss: Callable[..., Any], params: Any, num: int = NUM_KEYS, seed: int = 0) -> Any:
+    """Values and gradients of `gradest.expectation(loss)(params, key)` at `num` keys."""
+    grad = jax.value_and_grad(ge.expectation(loss))
+    return compiled(jax.vmap(grad, in_axes=(None, 0)))(params, keys(num, seed))
+
+
+def exact(program: Callable[..., Any], params: Any) -> Any:
+    """Its expected value and its gradient. Paths by the dozen run faster than they compile."""
+    return jax.value_and_grad(enumerated(program))(params)
+
+
+def assert_exact_on_average(
+    loss: Callable[..., Any], program: Callable[..., Any], params: Any, num: int = NUM_KEYS
+) -> None:
+    assert_unbiased(estimates(loss, params, num), exact(program, params))
+
+
+def wrong_score() -> ge.Sampler:
+    """A score-type sampler whose log-probability is 40% too large: of one draw of several."""
+    right = ge.score_function()
+
+    def score(key: jax.Array, dist: Any) -> Any:
+        draw, log_prob, baseline = right._score(key, dist)
+        return draw, 1.4 * log_prob, baseline
+
+    return ge.Sampler("wrong_score", estimate=right.estimate, score=score)
+
+
+def scaled_cost(sampler: ge.Sampler) -> ge.Sampler:
+    """A cost-based sampler whose gradient is 40% too large."""
+    scale = lambda x: 1.4 * x - 0.4 * jax.lax.stop_gradient(x)
+    estimate = lambda key, dist, cost: scale(sampler.expect(key, dist, cost))
+    relaxed = sampler._relaxed if sampler.relaxed else None
+    return ge.Sampler("scaled_cost", estimate=estimate, draw=sampler._draw, relaxed=relaxed)
+
+
+leave_one_out = functools.partial(ge.score_function, num_samples=2, baseline="leave_one_out")

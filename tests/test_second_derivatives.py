@@ -1,0 +1,219 @@
+"""Second derivatives of expectations of programs, cross terms with the cost included."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import programs
+import pytest
+from methods import compiled
+from programs import bit, enumerated, keys
+from statistical import assert_unbiased
+
+import gradest as ge
+from gradest import distributions as dists
+
+score, rebar, enumeration = ge.score_function(), ge.rebar(), ge.enumeration()
+loo = ge.score_function(num_samples=4, baseline="leave_one_out")
+split = jax.random.split
+
+
+def params():
+    return {"a": jnp.array([0.4, -0.6]), "w": jnp.array([0.9, -0.7])}
+
+
+def cost(w, x, y):
+    return (w[0] * x + 1.3 * w[1] * y + 0.6 * x * y) ** 2 + 0.5 * jnp.sin(2 * w[0] + y)
+
+
+def two_draws(sampler, params, key):
+    """The second one's parameter depends on the first draw."""
+    a, w = params["a"], params["w"]
+    k0, k1 = split(key)
+    x = bit(sampler, k0, a[0])
+    return cost(w, x, bit(sampler, k1, a[1] * (1 + 2 * x) + 0.3))
+
+
+def two_draws_exactly(draw, params):
+    a, w = params["a"], params["w"]
+    x = draw(a[0])
+    return cost(w, x, draw(a[1] * (1 + 2 * x) + 0.3))
+
+
+def in_a_scan(sampler, params, key):
+    """The same, with costs on the way."""
+    a, w = params["a"], params["w"]
+
+    def step(x, key):
+        x = bit(sampler, key, a[0] + a[1] * x) * (w[0] + 0.5 * x)
+        ge.cost(x * w[1])
+        return x, None
+
+    x, _ = jax.lax.scan(step, w[1], split(key, 2))
+    return x**2
+
+
+def in_a_scan_exactly(draw, params):
+    a, w = params["a"], params["w"]
+    x, total = w[1], 0.0
+    for _ in range(2):
+        x = draw(a[0] + a[1] * x) * (w[0] + 0.5 * x)
+        total += x * w[1]
+    return total + x**2
+
+
+def forward_over_reverse(f):
+    return jax.jacfwd(jax.grad(f))
+
+
+def reverse_over_reverse(f):
+    return jax.jacrev(jax.grad(f))
+
+
+def forward_over_forward(f):
+    return jax.jacfwd(jax.jacfwd(f))
+
+
+MODES = {
+    "hessian": jax.hessian,
+    "jacfwd of grad": forward_over_reverse,
+    "jacrev of grad": reverse_over_reverse,
+    "jacfwd of jacfwd": forward_over_forward,
+}
+
+
+def hessians(loss, num, mode=jax.hessian):
+    loss = ge.expectation(loss)
+    hessian = lambda params, key: mode(lambda params: loss(params, key))(params)
+    return compiled(jax.vmap(hessian, in_axes=(None, 0)))(params(), keys(num))
+
+
+@functools.cache
+def exact_hessian(program):
+    return jax.hessian(enumerated(program))(params())
+
+
+CASES = {
+    "score_function": (two_draws, two_draws_exactly, score),
+    "baseline": (two_draws, two_draws_exactly, ge.score_function(baseline=0.5)),
+    "leave_one_out": (two_draws, two_draws_exactly, loo),
+    "scan": (in_a_scan, in_a_scan_exactly, score),
+    "scan, baseline": (in_a_scan, in_a_scan_exactly, ge.score_function(baseline=0.5)),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_hessian_by_score_function(case):
+    loss, program, sampler = case
+    got = hessians(functools.partial(loss, sampler), 100_000 if sampler is loo else 400_000)
+    assert_unbiased(got, exact_hessian(program))
+
+
+def test_hessian_with_a_wrong_estimator():
+    loss = functools.partial(two_draws, programs.wrong_score())
+    with pytest.raises(AssertionError, match="standard errors off"):
+        assert_unbiased(hessians(loss, 400_000), exact_hessian(two_draws_exactly))
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_hessian_by_enumeration(mode):
+    got = jax.tree.map(lambda h: h[0], hessians(functools.partial(two_draws, enumeration), 1, mode))
+    want = exact_hessian(two_draws_exactly)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize("loss", [two_draws, in_a_scan])
+def test_modes_agree(loss):
+    """Forward, reverse and both differentiate the same estimate."""
+    loss = functools.partial(loss, ge.score_function(baseline=0.5))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    want = hessians(loss, 20)
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(want))
+    for mode in MODES.values():
+        jax.tree.map(close, hessians(loss, 20, mode), want)
+
+
+def test_baseline_lowers_the_variance_of_second_derivatives():
+    """In a loop as in straight-line code, where it multiplies earlier draws' scores too."""
+    for loss in (two_draws, in_a_scan):
+        variance = {}
+        for baseline in (0.0, 1.0):
+            sampler = ge.score_function(baseline=baseline)
+            far = lambda params, key: loss(sampler, params, key) + 1.0  # noqa: B023
+            got = hessians(far, 20_000)["a"]["a"]
+            variance[baseline] = np.var(np.asarray(got, np.float64), axis=0).sum()
+        assert variance[1.0] < 0.7 * variance[0.0]
+
+
+def test_hessian_by_reparameterize():
+    normal = ge.reparameterize()
+
+    def loss(params, key):
+        a, w = params["a"], params["w"]
+        k0, k1 = split(key)
+        x = normal(k0, dists.Normal(a[0], jnp.exp(a[1])))
+        return cost(w, x, normal(k1, dists.Normal(a[1] * x, jnp.exp(a[0]))))
+
+    def exactly(params):
+        a, w = params["a"], params["w"]
+        second = lambda x: dists.Normal(a[1] * x, jnp.exp(a[0]))
+        given = lambda x: oracles.expectation(second(x), lambda y: cost(w, x, y))
+        return oracles.expectation(dists.Normal(a[0], jnp.exp(a[1])), given)
+
+    assert_unbiased(hessians(loss, 400_000), compiled(jax.hessian(exactly))(params()))
+
+
+@pytest.mark.parametrize("first", [score, rebar, loo], ids=["score", "rebar", "loo"])
+@pytest.mark.parametrize("second", [score, rebar], ids=["score", "rebar"])
+def test_mixed_derivatives(first, second):
+    """Once in the cost's parameters and once in the draws', by estimators of first order too."""
+
+    def mixed(value):
+        by_w = lambda a, w: jax.grad(lambda w: value({"a": a, "w": w}))(w)
+        return jax.jacrev(by_w)(params()["a"], params()["w"])
+
+    @ge.expectation
+    def loss(params, key):
+        a, w = params["a"], params["w"]
+        k0, k1 = split(key)
+        x = bit(first, k0, a[0])
+        return cost(w, x, bit(second, k1, a[1] * (1 + 2 * x) + 0.3))
+
+    run = lambda key: mixed(lambda params: loss(params, key))
+    got = compiled(jax.vmap(run))(keys(200_000))
+    assert_unbiased(got, mixed(enumerated(two_draws_exactly)))
+
+
+def test_second_derivative_through_rebar_raises():
+    loss = functools.partial(two_draws, rebar)
+    with pytest.raises(NotImplementedError, match=r"rebar: its gradient was differentiated again"):
+        hessians(loss, 1, reverse_over_reverse)
+    # Forward over reverse meets JAX's own refusal to push forward through a custom_vjp.
+    with pytest.raises(TypeError, match="forward-mode"):
+        hessians(loss, 1, forward_over_reverse)
+
+
+def test_forward_mode():
+    """Right where the estimator is an expression that JAX differentiates, else JAX's own error."""
+    key = keys(1)[0]
+    tangents = {"a": jnp.array([0.3, -0.8]), "w": jnp.array([1.1, 0.5])}
+
+    def push(loss, sampler):
+        expected = ge.expectation(functools.partial(loss, sampler))
+        f = lambda params: expected(params, key)
+        gradient = jax.grad(f)(params())
+        _, pushed = jax.jvp(f, (params(),), (tangents,))
+        want = sum(jnp.vdot(gradient[name], tangents[name]) for name in tangents)
+        np.testing.assert_allclose(pushed, want, rtol=1e-5)
+
+    push(two_draws, score)
+    push(two_draws, loo)
+    push(two_draws, enumeration)
+    push(in_a_scan, score)
+    with pytest.raises(TypeError, match="forward-mode"):
+        push(two_draws, rebar)
+    draw = lambda logit: bit(score, key, logit)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(draw, (jnp.float32(0.3),), (jnp.float32(1.0),))

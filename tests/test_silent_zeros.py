@@ -1,0 +1,302 @@
+"""No derivative is silently zero: every draw that is differentiated has a gradient, or raises."""
+
+import functools
+import inspect
+import typing
+import warnings
+
+import jax
+import jax.numpy as jnp
+import methods
+import numpy as np
+import pytest
+from methods import METHODS, compiled
+from programs import keys
+from statistical import MAX_Z
+
+import gradest as ge
+from gradest import distributions as dists
+
+# ---- Every sampler, every distribution, no expectation -------------------------------------
+
+
+def test_every_distribution_and_every_sampler_is_walked():
+    assert {name for name, _ in inspect.getmembers(dists, inspect.isclass)} == {
+        *methods.DISTRIBUTIONS
+    }
+    functions = inspect.getmembers(ge, inspect.isfunction)
+    returns_a_sampler = lambda f: typing.get_type_hints(f).get("return") is ge.Sampler
+    assert {name for name, f in functions if returns_a_sampler(f)} == {*METHODS}
+
+
+PAIRS = [(method, dist) for method in METHODS for dist in methods.DISTRIBUTIONS]
+
+
+def draw_cost(method, w, dist, key):
+    """A cost of a draw that is differentiated as it stands."""
+    sampler = next(iter(METHODS[method].variants.values())).sampler()
+    return methods.wave(w, sampler(key, dist))
+
+
+@pytest.mark.parametrize(("method", "name"), PAIRS, ids="-".join)
+def test_draw_without_expectation(method, name):
+    """Of a pathwise sampler right on average, of any other an error that says what to do."""
+    row, dist = METHODS[method], methods.DISTRIBUTIONS[name]()
+    variant = next(iter(row.variants.values()))
+    w = methods.weights(dist)
+    grad = jax.grad(functools.partial(draw_cost, method, w))
+    if not variant.sampler().pathwise or not row.estimates or name not in row.distributions:
+        with pytest.raises((ge.UnestimatedGradientError, TypeError), match=f"^{method}: "):
+            grad(dist, keys(1)[0])
+        return
+    num = 50_000
+    got = compiled(jax.vmap(grad, in_axes=(None, 0)))(dist, keys(num))
+    of_cost = lambda dist: variant.oracle(dist, functools.partial(methods.wave, w))
+    want = compiled(jax.grad(of_cost))(dist)
+    for g, exact in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        g, exact = np.asarray(g, np.float64), np.asarray(exact, np.float64)
+        error = g.std(axis=0) / np.sqrt(num)
+        assert np.any(exact)
+        assert np.all(error <= 0.1 * np.linalg.norm(exact))
+        assert np.all(np.abs(g.mean(axis=0) - exact) <= MAX_Z * error + 1e-3 * np.abs(exact))
+
+
+# ---- Draws inside JAX's constructs, without expectation ------------------------------------
+
+
+def in_scan(draw):
+    step = lambda carry, key: (carry + draw(key), draw(key))
+    return lambda key: jax.lax.scan(step, jnp.float32(0), jax.random.split(key, 2))[0]
+
+
+def in_while(draw):
+    """By forward mode, which is all that JAX has for it."""
+    body = lambda state: (state[0] + 1, state[1] + draw(jax.random.fold_in(state[2], 1)), state[2])
+    condition = lambda state: state[0] < 2
+    return lambda key: jax.lax.while_loop(condition, body, (0, jnp.float32(0), key))[1]
+
+
+CONSTRUCTS = {
+    "none": lambda draw: draw,
+    "jit": jax.jit,
+    "checkpoint": jax.checkpoint,
+    "cond": lambda draw: (
+        lambda key: jax.lax.cond(
+            jnp.sum(jax.random.normal(key)) < 100, draw, lambda _: jnp.float32(0), key
+        )
+    ),
+    "scan": in_scan,
+    "vmap": lambda draw: lambda key: jnp.sum(jax.vmap(draw)(jax.random.split(key, 2))),
+    "vmap of scan": lambda draw: (
+        lambda key: jnp.sum(jax.vmap(in_scan(draw))(jax.random.split(key, 2)))
+    ),
+}
+KINDS = {
+    "float": lambda p: dists.Bernoulli(p),
+    "integer": lambda p: dists.Categorical(jnp.stack([p, -p])),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("construct", CONSTRUCTS)
+def test_draw_in_a_construct_without_expectation(construct, kind):
+    """The error comes through all of them, for integer draws too, and not without derivative."""
+    sampler = ge.score_function()
+
+    def loss(p, key, q=0.2):
+        draw = lambda key: sampler(key, KINDS[kind](p + q)).astype(jnp.float32)
+        return p**2 + CONSTRUCTS[construct](draw)(key)
+
+    p, key = jnp.float32(0.3), keys(1)[0]
+    for grad in (jax.grad(loss), jax.jit(jax.grad(loss)), jax.grad(jax.jit(loss))):
+        with pytest.raises(ge.UnestimatedGradientError, match="score_function: "):
+            grad(p, key)
+    lanes = jax.vmap(jax.grad(loss), in_axes=(None, 0))
+    with pytest.raises(ge.UnestimatedGradientError, match="score_function: "):
+        lanes(p, keys(2))
+    with pytest.raises((TypeError, ge.UnestimatedGradientError)):
+        jax.jvp(lambda p: loss(p, key), (p,), (p,))
+    loss(p, key)
+    stopped = lambda p: loss(jax.lax.stop_gradient(p), key) + p**2
+    np.testing.assert_allclose(jax.grad(stopped)(p), 2 * p, rtol=1e-6)
+
+
+def test_draw_in_a_while_loop_without_expectation():
+    sampler = ge.score_function()
+    draw = lambda p: in_while(lambda key: sampler(key, dists.Bernoulli(p)))(keys(1)[0])
+    with pytest.raises((TypeError, ValueError), match=r"forward-mode|Reverse-mode"):
+        jax.grad(draw)(jnp.float32(0.3))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(draw, (jnp.float32(0.3),), (jnp.float32(1.0),))
+
+
+# ---- Draws by jax.random in an expectation -------------------------------------------------
+
+pair = lambda p: jnp.stack([p, 1 - p])
+RAW = {
+    "bernoulli": lambda key, p: jax.random.bernoulli(key, p),
+    "categorical": lambda key, p: jax.random.categorical(key, pair(p)),
+    "poisson": lambda key, p: jax.random.poisson(key, p),
+    "binomial": lambda key, p: jax.random.binomial(key, 5.0, p),
+    "geometric": lambda key, p: jax.random.geometric(key, p),
+}
+WITHOUT_REPLACEMENT = lambda key, p: jax.random.categorical(
+    key, pair(p), shape=(1,), replace=False
+)[0]
+
+TRANSFORMS = {
+    "grad": jax.grad,
+    "jit of grad": lambda loss: jax.jit(jax.grad(loss)),
+    "grad of jit": lambda loss: jax.grad(jax.jit(loss)),
+    "vmap of grad": lambda loss: (
+        lambda p, key: jax.vmap(jax.grad(loss), in_axes=(0, None))(p[None], key)
+    ),
+    "jvp": lambda loss: lambda p, key: jax.jvp(lambda p: loss(p, key), (p,), (p,)),
+}
+
+
+def in_while_loop(draw):
+    """A count, whose derivative is zero as far as JAX can tell."""
+
+    def run(key):
+        body = lambda s: (s[0] + 1, s[1] + draw(jax.random.fold_in(key, s[0])).astype(int))
+        return jax.lax.while_loop(lambda s: s[0] < 2, body, (0, 0))[1].astype(jnp.float32)
+
+    return run
+
+
+def in_scan_with_a_site(draw):
+    sampler = ge.score_function()
+
+    def step(x, key):
+        return x + draw(key) * sampler(key, dists.Bernoulli(0.3)), None
+
+    return lambda key: jax.lax.scan(step, jnp.float32(0), jax.random.split(key, 2))[0]
+
+
+PLACES = {
+    **CONSTRUCTS,
+    "jit of jit": lambda draw: jax.jit(jax.jit(draw)),
+    "while_loop": in_while_loop,
+    "scan with a site": in_scan_with_a_site,
+    "cond in scan": lambda draw: in_scan(CONSTRUCTS["cond"](draw)),
+}
+
+
+def unestimated(trace):
+    """The messages of the warnings that tracing gives; any other warning is an error."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("error")
+        warnings.simplefilter("always", ge.UnestimatedGradientWarning)
+        trace()
+    return [str(w.message) for w in caught]
+
+
+def assert_warns(loss, draw, transform=jax.grad):
+    trace = jax.make_jaxpr(transform(ge.expectation(loss)))
+    messages = unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))
+    assert messages
+    for message in messages:
+        assert message.startswith(f"expectation: jax.random.{draw} (at {__file__}:")
+        assert "stop_gradient" in message
+
+
+def raw_loss(draw, place=CONSTRUCTS["none"]):
+    def loss(p, key):
+        return p**2 + place(lambda key: draw(key, p).astype(jnp.float32))(key)
+
+    return loss
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("name", RAW)
+def test_raw_draw_warns(name, transform):
+    assert_warns(raw_loss(RAW[name]), name, transform)
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("name", RAW)
+def test_raw_draw_warns_wherever_it_is(name, place):
+    assert_warns(raw_loss(RAW[name], place), name)
+
+
+def test_raw_draw_without_replacement_warns():
+    assert_warns(raw_loss(WITHOUT_REPLACEMENT), "categorical")
+
+
+def test_raw_draw_from_the_carry_warns():
+    """Its parameter comes from the step before."""
+
+    def loss(p, key):
+        step = lambda q, key: (q * 0.5 + 0.1 * jax.random.bernoulli(key, q).astype(float), None)
+        return jax.lax.scan(step, p, jax.random.split(key, 2))[0]
+
+    assert_warns(loss, "bernoulli")
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_raw_draw_of_what_is_not_differentiated_does_not_warn(place):
+    for draw in RAW.values():
+        stopped = lambda key, p, draw=draw: draw(key, jax.lax.stop_gradient(p))
+        fixed = lambda key, p, draw=draw: draw(key, jnp.float32(0.4))
+        for silent in (stopped, fixed):
+            trace = jax.make_jaxpr(jax.grad(ge.expectation(raw_loss(silent, place))))
+            assert not unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))  # noqa: B023
+        trace = jax.make_jaxpr(ge.expectation(raw_loss(draw, place)))
+        assert not unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))  # noqa: B023
+
+
+def test_raw_draw_with_a_derivative_of_its_own_does_not_warn():
+    """A straight-through estimator that a user wrote, by stop_gradient or by a custom rule."""
+
+    def by_stop_gradient(logits, key):
+        z = logits + jax.random.gumbel(key, logits.shape)
+        soft, hard = jax.nn.softmax(z), jax.nn.one_hot(jnp.argmax(z), 3)
+        return jnp.sum((soft + jax.lax.stop_gradient(hard - soft)) * jnp.arange(3.0))
+
+    @jax.custom_jvp
+    def draw(logits, key):
+        return jax.nn.one_hot(jax.random.categorical(key, logits), 3)
+
+    @draw.defjvp
+    def _(primals, tangents):
+        return draw(*primals), tangents[0]
+
+    by_rule = lambda logits, key: jnp.sum(draw(logits, key) * jnp.arange(3.0))
+    for loss in (by_stop_gradient, by_rule):
+        grad = jax.grad(ge.expectation(loss))
+        assert not unestimated(lambda: grad(jnp.zeros(3), keys(1)[0]))  # noqa: B023
+
+
+def test_raw_draw_for_a_metric_does_not_warn():
+    def loss(p, key):
+        return p**2, jax.random.bernoulli(key, p)
+
+    grad = jax.grad(ge.expectation(loss, has_aux=True), has_aux=True)
+    assert not unestimated(lambda: grad(jnp.float32(0.3), keys(1)[0]))
+
+
+def test_continuous_draws_do_not_warn():
+    """jax.random's differentiable ones are reparameterized as they stand."""
+
+    def loss(p, key):
+        keys = jax.random.split(key, 4)
+        x = jax.random.gamma(keys[0], p) + jax.random.beta(keys[1], p, 2.0)
+        return x + p * jax.random.normal(keys[2]) + p * jax.random.uniform(keys[3])
+
+    grad = jax.grad(ge.expectation(loss))
+    assert not unestimated(lambda: jax.make_jaxpr(grad)(jnp.float32(0.7), keys(1)[0]))
+
+
+# What has no name in a jaxpr cannot be told from other arithmetic.
+UNDETECTED = {
+    "choice": lambda key, p: jax.random.choice(key, 2, p=pair(p)),
+    "comparison with a uniform": lambda key, p: jax.random.uniform(key) < p,
+}
+
+
+@pytest.mark.parametrize("name", UNDETECTED)
+def test_raw_draw_that_is_not_detected(name):
+    """The limit of the detection: should one of these warn some day, so much the better."""
+    trace = jax.make_jaxpr(jax.grad(ge.expectation(raw_loss(UNDETECTED[name]))))
+    assert not unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))
