@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _jaxpr
+from . import _jaxpr, _program
 from ._loops import Ledger, Position, account, advance
 from ._sampler import Cost
 from ._sites import Mode, check_lanes, clone_keys, read_site
@@ -126,7 +126,7 @@ class _Staged:
 
     def aux(self) -> Any:
         """Auxiliary output of a run with plain draws; equal work is shared when compiled."""
-        jaxpr = _jaxpr.without_costs(self.jaxpr, [False] + [True] * (len(self.jaxpr.outvars) - 1))
+        jaxpr = _program.without_costs(self.jaxpr, [False] + [True] * (len(self.jaxpr.outvars) - 1))
         values = jax.lax.stop_gradient(clone_keys(self.values))
         return jax.tree.unflatten(self.aux_treedef, jaxpr(*values))
 
@@ -203,12 +203,12 @@ class _Rest(Cost):
 
 
 def _evaluate(jaxpr: Any, values: Sequence[Any]) -> jax.Array:
-    program = _jaxpr.Program.of(jaxpr, [True] + [False] * (len(jaxpr.outvars) - 1))
+    program = _program.Program.of(jaxpr, [True] + [False] * (len(jaxpr.outvars) - 1))
     check_lanes(program.marks())
     return _run(program, values, Mode(), lambda outs, _: outs[0])
 
 
-def _run(program: _jaxpr.Program, values: Sequence[Any], mode: Mode, then: _Then) -> jax.Array:
+def _run(program: _program.Program, values: Sequence[Any], mode: Mode, then: _Then) -> jax.Array:
     """The value of `program` at `values` followed by `then`, draws estimated."""
     empty = Ledger.empty(program.marks())
 
@@ -221,10 +221,10 @@ def _run(program: _jaxpr.Program, values: Sequence[Any], mode: Mode, then: _Then
         """Goes on from the program's end, or from a draw that is given all that follows it."""
         turn, env = position.turn, position.env
         if turn == len(program.stops):
-            return then([_jaxpr.read(env, v) for v in program.outputs], mode)
+            return then([_program.read(env, v) for v in program.outputs], mode)
         stop = program.stops[turn]
         eqn = program.jaxpr.eqns[stop]
-        operands = [_jaxpr.read(env, v) for v in eqn.invars]
+        operands = [_program.read(env, v) for v in eqn.invars]
 
         def resume(outs: list[Any], mode: Mode) -> jax.Array:
             # An estimator may run the rest more than once, with the same randomness on purpose.
@@ -256,7 +256,7 @@ def _continue(
 
 def _run_closed(closed: Any, used: Sequence[bool], mode: Mode, then: _Then, *args: Any) -> Any:
     jaxpr, consts = _jaxpr.open_jaxpr(closed)
-    return _run(_jaxpr.Program.of(jaxpr, used), [*consts, *args], mode, then)
+    return _run(_program.Program.of(jaxpr, used), [*consts, *args], mode, then)
 
 
 def _sample(eqn: Any, operands: list[Any], mode: Mode, then: _Then) -> jax.Array:

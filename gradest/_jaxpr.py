@@ -1,17 +1,14 @@
 """The primitives that mark a program's draws and costs, and all that depends on JAX's version.
 
 A cost-based draw is one equation of `sample_p` in the staged program, `gradest.cost` one of
-`cost_p`. `Program` cuts a jaxpr at such equations: it evaluates what lies between two of them
-as a jaxpr of its own, never equation by equation, since the protocol for binding a single
-equation changes between JAX's releases.
+`cost_p`. What other constructs of a jaxpr mean is read here, and nowhere else.
 """
 
 import abc
 import dataclasses
-import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -133,27 +130,6 @@ def marks_in(eqn: Any) -> Iterable[Any]:
             yield from marks_in(inner)
 
 
-def live_marks(eqn: Any, used: Sequence[bool]) -> list[Any]:
-    """Those of them on which a cost, or a result of `eqn` that is `used`, depends."""
-    if (programs := _programs(eqn, used)) is None:
-        return list(marks_in(eqn))
-    return [mark for program in programs for mark in program.marks()]
-
-
-def _programs(eqn: Any, used: Sequence[bool]) -> "list[Program] | None":
-    """The programs that `eqn` runs, if it is a construct that is known here."""
-    if (jaxpr := called(eqn)) is not None:
-        return [Program.of(jaxpr.jaxpr, used)]
-    if (jaxprs := branches(eqn)) is not None:
-        return [Program.of(jaxpr.jaxpr, used) for jaxpr in jaxprs]
-    if (scan := as_scan(eqn)) is not None:
-        return [Program.of(scan.body.jaxpr, scan.used(used))]
-    if (loop := as_while(eqn)) is not None:
-        condition = Program.of(loop.condition.jaxpr, [True])
-        return [condition, Program.of(loop.body.jaxpr, loop.used(used))]
-    return None
-
-
 def holds_cost(eqn: Any) -> bool:
     return any(mark.primitive is cost_p for mark in marks_in(eqn))
 
@@ -240,10 +216,6 @@ class Scan:
     reverse: bool
     unroll: int
 
-    def used(self, used: Sequence[bool]) -> list[bool]:
-        """Which outputs of the body matter, given which of the scan's results do."""
-        return _used_in_body(self.body.jaxpr, self.num_consts, self.num_carry, used)
-
 
 def as_scan(eqn: Any) -> Scan | None:
     """The scan that `eqn` is, or None."""
@@ -267,12 +239,6 @@ class While:
     num_condition_consts: int
     num_consts: int
 
-    def used(self, used: Sequence[bool]) -> list[bool]:
-        """Which outputs of the body matter, given which of the loop's results do."""
-        tested = Program.of(self.condition.jaxpr, [True]).used_inputs()[self.num_condition_consts :]
-        used = [u or t for u, t in zip(used, tested, strict=True)]
-        return _used_in_body(self.body.jaxpr, self.num_consts, len(used), used)
-
 
 def as_while(eqn: Any) -> While | None:
     """The while that `eqn` is, or None."""
@@ -285,20 +251,6 @@ def as_while(eqn: Any) -> While | None:
         params["cond_nconsts"],
         params["body_nconsts"],
     )
-
-
-def _used_in_body(
-    jaxpr: core.Jaxpr, num_consts: int, num_carry: int, used: Sequence[bool]
-) -> list[bool]:
-    """What is used of a loop body's outputs: a carry also is if a later step needs it."""
-    used = list(used)
-    while True:
-        inputs = Program.of(jaxpr, used).used_inputs()
-        carried = inputs[num_consts : num_consts + num_carry]
-        grown = [u or c for u, c in zip(used, carried, strict=False)] + used[num_carry:]
-        if grown == used:
-            return used
-        used = grown
 
 
 def _closed(jaxpr: Any) -> core.ClosedJaxpr:
@@ -319,119 +271,6 @@ def user_line() -> str:
 _LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (jax.__file__, __file__))
 
 
-Env = dict[Any, Any]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Program:
-    """A jaxpr, cut at the equations that hold a draw or a cost.
-
-    Attributes:
-      jaxpr: with constants among its inputs.
-      outputs: its outputs, None for each that is not wanted.
-      live: for each equation, whether the wanted outputs, a cost or an effect depend on it.
-      last_use: for each variable that is used, the position of the last equation that uses it;
-        that of an output is past the last equation.
-    """
-
-    jaxpr: core.Jaxpr
-    outputs: list[Any]
-    live: list[bool]
-    last_use: dict[Any, int]
-
-    @staticmethod
-    def of(jaxpr: core.Jaxpr, used: Sequence[bool]) -> "Program":
-        """`used` tells which of the jaxpr's outputs are wanted."""
-        outputs = [v if u else None for v, u in zip(jaxpr.outvars, used, strict=True)]
-        last_use = {v: len(jaxpr.eqns) for v in outputs if _is_var(v)}
-        live = [False] * len(jaxpr.eqns)
-        for i in reversed(range(len(jaxpr.eqns))):
-            eqn = jaxpr.eqns[i]
-            if eqn.effects or holds_cost(eqn) or not last_use.keys().isdisjoint(eqn.outvars):
-                live[i] = True
-                for v in variables(eqn):
-                    last_use.setdefault(v, i)
-        return Program(jaxpr, outputs, live, last_use)
-
-    @functools.cached_property
-    def raw(self) -> dict[int, str]:
-        """The names of the draws by jax.random of a discrete variable, by position.
-
-        Of those that the outputs, or a draw or a cost, depend on in another way than through a
-        stop_gradient, which says that no derivative is expected.
-        """
-        followed = {v for v in self.outputs if _is_var(v)}
-        for eqn in reversed(self.jaxpr.eqns):
-            if eqn.primitive.name == "stop_gradient":
-                continue
-            if any(marks_in(eqn)) or not followed.isdisjoint(eqn.outvars):
-                followed.update(variables(eqn))
-        eqns = self.jaxpr.eqns
-        return {i: n for i, n in _raw_draws(self.jaxpr) if not followed.isdisjoint(eqns[i].outvars)}
-
-    @functools.cached_property
-    def stops(self) -> list[int]:
-        """Positions of the live equations that hold a draw, by jax.random or not, or a cost."""
-        holds = lambda i, eqn: i in self.raw or any(marks_in(eqn)) or _holds_raw_draw(eqn)
-        return [i for i, eqn in enumerate(self.jaxpr.eqns) if self.live[i] and holds(i, eqn)]
-
-    def marks(self) -> list[Any]:
-        """The equations, at any depth, that draw or add a cost and are live."""
-        eqns = ((i, eqn) for i, eqn in enumerate(self.jaxpr.eqns) if self.live[i])
-        return [mark for i, eqn in eqns if any(marks_in(eqn)) for mark in self.marks_at(i)]
-
-    def marks_at(self, position: int) -> list[Any]:
-        """Those in the equation at `position`."""
-        return live_marks(self.jaxpr.eqns[position], self.used(position))
-
-    def used(self, position: int) -> list[bool]:
-        """Which results of the equation at `position` the rest of the program uses."""
-        return [v in self.last_use for v in self.jaxpr.eqns[position].outvars]
-
-    def used_inputs(self) -> list[bool]:
-        """Which of the jaxpr's inputs the wanted outputs depend on."""
-        return [v in self.last_use for v in self.jaxpr.invars]
-
-    def run(self, start: int, stop: int, env: Env) -> Env:
-        """Evaluates the equations from `start` up to `stop`; returns what is needed from there."""
-        needed = lambda v: self.last_use.get(v, -1) >= stop
-        kept = {v: x for v, x in env.items() if needed(v)}
-        eqns = [self.jaxpr.eqns[i] for i in range(start, stop) if self.live[i]]
-        if not eqns:
-            return kept
-        produced = dict.fromkeys(v for eqn in eqns for v in eqn.outvars)
-        outvars = [v for v in produced if needed(v)]
-        invars = list(dict.fromkeys(v for eqn in eqns for v in variables(eqn) if v not in produced))
-        segment = self.jaxpr.replace(constvars=[], invars=invars, outvars=outvars, eqns=eqns)
-        results = core.jaxpr_as_fun(core.ClosedJaxpr(segment, ()))(*(env[v] for v in invars))
-        return {**kept, **dict(zip(outvars, results, strict=True))}
-
-    def bind(self, *args: Any) -> Env:
-        """The environment in which the jaxpr's inputs have the values `args`."""
-        return dict(zip(self.jaxpr.invars, args, strict=True))
-
-
-def _raw_draws(jaxpr: core.Jaxpr) -> Iterable[tuple[int, str]]:
-    defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
-    for i, eqn in enumerate(jaxpr.eqns):
-        if (name := raw_draw(eqn, defined_by)) is not None:
-            yield i, name
-
-
-def _holds_raw_draw(eqn: Any) -> bool:
-    """Whether `eqn` is a construct that is known here and holds a draw by jax.random.
-
-    What has a derivative of its own is taken at its word.
-    """
-    if eqn.primitive.name.startswith("custom_"):
-        return False
-    if not (called(eqn) or branches(eqn) or as_scan(eqn) or as_while(eqn)):
-        return False
-    return any(
-        any(_raw_draws(jaxpr)) or any(map(_holds_raw_draw, jaxpr.eqns)) for jaxpr in subjaxprs(eqn)
-    )
-
-
 def open_jaxpr(closed: core.ClosedJaxpr) -> tuple[core.Jaxpr, list[Any]]:
     """The jaxpr with its constants as its first inputs, and their values."""
     jaxpr = closed.jaxpr
@@ -439,39 +278,10 @@ def open_jaxpr(closed: core.ClosedJaxpr) -> tuple[core.Jaxpr, list[Any]]:
     return jaxpr.replace(constvars=[], invars=invars), list(closed.consts)
 
 
-def without_costs(jaxpr: core.Jaxpr, used: Sequence[bool]) -> Callable[..., list[Any]]:
-    """The wanted outputs of `jaxpr` as a function of its inputs; costs are left out."""
-    outvars = [v for v, u in zip(jaxpr.outvars, used, strict=True) if u]
-    stripped = _strip(jaxpr.replace(outvars=outvars))
-    return core.jaxpr_as_fun(core.ClosedJaxpr(stripped, ()))
-
-
-def _strip(value: Any) -> Any:
-    """An equation's parameter with the costs taken out of the jaxprs in it."""
-    if isinstance(value, core.Jaxpr):
-        return value.replace(eqns=[_strip_eqn(e) for e in value.eqns if e.primitive is not cost_p])
-    if isinstance(value, core.ClosedJaxpr):
-        return value.replace(jaxpr=_strip(value.jaxpr))
-    if type(value) in (tuple, list):
-        return type(value)(_strip(item) for item in value)
-    return value
-
-
-def _strip_eqn(eqn: Any) -> Any:
-    if not holds_cost(eqn):
-        return eqn
-    return eqn.replace(params={name: _strip(value) for name, value in eqn.params.items()})
-
-
-def read(env: Env, atom: Any) -> Any:
-    """The value of a variable or a literal; None for an output that is not wanted."""
-    return None if atom is None else atom.val if isinstance(atom, core.Literal) else env[atom]
-
-
 def variables(eqn: Any) -> list[Any]:
     """The operands of `eqn` that are not literals."""
-    return [v for v in eqn.invars if _is_var(v)]
+    return [v for v in eqn.invars if is_var(v)]
 
 
-def _is_var(atom: Any) -> bool:
+def is_var(atom: Any) -> bool:
     return atom is not None and not isinstance(atom, core.Literal)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import _jaxpr
+from . import _jaxpr, _program
 from ._gradient import attach_variance_gradient, magic
 from ._sites import (
     Mode,
@@ -92,11 +92,11 @@ class Position:
 
     turn: int
     equation: int
-    env: _jaxpr.Env
+    env: _program.Env
 
 
 def advance(
-    program: _jaxpr.Program,
+    program: _program.Program,
     position: Position,
     mode: Mode,
     ledger: Ledger,
@@ -115,7 +115,7 @@ def advance(
         if stop in program.raw:
             env = watched(eqn, env, program.raw[stop])
             continue
-        operands = [_jaxpr.read(env, v) for v in eqn.invars]
+        operands = [_program.read(env, v) for v in eqn.invars]
         outs, ledger = account(eqn, operands, program.used(stop), mode, ledger)
         env, start = {**env, **dict(zip(eqn.outvars, outs, strict=True))}, stop + 1
     end = len(program.jaxpr.eqns)
@@ -145,7 +145,7 @@ def account(
         return jax.lax.switch(index, [functools.partial(arm, b) for b in branches], ledger, *args)
     if (scan := _jaxpr.as_scan(eqn)) is not None:
         return _account_scan(scan, operands, used, mode, ledger)
-    if (loop := _jaxpr.as_while(eqn)) is not None and not _jaxpr.live_marks(eqn, used):
+    if (loop := _jaxpr.as_while(eqn)) is not None and not _program.live_marks(eqn, used):
         return _replay_while(loop, operands, used, mode, ledger), ledger
     raise unsupported(eqn, used)
 
@@ -154,10 +154,10 @@ def _account_all(
     closed: Any, operands: Sequence[Any], used: Sequence[bool], mode: Mode, ledger: Ledger
 ) -> tuple[list[Any], Ledger]:
     jaxpr, consts = _jaxpr.open_jaxpr(closed)
-    program = _jaxpr.Program.of(jaxpr, used)
+    program = _program.Program.of(jaxpr, used)
     start = Position(0, 0, program.bind(*consts, *operands))
     end, ledger = advance(program, start, mode, ledger)
-    return [_jaxpr.read(end.env, v) for v in program.outputs], ledger
+    return [_program.read(end.env, v) for v in program.outputs], ledger
 
 
 def _account_scan(
@@ -166,7 +166,7 @@ def _account_scan(
     consts = operands[: scan.num_consts]
     carry = operands[scan.num_consts : scan.num_consts + scan.num_carry]
     xs = operands[scan.num_consts + scan.num_carry :]
-    used = scan.used(used)
+    used = _program.used_in_scan(scan, used)
 
     def step(state: Any, x: list[Any]) -> Any:
         carry, ledger = state
@@ -186,7 +186,7 @@ def _replay_while(
     condition_consts = operands[: loop.num_condition_consts]
     consts = operands[loop.num_condition_consts :][: loop.num_consts]
     carry = operands[loop.num_condition_consts + loop.num_consts :]
-    used = loop.used(used)
+    used = _program.used_in_while(loop, used)
 
     def condition(carry: list[Any]) -> jax.Array:
         outs, _ = _account_all(loop.condition, [*condition_consts, *carry], [True], mode, ledger)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from . import _jaxpr, _random
+from . import _jaxpr, _program, _random
 from ._sampler import Sampler, SamplerSite
 from .distributions import base
 
@@ -92,7 +92,7 @@ def _sites(marks: Iterable[Any]) -> Iterable[SamplerSite]:
 
 
 def unsupported(eqn: Any, used: Sequence[bool]) -> Exception:
-    mark = _jaxpr.live_marks(eqn, used)[0]
+    mark = _program.live_marks(eqn, used)[0]
     if mark.primitive is _jaxpr.sample_p:
         held, where = f"a draw by {mark.params['site'].sampler.name}", mark.params["site"].where
     else:
@@ -132,7 +132,7 @@ class UnestimatedGradientWarning(UserWarning):
     """A draw by jax.random in a loss depends on what is being differentiated."""
 
 
-def watched(eqn: Any, env: _jaxpr.Env, name: str) -> _jaxpr.Env:
+def watched(eqn: Any, env: _program.Env, name: str) -> _program.Env:
     """The environment in which the parameters of a draw by jax.random warn when differentiated."""
     parameters = [
         v
