@@ -1,7 +1,8 @@
-"""The primitives that mark a program's draws and costs, and all that depends on JAX's version.
+"""gradest's primitives, and all that depends on JAX's version.
 
 A cost-based draw is one equation of `sample_p` in the staged program, `gradest.cost` one of
-`cost_p`. What other constructs of a jaxpr mean is read here, and nowhere else.
+`cost_p`; `magic_p` passes on the derivative of a log-probability. What other constructs of a jaxpr
+mean is read here, and nowhere else.
 """
 
 import abc
@@ -103,6 +104,16 @@ def _differentiate_cost(*_: Any, where: str) -> Any:
 
 
 ad.primitive_jvps[cost_p] = _differentiate_cost
+
+
+# A primitive and no custom_jvp function, whose rule is forgotten by a scan that is differentiated
+# twice, and whose constant result a staged vmap cannot batch.
+magic_p = core.Primitive("gradest_magic")
+magic_p.def_impl(jnp.ones_like)
+magic_p.def_abstract_eval(lambda aval: aval)
+mlir.register_lowering(magic_p, mlir.lower_fun(jnp.ones_like, multiple_results=False))
+ad.defjvp(magic_p, lambda tangent, log_prob: tangent * magic_p.bind(log_prob))
+batching.defvectorized(magic_p)
 
 
 def _jaxprs(value: Any) -> Iterable[core.Jaxpr]:

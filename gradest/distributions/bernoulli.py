@@ -66,12 +66,15 @@ class Bernoulli(Distribution):
         """Elementwise, linear in `x` between 0 and 1 (minus the binary cross-entropy)."""
         x, logits = align(jnp.asarray(x, self.logits.dtype), self.logits)
         log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-        return weighted(x, log_p) + weighted(1 - x, log_q)
+        # Where an outcome is impossible is read from the logits: its log-probability is then not
+        # needed for a derivative alone.
+        never, always = jnp.isneginf(logits), jnp.isposinf(logits)
+        return weighted(x, log_p, never) + weighted(1 - x, log_q, always)
 
 
-def weighted(x: jax.Array, log_p: jax.Array) -> jax.Array:
+def weighted(x: jax.Array, log_p: jax.Array, impossible: jax.Array) -> jax.Array:
     """`x * log_p`, and 0 where an impossible outcome (log_p = -inf) has weight 0."""
-    return x * jnp.where((x == 0) & jnp.isneginf(log_p), 0, log_p)
+    return x * jnp.where((x == 0) & impossible, 0, log_p)
 
 
 class RelaxedBernoulli(Distribution):

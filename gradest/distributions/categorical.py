@@ -118,7 +118,8 @@ class OneHotCategorical(_Logits):
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape (...,) of one-hot rows `x` of shape (..., K); linear in `x` between them."""
         log_p = jax.nn.log_softmax(self.logits, axis=-1)
-        return jnp.sum(weighted(*align(jnp.asarray(x, log_p.dtype), log_p)), axis=-1)
+        x, log_p, logits = align(jnp.asarray(x, log_p.dtype), log_p, self.logits)
+        return jnp.sum(weighted(x, log_p, jnp.isneginf(logits)), axis=-1)
 
 
 class _Relaxed(Distribution):
