@@ -1,6 +1,6 @@
 """What the transform itself costs: to trace, to run, and with estimators in sequence.
 
-    python -m benchmarks.transform             # all of it, about five minutes on two cores
+    python -m benchmarks.transform             # all of it, about six minutes on two cores
     python -m benchmarks.transform --quick     # small and few, to see that it runs
 
 Three questions:

@@ -17,6 +17,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 speed = importlib.import_module("benchmarks.speed")
+transform = importlib.import_module("benchmarks.transform")
 measure = importlib.import_module("benchmarks._measure")
 
 
@@ -53,6 +54,8 @@ def test_readme_shows_the_committed_results():
     text = (ROOT / "benchmarks" / "README.md").read_text()
     assert speed.result_files(speed.RESULTS), "run python -m benchmarks.speed"
     assert measure.replace_between_markers(text, "speed", speed.render_all()) == text
+    assert transform.result_files(transform.RESULTS), "run python -m benchmarks.transform"
+    assert measure.replace_between_markers(text, "transform", transform.render_all()) == text
 
 
 def test_committed_results_are_complete():
@@ -79,6 +82,24 @@ def test_quick_run_end_to_end(tmp_path, capsys):
     assert lengths == {"run": len(speed.QUICK_SHAPES), "compile": 1, "draws": 2}
     assert capsys.readouterr().out.strip() == speed.render(results)
     assert speed.README.read_bytes() == readme
+
+
+@pytest.mark.parametrize("form", transform.RUNS)
+def test_hand_written_surrogates_equal_the_transform(form):
+    transform.check_agreement(form, 3)
+
+
+@pytest.mark.parametrize("form", transform.FORMS)
+def test_rebar_in_sequence_evaluates_what_follows_as_often_as_stated(form):
+    _, expected = transform.FORMS[form]
+    for num_draws in (1, 2, 3):
+        assert transform.evaluations(form, num_draws) == expected(num_draws)
+
+
+def test_goal_of_tracing_can_be_missed():
+    rows = [{"ms_per_draw": {"expectation": [t, t, t]}} for t in (1.0, 1.6)]
+    assert not transform.trace_goal_met(rows)
+    assert transform.trace_goal_met(rows[::-1])
 
 
 def test_list_prints_the_names(capsys):
