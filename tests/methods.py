@@ -185,7 +185,25 @@ _relaxed = lambda make, oracle, **options: Variant(
     lambda: make(**options), functools.partial(oracle, **options)
 )
 
+
+def surrogate(w: jax.Array, x: jax.Array) -> jax.Array:
+    """Not much like any of the costs."""
+    return jnp.tanh(w * jnp.sum(x)) + 0.02 * jnp.sum(x**2)
+
+
+_relax = lambda **options: Variant(lambda: ge.relax(surrogate, 0.8, **options))
+
 METHODS: dict[str, Method] = {
+    "arm": Method(
+        variants={"": Variant(ge.arm)},
+        distributions=("Bernoulli",),
+        broken={"scaled": scaled(ge.arm)},
+    ),
+    "disarm": Method(
+        variants={"": Variant(ge.disarm)},
+        distributions=RELAXABLE,
+        broken={"scaled": scaled(ge.disarm)},
+    ),
     "enumeration": Method(
         variants={"": Variant(ge.enumeration)},
         distributions=FINITE,
@@ -194,6 +212,24 @@ METHODS: dict[str, Method] = {
     ),
     "gumbel_max": Method(
         variants={"": Variant(ge.gumbel_max)}, distributions=FINITE, estimates=False, broken={}
+    ),
+    "gumbel_rao": Method(
+        variants={
+            f"temperature={t}": Variant(
+                functools.partial(ge.gumbel_rao, t, num_samples=4),
+                functools.partial(oracles.st_gumbel_softmax, temperature=t),
+            )
+            for t in (0.5, 1.5)
+        },
+        distributions=RELAXABLE,
+        unbiased=False,
+        differentiable_cost=True,
+        broken={
+            "scaled": scaled(lambda: ge.gumbel_rao(0.5)),
+            "z not given the draw": replaced(
+                _relaxation, "conditional", _unconditional, lambda: ge.gumbel_rao(0.5)
+            ),
+        },
     ),
     "gumbel_softmax": Method(
         variants={
@@ -204,6 +240,16 @@ METHODS: dict[str, Method] = {
         unbiased=False,
         differentiable_cost=True,
         broken={"scaled": scaled(lambda: ge.gumbel_softmax(0.5))},
+    ),
+    "muprop": Method(
+        variants={"": Variant(ge.muprop), "baseline": Variant(lambda: ge.muprop(baseline=0.3))},
+        distributions=RELAXABLE,
+        broken={
+            "scaled": scaled(ge.muprop),
+            "mean not added back": replaced(
+                _relaxation, "pull_back_mean", lambda dist, p, ct: jnp.zeros_like(p), ge.muprop
+            ),
+        },
     ),
     "rebar": Method(
         variants={
@@ -222,6 +268,29 @@ METHODS: dict[str, Method] = {
             ),
             "z' not given the draw": replaced(
                 _relaxation, "conditional", _unconditional, lambda: ge.rebar(coupled=False)
+            ),
+        },
+    ),
+    "reinmax": Method(
+        variants={
+            f"temperature={t}": _relaxed(ge.reinmax, oracles.reinmax, temperature=t)
+            for t in (1.0, 1.5)
+        },
+        distributions=RELAXABLE,
+        unbiased=False,
+        differentiable_cost=True,
+        broken={"scaled": scaled(ge.reinmax)},
+    ),
+    "relax": Method(
+        variants={"": _relax(), "independent": _relax(coupled=False, temperature=1.5, eta=0.7)},
+        distributions=(*RELAXABLE, *(n for n in REPARAMETERIZABLE if n in FIXED_SUPPORT)),
+        broken={
+            "scaled": scaled(lambda: ge.relax(surrogate, 0.8)),
+            "no reparameterization of the conditional draw": replaced(
+                _relaxation,
+                "pull_back_conditional",
+                no_pull_back,
+                lambda: ge.relax(surrogate, 0.8),
             ),
         },
     ),

@@ -63,6 +63,14 @@ def mean(dist: Relaxable, l: jax.Array) -> jax.Array:
     return jax.nn.sigmoid(l) if isinstance(dist, Bernoulli) else jnp.exp(l)
 
 
+def pull_back_mean(dist: Relaxable, p: jax.Array, ct: jax.Array) -> jax.Array:
+    """The cotangent of the logits, given that of the mean p: J(p) = diag(p) - p p^T times it."""
+    ct = ct.astype(p.dtype)
+    if isinstance(dist, Bernoulli):
+        return p * (1 - p) * ct
+    return p * (ct - jnp.sum(p * ct, axis=-1, keepdims=True))
+
+
 def score(l: jax.Array, dist: Relaxable, b: jax.Array) -> jax.Array:
     """Derivative of log p(b) with respect to the logits."""
     return b.astype(l.dtype) - mean(dist, l)

@@ -84,6 +84,22 @@ class Method:
         return next(row for row in rows if row is not None)
 
 
+def _surrogate(w: Mapping[str, jax.Array], relaxed: jax.Array) -> jax.Array:
+    """A network with one hidden layer."""
+    x = jnp.ravel(relaxed)
+    return jnp.dot(w["out"], jnp.tanh(w["in"] @ x + w["bias"])) + jnp.dot(w["skip"], x)
+
+
+def _initial_surrogate(key: jax.Array, size: int, hidden: int = 10) -> dict[str, jax.Array]:
+    """Zero as a function, so that training starts from REINFORCE."""
+    return {
+        "in": jax.random.normal(key, (hidden, size)) / math.sqrt(size),
+        "bias": jnp.zeros(hidden),
+        "out": jnp.zeros(hidden),
+        "skip": jnp.zeros(size),
+    }
+
+
 METHODS = [
     Method(
         "score_function",
@@ -131,6 +147,44 @@ METHODS = [
         documented=Properties("discrete", True, exact=True, smooth_cost=True, unbiased=False),
     ),
     Method(
+        "gumbel_rao",
+        "gumbel_rao",
+        ge.gumbel_rao,
+        "gumbel_rao(t), t annealed",
+        control={"temperature": 1.0},
+        annealed=("temperature",),
+        documented=Properties("discrete", True, exact=True, smooth_cost=True, unbiased=False),
+    ),
+    Method(
+        "reinmax",
+        "reinmax",
+        ge.reinmax,
+        "reinmax()",
+        documented=Properties("discrete", True, exact=True, smooth_cost=True, unbiased=False),
+    ),
+    Method(
+        "arm",
+        "arm",
+        ge.arm,
+        "arm()",
+        latents=("bernoulli",),
+        documented=Properties("discrete", True, exact=True, smooth_cost=False, unbiased=True),
+    ),
+    Method(
+        "disarm",
+        "disarm",
+        ge.disarm,
+        "disarm()",
+        documented=Properties("discrete", True, exact=True, smooth_cost=False, unbiased=True),
+    ),
+    Method(
+        "muprop",
+        "muprop",
+        ge.muprop,
+        "muprop()",
+        documented=Properties("discrete", True, exact=True, smooth_cost=False, unbiased=True),
+    ),
+    Method(
         "rebar",
         "rebar",
         # The logarithm is what is trained: a temperature must stay positive.
@@ -138,6 +192,20 @@ METHODS = [
         "rebar(t, eta=eta), t and eta trained by their own cotangents",
         control={"log_temperature": math.log(0.5), "eta": 1.0},
         documented=Properties("discrete", True, exact=True, smooth_cost=True, unbiased=True),
+    ),
+    Method(
+        "relax",
+        "relax",
+        lambda surrogate, log_temperature, eta: ge.relax(
+            _surrogate, surrogate, temperature=jnp.exp(log_temperature), eta=eta
+        ),
+        "relax(network, w, temperature=t, eta=eta), all trained by their own cotangents",
+        control=lambda key, shape: {
+            "surrogate": _initial_surrogate(key, math.prod(shape)),
+            "log_temperature": math.log(0.5),
+            "eta": 1.0,
+        },
+        documented=Properties("both", True, exact=True, smooth_cost=False, unbiased=True),
     ),
     Method(
         "enumeration",
