@@ -274,26 +274,6 @@ def test_mixed_second_derivatives(name):
         assert_unbiased(1.05 * samples, want)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_second_derivatives_raise(name):
-    estimates.assert_first_order(ESTIMATORS[name](), dists.Bernoulli(jnp.array([0.4, -0.7])))
-
-
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_differentiated_draw_raises(name):
-    estimates.assert_unestimated(ESTIMATORS[name](), dists.Bernoulli(jnp.array([0.4, -0.7])))
-
-
-def test_forms_agree():
-    estimates.assert_forms_agree(ge.arm, dists.Bernoulli(jnp.array([0.4, -0.7])))
-    estimates.assert_forms_agree(ge.disarm, dists.OneHotCategorical(jnp.array([0.4, -0.7, 0.1])))
-
-
-def test_extremes():
-    estimates.assert_robust(ge.arm, "bits")
-    estimates.assert_robust(ge.disarm)
-
-
 def test_other_distributions():
     key, cost = jax.random.key(0), lambda x: jnp.sum(x)
     with pytest.raises(TypeError, match=r"arm: .* got OneHotCategorical.*Use disarm"):

@@ -172,21 +172,6 @@ def test_temperature_may_be_traced():
     np.testing.assert_allclose(traced.logits, want.logits, rtol=1e-4, atol=1e-6)
 
 
-def test_second_derivatives_raise():
-    estimates.assert_first_order(ge.gumbel_rao(0.5), BITS)
-
-
-def test_forms_agree():
-    dist = dists.OneHotCategorical(jnp.array([0.4, -0.7, 0.1]))
-    estimates.assert_forms_agree(lambda: ge.gumbel_rao(0.5), dist)
-
-
-def test_extremes():
-    estimates.assert_robust(lambda: ge.gumbel_rao(0.5))
-    for temperature in (1e-3, 1e3):
-        estimates.assert_robust(lambda t=temperature: ge.gumbel_rao(t), "rows")
-
-
 def test_options():
     with pytest.raises(ValueError, match=r"temperature: expected a finite number greater than 0"):
         ge.gumbel_rao(-1.0)

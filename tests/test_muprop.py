@@ -166,25 +166,6 @@ def test_mixed_second_derivatives():
         assert_unbiased(1.05 * samples, want)
 
 
-def test_second_derivatives_raise():
-    estimates.assert_first_order(ge.muprop(), BITS)
-
-
-def test_differentiated_draw_raises():
-    estimates.assert_unestimated(ge.muprop(), BITS)
-
-
-def test_forms_agree():
-    estimates.assert_forms_agree(ge.muprop, BITS)
-    estimates.assert_forms_agree(
-        lambda: ge.muprop(baseline=0.3), dists.OneHotCategorical(jnp.ones(3))
-    )
-
-
-def test_extremes():
-    estimates.assert_robust(lambda: ge.muprop(baseline=0.2))
-
-
 def test_options():
     with pytest.raises(ValueError, match="baseline: expected a finite number, got nan"):
         ge.muprop(baseline=float("nan"))

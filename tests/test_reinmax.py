@@ -149,19 +149,6 @@ def test_temperature_may_be_traced_and_has_no_gradient():
     np.testing.assert_allclose(traced(BITS, 0.7).logits, want.logits, rtol=1e-5)
 
 
-def test_second_derivatives_raise():
-    estimates.assert_first_order(ge.reinmax(), BITS)
-
-
-def test_forms_agree():
-    estimates.assert_forms_agree(ge.reinmax, dists.OneHotCategorical(jnp.array([0.4, -0.7, 0.1])))
-
-
-def test_extremes():
-    estimates.assert_robust(ge.reinmax)
-    estimates.assert_robust(lambda: ge.reinmax(1e-3), "rows")
-
-
 def test_options():
     with pytest.raises(ValueError, match=r"temperature: expected a finite number greater than 0"):
         ge.reinmax(0.0)

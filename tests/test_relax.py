@@ -480,17 +480,6 @@ def test_second_derivatives():
 parabola_of_all = lambda w, x: w * jnp.sum(x**2)
 
 
-def test_differentiated_draw_raises():
-    estimates.assert_unestimated(linear(), BITS)
-    estimates.assert_unestimated(linear(), dists.Normal(jnp.zeros(2), 1.0))
-
-
-def test_forms_agree():
-    estimates.assert_forms_agree(linear, BITS)
-    dist = dists.OneHotCategorical(jnp.array([0.4, -0.7, 0.1]))
-    estimates.assert_forms_agree(lambda: ge.relax(surrogate_of_sums, 0.3, coupled=False), dist)
-
-
 surrogate_of_sums = lambda w, x: jnp.asarray(w, x.dtype) * jnp.sum(x)
 
 
