@@ -204,7 +204,7 @@ def test_the_derivative_where_the_draw_underflows(dtype, x64):
 
 def test_where_the_formulas_for_gamma_meet(x64):
     for dtype, edge, rtol in ((jnp.float32, 400.0, 3e-5), (jnp.float64, 1e6, 1e-8)):
-        a = edge * (1 + 1e-6 * np.array([[-1.0, 1.0]]))
+        a = edge * (1 + 10 * float(jnp.finfo(dtype).eps) * np.array([[-1.0, 1.0]]))
         y = np.log(scipy.special.gammaincinv(edge, QUANTILES[1:]))[:, None] * np.ones(2)
         slopes = gamma._slope(jnp.asarray(y, dtype), jnp.asarray(a * np.ones_like(y), dtype))
         np.testing.assert_allclose(slopes[:, 0], slopes[:, 1], rtol=rtol)
