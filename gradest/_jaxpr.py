@@ -1,8 +1,8 @@
 """gradest's primitives, and all that depends on JAX's version.
 
 A cost-based draw is one equation of `sample_p` in the staged program, `gradest.cost` one of
-`cost_p`; `magic_p` passes on the derivative of a log-probability. What other constructs of a jaxpr
-mean is read here, and nowhere else.
+`cost_p`; `magic_p` passes on the derivative of a log-probability, `implicit_p` that of a draw that
+keeps its quantile. What other constructs of a jaxpr mean is read here, and nowhere else.
 """
 
 import abc
@@ -53,14 +53,19 @@ def _(*avals: Any, site: Site) -> list[Any]:
 
 
 def _batch_sample(args: Sequence[Any], dims: Sequence[Any], *, site: Site) -> Any:
-    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
     mapped = [d is not None for d in dims]
-    moved = [
+    site = site.vmapped(not mapped[0], mapped[1:])
+    out = sample_p.bind(*_lanes_first(args, dims), site=site)
+    return out, [0] * len(out)
+
+
+def _lanes_first(args: Sequence[Any], dims: Sequence[Any]) -> list[Any]:
+    """The operands of a vmapped equation with the lanes along their first axis, all of them."""
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    return [
         jnp.moveaxis(a, d, 0) if d is not None else jnp.broadcast_to(a, (size, *a.shape))
         for a, d in zip(args, dims, strict=True)
     ]
-    out = sample_p.bind(*moved, site=site.vmapped(not mapped[0], mapped[1:]))
-    return out, [0] * len(out)
 
 
 batching.primitive_batchers[sample_p] = _batch_sample
@@ -114,6 +119,49 @@ magic_p.def_abstract_eval(lambda aval: aval)
 mlir.register_lowering(magic_p, mlir.lower_fun(jnp.ones_like, multiple_results=False))
 ad.defjvp(magic_p, lambda tangent, log_prob: tangent * magic_p.bind(log_prob))
 batching.defvectorized(magic_p)
+
+
+# The draw that is its first operand, whose derivative in the other ones, the leaves of a tree, is
+# `rule(draw, tree, tangents)`. A primitive for the same reason.
+implicit_p = core.Primitive("gradest_implicit")
+implicit_p.def_impl(lambda x, *leaves, rule, treedef: x)
+implicit_p.def_abstract_eval(lambda x, *leaves, rule, treedef: x)
+mlir.register_lowering(implicit_p, lambda ctx, x, *leaves, rule, treedef: [x])
+
+
+def _differentiate_implicit(
+    primals: Sequence[Any], tangents: Sequence[Any], *, rule: Any, treedef: Any
+) -> tuple[Any, Any]:
+    # Bound again, so that higher derivatives see that the draw depends on the leaves.
+    x = implicit_p.bind(*primals, rule=rule, treedef=treedef)
+    moves = [ad.instantiate_zeros(tangent) for tangent in tangents[1:]]
+    return x, rule(x, treedef.unflatten(primals[1:]), treedef.unflatten(moves))
+
+
+def _batch_implicit(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+    return implicit_p.bind(*_lanes_first(args, dims), **params), 0
+
+
+ad.primitive_jvps[implicit_p] = _differentiate_implicit
+batching.primitive_batchers[implicit_p] = _batch_implicit
+
+# Its operand, `what` a derivative depends on and that has no derivative itself.
+once_p = core.Primitive("gradest_once")
+once_p.def_impl(lambda x, *, what: x)
+once_p.def_abstract_eval(lambda x, *, what: x)
+mlir.register_lowering(once_p, lambda ctx, x, *, what: [x])
+batching.defvectorized(once_p)
+
+
+def _differentiate_once(*_: Any, what: str) -> Any:
+    raise NotImplementedError(
+        f"{what} was differentiated twice with respect to it: the derivative of an implicitly "
+        "reparameterized draw is known to first order only. Use score_function, whose "
+        "derivatives of every order are right."
+    )
+
+
+ad.primitive_jvps[once_p] = _differentiate_once
 
 
 def _jaxprs(value: Any) -> Iterable[core.Jaxpr]:

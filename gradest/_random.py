@@ -35,6 +35,14 @@ def as_keys(key: ArrayLike) -> jax.Array:
     return key if isinstance(key, jax.Array) and is_typed(key) else as_key(key)
 
 
+def keys_of(key: ArrayLike, shape: Sequence[int]) -> jax.Array:
+    """`key` as typed keys, whose axes are the first axes of the draws of `shape`."""
+    keys = as_keys(key)
+    if keys.shape != tuple(shape)[: keys.ndim]:
+        raise _not_one(keys)
+    return keys
+
+
 def is_typed(key: Any) -> bool:
     return isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
@@ -81,9 +89,7 @@ def noise(
     family: Callable[..., jax.Array], key: ArrayLike, shape: Sequence[int], dtype: DTypeLike
 ) -> jax.Array:
     """Draws of one of `jax.random`'s parameter-free families, for parameters of type `dtype`."""
-    key = as_keys(key)
-    if key.shape != tuple(shape)[: key.ndim]:
-        raise _not_one(key)
+    key = keys_of(key, shape)
     return per_lane(lambda k, s: family(k, s, noise_dtype(dtype)), key, shape)
 
 

@@ -49,13 +49,52 @@ DISTRIBUTIONS: dict[str, Callable[[], Any]] = {
     "ExpRelaxedOneHotCategorical": lambda: dists.ExpRelaxedOneHotCategorical(
         1.2, jnp.array([[-0.3, 1.5, 0.1], [-0.9, 0.6, 1.1]])
     ),
+    "Gamma": lambda: dists.Gamma(jnp.array([1.8, 2.6]), jnp.array([2.0, 1.7])),
+    "Beta": lambda: dists.Beta(jnp.array([1.7, 2.0]), jnp.array([1.5, 2.8])),
+    "Dirichlet": lambda: dists.Dirichlet(jnp.array([1.8, 1.5, 2.6])),
+    "StudentT": lambda: dists.StudentT(
+        jnp.array([9.0, 8.0]), jnp.array([0.3, -0.5]), jnp.array([0.5, 0.4])
+    ),
+    # So concentrated that the costs, which do not have the period of an angle, need not have it.
+    "VonMises": lambda: dists.VonMises(jnp.array([0.4, -0.1]), jnp.array([5.7, 5.1])),
+    "Weibull": lambda: dists.Weibull(jnp.array([1.2, 0.7]), jnp.array([1.6, 2.0])),
+    "MixtureSameFamily": lambda: dists.MixtureSameFamily(
+        dists.Categorical(jnp.array([[-0.2, 0.0], [-0.2, 0.6]])),
+        dists.Normal(jnp.array([[-0.2, -1.3], [0.8, -0.6]]), jnp.array([[0.6, 1.0], [0.4, 0.7]])),
+    ),
+    "Poisson": lambda: dists.Poisson(jnp.array([0.8, 1.7])),
+    "Geometric": lambda: dists.Geometric(jnp.array([0.4, 0.8])),
+    "Binomial": lambda: dists.Binomial(jnp.array([3, 2]), jnp.array([0.4, -0.9])),
+    "NegativeBinomial": lambda: dists.NegativeBinomial(
+        jnp.array([1.8, 2.5]), jnp.array([-0.4, -1.0])
+    ),
 }
 
 FINITE = ("Bernoulli", "OneHotCategorical", "Categorical")
+COUNTS = ("Poisson", "Geometric", "Binomial", "NegativeBinomial")
 RELAXABLE = ("Bernoulli", "OneHotCategorical")
-REPARAMETERIZABLE = tuple(name for name in DISTRIBUTIONS if name not in FINITE)
+REPARAMETERIZABLE = tuple(name for name in DISTRIBUTIONS if name not in FINITE + COUNTS)
 # The score function takes the derivative under an integral whose bounds must not move.
 FIXED_SUPPORT = tuple(name for name in DISTRIBUTIONS if name != "Uniform")
+
+
+def value_and_grad(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.value_and_grad` in the floats of the first argument: integers have no derivative."""
+
+    def run(params: Any, *args: Any) -> Any:
+        value, gradient = jax.value_and_grad(loss, allow_int=True)(params, *args)
+        return value, jax.tree.map(lambda p, g: g if _is_float(p) else None, params, gradient)
+
+    return run
+
+
+def grad(loss: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: value_and_grad(loss)(*args)[1]
+
+
+def _is_float(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
 
 # ---- Costs: nonlinear, not separable, with parameters w of their own -----------------------
 

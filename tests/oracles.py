@@ -82,11 +82,46 @@ def _joint(support: jax.Array, probs: jax.Array, shape: tuple[int, ...]) -> Poin
     return Points(support[configurations].reshape(-1, *shape), functools.reduce(jnp.multiply, each))
 
 
+def _counts(log_weight: Callable[[jax.Array], jax.Array], shape: tuple[int, ...]) -> Points:
+    """Independent counts below 60, of log-probability `log_weight(count)` up to a constant."""
+    log_p = log_weight(jnp.arange(60.0)[None, :])
+    return _joint(jnp.arange(60), jax.nn.softmax(log_p, axis=1), shape)
+
+
 def poisson(rate: jax.Array) -> Points:
     """Two Poisson variables with rates up to about 5."""
-    count = jnp.arange(30.0)[None, :]
-    log_p = count * jnp.log(rate)[:, None] - rate[:, None] - gammaln(count + 1)
-    return _joint(jnp.arange(30), jnp.exp(log_p), rate.shape)
+    log_rate = jnp.log(rate)[:, None]
+    return _counts(lambda count: count * log_rate - gammaln(count + 1), rate.shape)
+
+
+@points.register
+def _(dist: dists.Poisson) -> Points:
+    return poisson(dist.rate)
+
+
+@points.register
+def _(dist: dists.Geometric) -> Points:
+    log_failure = -jnp.log1p(jnp.exp(dist.logits))[:, None]
+    return _counts(lambda count: count * log_failure, dist.shape)
+
+
+@points.register
+def _(dist: dists.Binomial) -> Points:
+    n, logits = dist.total_count[:, None].astype(dist.logits.dtype), dist.logits[:, None]
+
+    def log_weight(count: jax.Array) -> jax.Array:
+        rest = jnp.maximum(n - count, 0)
+        ways = -gammaln(count + 1) - gammaln(rest + 1)
+        return jnp.where(count <= n, ways + count * logits, -jnp.inf)
+
+    return _counts(log_weight, dist.shape)
+
+
+@points.register
+def _(dist: dists.NegativeBinomial) -> Points:
+    r, log_p = dist.total_count[:, None], -jnp.log1p(jnp.exp(-dist.logits))[:, None]
+    log_weight = lambda count: gammaln(count + r) - gammaln(count + 1) + count * log_p - gammaln(r)
+    return _counts(log_weight, dist.shape)
 
 
 # ---- Quadrature ----------------------------------------------------------------------------
@@ -254,12 +289,81 @@ def _(dist: dists.ExpRelaxedOneHotCategorical) -> Points:
     return _points(jax.nn.log_softmax(z / dist.temperature[None, ..., None]), weights)
 
 
+# Where no noise is free of the parameters, the nodes are and the weights are not: values x(t) of a
+# variable t of the real line, and the density of t. It is given up to a constant, which may depend
+# on the parameters, since the weights sum to one.
+
+
+def _on_grid(values: jax.Array, log_density: jax.Array, shape: tuple[int, ...]) -> Points:
+    """Independent elements; `log_density` of t, at equal steps, has a row for each."""
+    return _joint(values, jax.nn.softmax(log_density, axis=1), shape)
+
+
+def _grid(low: float, high: float, step: float, like: jax.Array) -> jax.Array:
+    return jnp.arange(low, high, step, like.dtype)[None, :]
+
+
 def gamma(concentration: jax.Array, rate: jax.Array) -> Points:
-    """Two Gamma variables: over y = log x, where the weights depend on the parameters."""
-    y = jnp.arange(-9.0, 4.5, 0.15)[None, :]
-    c, r = concentration[:, None], rate[:, None]
-    log_p = c * jnp.log(r) - gammaln(c) + c * y - r * jnp.exp(y)
-    return _joint(jnp.exp(y[0]), 0.15 * jnp.exp(log_p), rate.shape)
+    """Two Gamma variables of concentrations above 1.5."""
+    t = _grid(-12.0, 4.5, 0.15, rate)
+    log_density = concentration[:, None] * t - rate[:, None] * jnp.exp(t)
+    return _on_grid(jnp.exp(t[0]), log_density, rate.shape)
+
+
+@points.register
+def _(dist: dists.Gamma) -> Points:
+    return gamma(dist.concentration, dist.rate)
+
+
+@points.register
+def _(dist: dists.Weibull) -> Points:
+    t, k = _grid(-12.0, 3.0, 0.15, dist.scale), dist.concentration[:, None]
+    log_density = k * t - jnp.exp(k * (t - jnp.log(dist.scale)[:, None]))
+    return _on_grid(jnp.exp(t[0]), log_density, dist.shape)
+
+
+@points.register
+def _(dist: dists.Beta) -> Points:
+    t = _grid(-14.0, 14.0, 0.3, dist.concentration1)
+    x = 1 / (1 + jnp.exp(-t))
+    a, b = dist.concentration1[:, None], dist.concentration0[:, None]
+    return _on_grid(x[0], a * jnp.log(x) + b * jnp.log1p(-x), dist.shape)
+
+
+@points.register
+def _(dist: dists.Dirichlet) -> Points:
+    """One vector of three."""
+    t = np.arange(-14.0, 14.0, 0.4)
+    t = np.stack([*np.meshgrid(t, t), np.zeros((len(t), len(t)))], -1).reshape(-1, 3)
+    x = np.exp(t) / np.sum(np.exp(t), axis=1, keepdims=True)
+    log_density = _as(np.log(x), dist.concentration) @ dist.concentration
+    return Points(_as(x, dist.concentration), jax.nn.softmax(log_density))
+
+
+@points.register
+def _(dist: dists.StudentT) -> Points:
+    t = _grid(-5.0, 5.0, 0.1, dist.df)
+    z, df = jnp.sinh(t), dist.df[:, None]
+    log_density = jnp.log(jnp.cosh(t)) - (df + 1) / 2 * jnp.log1p(z * z / df)
+    noise = _on_grid(z[0], log_density, dist.shape)
+    return Points(dist.loc[None] + dist.scale[None] * noise.values, noise.weights)
+
+
+@points.register
+def _(dist: dists.VonMises) -> Points:
+    x = _grid(-np.pi, np.pi, np.pi / 64, dist.loc)
+    log_density = dist.concentration[:, None] * jnp.cos(x - dist.loc[:, None])
+    return _on_grid(x[0], log_density, dist.shape)
+
+
+@points.register
+def _(dist: dists.MixtureSameFamily) -> Points:
+    """Of Normal components."""
+    parts, weights = dist.component_distribution, _normalised(dist.mixing_distribution.logits)
+    x = _grid(-6.0, 6.0, 0.1, parts.loc)
+    z = (x[..., None] - parts.loc[:, None]) / parts.scale[:, None]
+    density = jnp.sum(weights[:, None] / parts.scale[:, None] * jnp.exp(-(z**2) / 2), axis=-1)
+    return _on_grid(x[0], jnp.log(density), dist.shape)
 
 
 # ---- What biased estimators estimate -------------------------------------------------------

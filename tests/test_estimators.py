@@ -12,7 +12,7 @@ import methods
 import numpy as np
 import oracles
 import pytest
-from methods import COSTS, METHODS, Cell, compiled
+from methods import COSTS, METHODS, Cell, compiled, value_and_grad
 from statistical import assert_unbiased, assert_variance
 
 import gradest as ge
@@ -28,11 +28,11 @@ def keys(num: int = NUM_KEYS, seed: int = 0) -> jax.Array:
 
 def gradients(loss: Any, params: Any, num: int = NUM_KEYS, seed: int = 0) -> Any:
     """Values and gradients of `loss(params, key)` at `num` keys."""
-    return compiled(jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0)))(params, keys(num, seed))
+    return compiled(jax.vmap(value_and_grad(loss), in_axes=(None, 0)))(params, keys(num, seed))
 
 
 def exact(loss: Any, params: Any) -> Any:
-    return compiled(jax.value_and_grad(loss))(params)
+    return compiled(value_and_grad(loss))(params)
 
 
 def expect(sampler: ge.Sampler, cost: Any) -> Any:
@@ -115,7 +115,7 @@ def test_oracles_sum_over_what_is_drawn(name):
         fixed = jax.lax.stop_gradient(oracles.points(dist))
         return oracles.expectation(fixed, lambda x: jnp.sum(dist.log_prob(x)))
 
-    for leaf in jax.tree.leaves(compiled(jax.grad(log_prob))(dist)):
+    for leaf in jax.tree.leaves(compiled(methods.grad(log_prob))(dist)):
         np.testing.assert_allclose(leaf, 0.0, atol=1e-4)
 
 
@@ -153,7 +153,7 @@ def test_gradient_is_exact_on_average(cell, cost):
     params = (dist, methods.weights(dist))
     loss = expect(cell.sampler(), COSTS[cost])
     if cell.method == "enumeration":
-        value, grad = compiled(jax.value_and_grad(loss))(params, jax.random.key(0))
+        value, grad = compiled(value_and_grad(loss))(params, jax.random.key(0))
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6),
             (value, grad),
@@ -187,11 +187,11 @@ def test_forms_and_transforms_agree(cell):
     @compiled
     def run(params, keys):
         def transforms(loss):
-            grad = jax.value_and_grad(loss)
+            grad = value_and_grad(loss)
             return {
                 "vmap": jax.vmap(grad, in_axes=(None, 0))(params, keys),
                 "jit": jax.tree.map(lambda x: x[None], jax.jit(grad)(params, keys[0])),
-                "grad of jit": jax.vmap(jax.value_and_grad(jax.jit(loss)), in_axes=(None, 0))(
+                "grad of jit": jax.vmap(value_and_grad(jax.jit(loss)), in_axes=(None, 0))(
                     params, keys
                 ),
             }

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from methods import FINITE, METHODS, REPARAMETERIZABLE, surrogate
-from test_distributions import make
+from methods import DISTRIBUTIONS, FINITE, METHODS, REPARAMETERIZABLE, surrogate
 
 import gradest as ge
 from gradest import distributions as dists
@@ -268,7 +267,7 @@ def test_hyperparameters_of_half_precision(cell, dtype):
 @all_dtypes
 @pytest.mark.parametrize("name", REPARAMETERIZABLE)
 def test_reparameterized_draws_of_every_type(name, dtype, x64):
-    dist = make(name, dtype)
+    dist = jax.tree.map(lambda leaf: leaf.astype(dtype), DISTRIBUTIONS[name]())
 
     def loss(dist):
         x = ge.reparameterize()(jax.random.key(0), dist)

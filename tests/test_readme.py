@@ -96,8 +96,8 @@ def test_table_tells_the_properties(name):
     smooth = told["cost must be differentiable"]
     assert smooth.startswith("yes" if tested.differentiable_cost else "no")
     assert documented.smooth_cost == tested.differentiable_cost
-    continuous = set(tested.distributions) - set(methods.FINITE)
-    discrete = set(tested.distributions) & set(methods.FINITE)
+    discrete = set(tested.distributions) & {*methods.FINITE, *methods.COUNTS}
+    continuous = set(tested.distributions) - discrete
     kinds = {(True, True): "both", (True, False): "continuous", (False, True): "discrete"}
     assert documented.variables == kinds[bool(continuous), bool(discrete)]
 
@@ -327,7 +327,7 @@ def uses(module: Module, prefix: str) -> bool:
 def misplaced(module: Module) -> set[str]:
     """What this module imports of gradest against the order of its layers."""
     layers = {
-        "gradest.distributions": ("_random", "_check", "distributions"),
+        "gradest.distributions": ("_random", "_check", "_jaxpr", "distributions"),
         "gradest.estimators": (
             *("_check", "_random", "_gradient", "_sampler", "_jaxpr"),
             *("distributions", "estimators"),

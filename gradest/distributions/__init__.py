@@ -14,3 +14,14 @@ from .continuous import LogNormal as LogNormal
 from .continuous import MultivariateNormal as MultivariateNormal
 from .continuous import Normal as Normal
 from .continuous import Uniform as Uniform
+from .counts import Binomial as Binomial
+from .counts import Geometric as Geometric
+from .counts import NegativeBinomial as NegativeBinomial
+from .counts import Poisson as Poisson
+from .gamma import Beta as Beta
+from .gamma import Dirichlet as Dirichlet
+from .gamma import Gamma as Gamma
+from .gamma import StudentT as StudentT
+from .mixture import MixtureSameFamily as MixtureSameFamily
+from .vonmises import VonMises as VonMises
+from .weibull import Weibull as Weibull

@@ -1,0 +1,58 @@
+"""What implicitly reparameterized distributions share.
+
+A draw x of distribution function F and density p keeps its quantile F(x) when the parameters
+move, so that dx = -dF / p (Figurnov, Mohamed and Mnih 2018, eq. 5): a derivative for draws made
+by any method, rejection included.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from .. import _jaxpr, _random
+
+
+def per_lane(
+    draw: Callable[..., jax.Array], key: ArrayLike, shape: Sequence[int], *parameters: jax.Array
+) -> jax.Array:
+    """`draw(key, *parameters)`, the parameters broadcast to `shape` and the draw's shape theirs.
+
+    The axes of an array of keys are the first axes of `shape`.
+    """
+    key = _random.keys_of(key, shape)
+    full = [jnp.broadcast_to(parameter, tuple(shape)) for parameter in parameters]
+    for _ in range(key.ndim):
+        draw = jax.vmap(draw)
+    return draw(key, *full)
+
+
+def in_noise_dtype(*arrays: jax.Array) -> list[jax.Array]:
+    """The arrays, of one type, in at least single precision."""
+    return [array.astype(_random.noise_dtype(array.dtype)) for array in arrays]
+
+
+def inside(x: jax.Array, dtype: DTypeLike, upper: float | None = None) -> jax.Array:
+    """`x` as numbers of type `dtype` within an open interval from 0: rounding must not leave it.
+
+    The upper end is infinity if not given.
+    """
+    info = jnp.finfo(dtype)
+    highest = info.max if upper is None else upper * (1 - info.epsneg)
+    return jnp.clip(x, float(info.tiny), float(highest)).astype(dtype)
+
+
+def implicit(rule: Callable[[jax.Array, Any, Any], jax.Array], x: jax.Array, tree: Any) -> Any:
+    """The draw `x`, whose derivative in the parameters in `tree` is `rule(x, tree, tangents)`.
+
+    With the rule, a leading axis on `x` and every leaf is a leading axis of the derivative.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    return _jaxpr.implicit_p.bind(x, *leaves, rule=rule, treedef=treedef)
+
+
+def differentiable_once(what: str, x: jax.Array) -> Any:
+    """`x`, which is part of a derivative, and raises if it is differentiated again."""
+    return _jaxpr.once_p.bind(x, what=what)

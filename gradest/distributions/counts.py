@@ -1,0 +1,265 @@
+"""Distributions of counts: draws are integers, which no gradient flows through."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import gammaln
+from jax.typing import ArrayLike
+
+from .. import _check, _random
+from ._implicit import in_noise_dtype, per_lane
+from ._special import log_beta
+from .base import Distribution, Shape, align, as_float, as_floats
+from .bernoulli import logits_from, weighted
+from .gamma import log_gamma
+
+#: Counts beyond are brought there, so that two of them can be added.
+HIGHEST = 10**9
+
+
+class Poisson(Distribution):
+    """Independent Poisson counts, P(x) = rate^x exp(-rate) / x!.
+
+    Draws are exact up to rates of about 1e5 in single precision (at 1e6 their variance is off by
+    2%), and at most 1e9. `jax.random.poisson` makes them, which needs keys of the default
+    implementation, threefry2x32.
+
+    Args:
+      rate: mean and variance, not negative.
+
+    Example:
+      >>> import jax
+      >>> from gradest.distributions import Poisson
+      >>> Poisson([0.0, 1e4]).sample(jax.random.key(0)).dtype
+      dtype('int32')
+    """
+
+    parameters = ("rate",)
+    rate: jax.Array
+
+    def __init__(self, rate: ArrayLike):
+        self.rate = as_float("rate", rate)
+
+    @property
+    def shape(self) -> Shape:
+        return self.rate.shape
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return _poisson(key, in_noise_dtype(self.rate)[0], (*shape, *self.shape))
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Elementwise; -inf for a negative count."""
+        x, rate = _with_counts(x, self.rate)
+        # Where the rate is 0 its logarithm has weight 0, except at an impossible count.
+        never = rate == 0
+        log_rate = jnp.where(never, -jnp.inf, jnp.log(jnp.where(never, 1, rate)))
+        log_p = weighted(x, log_rate, never) - rate - gammaln(x + 1)
+        return _on_counts(x, log_p, self.rate.dtype)
+
+
+class _Logits(Distribution):
+    """Holds log-odds."""
+
+    logits: jax.Array
+
+    @property
+    def probs(self) -> jax.Array:
+        """Probability of success of a trial."""
+        return jax.nn.sigmoid(self.logits)
+
+    @property
+    def shape(self) -> Shape:
+        return self.logits.shape
+
+
+class Geometric(_Logits):
+    """Independent counts of failures before the first success, P(x) = (1 - probs)^x probs.
+
+    The smallest count is 0, the mean (1 - probs) / probs. Draws are at most 1e9.
+
+    Args:
+      logits: log-odds of success.
+      probs: probability of success, instead of `logits`.
+
+    Raises:
+      TypeError: if not exactly one of the two is given.
+
+    Example:
+      >>> import jax
+      >>> from gradest.distributions import Geometric
+      >>> print(Geometric(probs=1.0).sample(jax.random.key(0)))
+      0
+    """
+
+    parameters = ("logits",)
+
+    def __init__(self, logits: ArrayLike | None = None, *, probs: ArrayLike | None = None):
+        self.logits = logits_from(logits, probs)
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        full, (logits,) = (*shape, *self.shape), in_noise_dtype(self.logits)
+        # The integer part of an exponential variable of rate -log(1 - p).
+        e = _random.noise(jax.random.exponential, key, full, logits.dtype)
+        e, rate = align(e, -jax.nn.log_sigmoid(-logits))
+        return _as_count(jnp.where(e > 0, e / rate, 0))
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Elementwise; -inf for a negative count."""
+        x, logits = _with_counts(x, self.logits)
+        log_p = weighted(x, *_log_sigmoid(-logits)) + jax.nn.log_sigmoid(logits)
+        return _on_counts(x, log_p, self.logits.dtype)
+
+
+class Binomial(_Logits):
+    """Independent counts of successes in a number of trials.
+
+    P(x) = n! / (x! (n - x)!) probs^x (1 - probs)^(n - x) with n = total_count. `total_count` is a
+    leaf of integers: it has no derivative.
+
+    Args:
+      total_count: number of trials, integers (or floats that are known and whole), not negative;
+        up to about 1e6 in single precision.
+      logits: log-odds of success.
+      probs: probability of success, instead of `logits`. The two broadcast against each other.
+
+    Raises:
+      TypeError: if not exactly one of logits and probs is given.
+
+    Example:
+      >>> import jax
+      >>> from gradest.distributions import Binomial
+      >>> Binomial(10, probs=[0.0, 1.0]).sample(jax.random.key(0))
+      Array([ 0, 10], dtype=int32)
+    """
+
+    parameters = ("total_count", "logits")
+    total_count: jax.Array
+
+    def __init__(
+        self,
+        total_count: ArrayLike,
+        logits: ArrayLike | None = None,
+        *,
+        probs: ArrayLike | None = None,
+    ):
+        n, l = _as_trials(total_count), logits_from(logits, probs)
+        try:
+            shape = np.broadcast_shapes(n.shape, l.shape)
+        except ValueError:
+            raise ValueError(
+                "expected parameters of shapes that broadcast, got total_count: "
+                f"{n.shape}, logits or probs: {l.shape}."
+            ) from None
+        self.total_count, self.logits = jnp.broadcast_to(n, shape), jnp.broadcast_to(l, shape)
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        (logits,) = in_noise_dtype(self.logits)
+        n = self.total_count.astype(logits.dtype)
+        # The less probable outcome is counted: its probability has the digits.
+        rare = jax.nn.sigmoid(-jnp.abs(logits))
+        draw = lambda k, n, p: jax.random.binomial(k, n, p, n.shape, n.dtype)
+        x = per_lane(draw, key, (*shape, *self.shape), n, rare)
+        x, n, logits = align(x, n, logits)
+        return jnp.where(logits > 0, n - x, x).astype(int)
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Elementwise; -inf for a count that is not from 0 to `total_count`."""
+        x, logits = _with_counts(x, self.logits)
+        n = align(x, self.total_count.astype(x.dtype))[1]
+        failures = jnp.where((x >= 0) & (x <= n), n - x, 0)
+        x = jnp.where(x <= n, x, -1)
+        ways = -jnp.log1p(n) - log_beta(failures + 1, jnp.maximum(x, 0) + 1)
+        log_p = weighted(x, *_log_sigmoid(logits)) + weighted(failures, *_log_sigmoid(-logits))
+        return _on_counts(x, ways + log_p, self.logits.dtype)
+
+
+class NegativeBinomial(_Logits):
+    """Independent counts of successes before the failure number `total_count`.
+
+    P(x) = Gamma(x + r) / (x! Gamma(r)) probs^x (1 - probs)^r with r = total_count, any positive
+    number. The mean is r probs / (1 - probs): the counts are Poisson with a Gamma rate. Draws are
+    as exact as Poisson's, at most 1e9, and need keys of the default implementation.
+
+    Args:
+      total_count: r, positive.
+      logits: log-odds of success.
+      probs: probability of success, instead of `logits`. The two broadcast against each other.
+
+    Raises:
+      TypeError: if not exactly one of logits and probs is given.
+    """
+
+    parameters = ("total_count", "logits")
+    total_count: jax.Array
+
+    def __init__(
+        self,
+        total_count: ArrayLike,
+        logits: ArrayLike | None = None,
+        *,
+        probs: ArrayLike | None = None,
+    ):
+        self.total_count, self.logits = as_floats(
+            total_count=total_count, logits=logits_from(logits, probs)
+        )
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        full, keys = (*shape, *self.shape), _random.split(_random.as_keys(key), 2)
+        y = log_gamma(keys[0], jax.lax.stop_gradient(self.total_count), full)
+        y, logits = align(y, *in_noise_dtype(self.logits))
+        return _poisson(keys[1], jnp.exp(y + logits), full)
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Elementwise; -inf for a negative count."""
+        x, logits = _with_counts(x, self.logits)
+        r = align(x, *in_noise_dtype(self.total_count))[1]
+        some = jnp.maximum(x, 1)
+        # (x + r - 1)! / (x! (r - 1)!) = 1 / (x B(x, r)), and 1 at x = 0.
+        ways = jnp.where(x > 0, -jnp.log(some) - log_beta(some, r), 0)
+        log_p = weighted(x, *_log_sigmoid(logits)) + weighted(r, *_log_sigmoid(-logits))
+        return _on_counts(x, ways + log_p, self.logits.dtype)
+
+
+# ---- Counts --------------------------------------------------------------------------------
+
+
+def _poisson(key: ArrayLike, rate: jax.Array, shape: Shape) -> jax.Array:
+    draw = lambda k, rate: jax.random.poisson(k, rate, rate.shape, int)
+    return jnp.minimum(per_lane(draw, key, shape, jnp.minimum(rate, HIGHEST)), HIGHEST)
+
+
+def _as_count(x: jax.Array) -> jax.Array:
+    return jnp.minimum(x, HIGHEST).astype(int)
+
+
+def _with_counts(x: ArrayLike, parameter: jax.Array) -> list[jax.Array]:
+    """`x` and the parameter, of one shape, in at least single precision."""
+    (parameter,) = in_noise_dtype(parameter)
+    return align(jnp.asarray(x, parameter.dtype), parameter)
+
+
+def _log_sigmoid(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of what has these log-odds, and where that is impossible."""
+    return jax.nn.log_sigmoid(logits), jnp.isneginf(logits)
+
+
+def _on_counts(x: jax.Array, log_p: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    possible = (x >= 0) & (x == jnp.floor(x))
+    return jnp.where(possible, log_p, -jnp.inf).astype(dtype)
+
+
+def _as_trials(value: ArrayLike) -> jax.Array:
+    """Numbers of trials as integers. They have no derivative, so a traced float is refused."""
+    floats = as_float("total_count", value)
+    array = jnp.asarray(value)
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        return array
+    if not all(map(_check.is_concrete, jax.tree.leaves(value))):
+        raise TypeError(
+            f"total_count: expected integers, got a traced array of type {floats.dtype}. A "
+            "Binomial has no derivative in its number of trials: use total_count.astype(int)."
+        )
+    whole = np.asarray(value, np.float64)
+    if not np.all(np.isfinite(whole) & (whole == np.floor(whole))):
+        raise ValueError(f"total_count: expected whole numbers, got {value}.")
+    return jnp.asarray(whole.astype(int))

@@ -1,0 +1,260 @@
+"""Gamma variables and what is made of them, with implicit reparameterization gradients."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import digamma, gammaln
+from jax.typing import ArrayLike
+
+from .. import _random
+from ._implicit import differentiable_once, implicit, in_noise_dtype, inside, per_lane
+from ._special import log_beta
+from .base import Distribution, Shape, align, as_float, as_floats
+
+# ---- The logarithm of a draw ---------------------------------------------------------------
+
+
+def log_gamma(key: ArrayLike, concentration: jax.Array, shape: Shape) -> jax.Array:
+    """log x of draws x ~ Gamma(concentration, 1), with their derivative in the concentration.
+
+    In at least single precision. With small concentrations x itself underflows: its logarithm is
+    of the order of -1 / concentration.
+    """
+    (a,) = in_noise_dtype(concentration)
+    a = jnp.broadcast_to(a, shape)
+    draw = lambda k, a: jax.random.loggamma(k, a, a.shape, a.dtype)
+    return implicit(_tangent, per_lane(draw, key, shape, jax.lax.stop_gradient(a)), a)
+
+
+def _tangent(y: jax.Array, a: jax.Array, da: jax.Array) -> jax.Array:
+    return _slope(y, differentiable_once("the concentration of a Gamma draw", a)) * da
+
+
+def _slope(y: jax.Array, a: jax.Array) -> jax.Array:
+    """d log x / d a at log x = y: -dF(x; a)/da / (x p(x; a)).
+
+    Relative error below 3e-5 in single precision and 1e-8 in double, for a from 1e-3 on.
+    """
+    info = jnp.finfo(a.dtype)
+    # Above, the cube root of x / a is as good as Normal(1 - 1 / (9 a), 1 / (9 a)) (Wilson and
+    # Hilferty 1931), and the derivative one that keeps its quantile. It misses by a^-3/2 / 5;
+    # JAX's series take ever more terms.
+    large = a > (400.0 if info.bits == 32 else 1e6)
+    # Below, F(x; a) = x^a / Gamma(a + 1) to within rounding, and x may not be a number.
+    small = y < math.log(info.eps)
+    a_mid, y_mid = jnp.where(large, 1, a), jnp.where(small | large, 0, y)
+    x = jnp.exp(y_mid)
+    middle = jax.lax.random_gamma_grad(a_mid, x) / x  # pyright: ignore[reportCallIssue]
+    excess = jnp.expm1((y - jnp.log(a)) / 3)
+    above = (1 + (1 / (6 * a) - 1.5 * excess) / (1 + excess)) / a
+    return jnp.where(large, above, jnp.where(small, (digamma(a + 1) - y) / a, middle))
+
+
+# ---- Distributions -------------------------------------------------------------------------
+
+
+class Gamma(Distribution):
+    r"""Independent Gamma variables, p(x) = rate^a x^(a-1) exp(-rate x) / Gamma(a) for x > 0.
+
+    Draws are differentiable in both parameters, once in the concentration a: implicitly, with
+    dx/da = -(dF(x; a)/da) / p(x; a). They are no less than the smallest normal number of their
+    type, where those with a concentration below 0.05 (in half precision 0.5) gather.
+
+    Args:
+      concentration: a, positive; the mean is a / rate and the variance a / rate^2.
+      rate: inverse scale, positive. The two broadcast against each other.
+
+    Example:
+      >>> import jax
+      >>> from gradest.distributions import Gamma
+      >>> mean = lambda a: Gamma(a, 2.0).sample(jax.random.key(0), (100_000,)).mean()
+      >>> print(f"{jax.grad(mean)(3.0):.2f}")
+      0.50
+
+    Reference:
+      Figurnov, Mohamed and Mnih 2018, "Implicit Reparameterization Gradients", eq. 5 and
+      section 4.
+    """
+
+    parameters = ("concentration", "rate")
+    reparameterizable = True
+    concentration: jax.Array
+    rate: jax.Array
+
+    def __init__(self, concentration: ArrayLike, rate: ArrayLike = 1.0):
+        self.concentration, self.rate = as_floats(concentration=concentration, rate=rate)
+
+    @property
+    def shape(self) -> Shape:
+        return self.rate.shape
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        y = log_gamma(key, self.concentration, (*shape, *self.shape))
+        y, rate = align(y, *in_noise_dtype(self.rate))
+        return inside(jnp.exp(y) / rate, self.rate.dtype)
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Elementwise; -inf unless `x` is positive."""
+        dtype = self.rate.dtype
+        x, a, rate = in_noise_dtype(*align(jnp.asarray(x, dtype), self.concentration, self.rate))
+        positive = x > 0
+        x = jnp.where(positive, x, 1)
+        log_p = a * jnp.log(rate) - gammaln(a) + (a - 1) * jnp.log(x) - rate * x
+        return jnp.where(positive, log_p, -jnp.inf).astype(dtype)
+
+
+class Beta(Distribution):
+    r"""Independent Beta variables, p(x) = x^(a-1) (1-x)^(b-1) / B(a, b) on (0, 1).
+
+    A draw is g / (g + h) with g ~ Gamma(a, 1) and h ~ Gamma(b, 1), taken in log space, whose
+    implicit derivatives in a and b make its own, of first order.
+
+    Args:
+      concentration1: a, positive; the mean is a / (a + b).
+      concentration0: b, positive. The two broadcast against each other.
+
+    Reference:
+      Figurnov, Mohamed and Mnih 2018, "Implicit Reparameterization Gradients", section 4.
+    """
+
+    parameters = ("concentration1", "concentration0")
+    reparameterizable = True
+    concentration1: jax.Array
+    concentration0: jax.Array
+
+    def __init__(self, concentration1: ArrayLike, concentration0: ArrayLike):
+        self.concentration1, self.concentration0 = as_floats(
+            concentration1=concentration1, concentration0=concentration0
+        )
+
+    @property
+    def shape(self) -> Shape:
+        return self.concentration1.shape
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        keys, full = _random.split(_random.as_keys(key), 2), (*shape, *self.shape)
+        log_odds = log_gamma(keys[0], self.concentration1, full) - log_gamma(
+            keys[1], self.concentration0, full
+        )
+        return inside(jax.nn.sigmoid(log_odds), self.concentration1.dtype, 1.0)
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Elementwise; -inf unless `x` is between 0 and 1."""
+        dtype = self.concentration1.dtype
+        x, a, b = in_noise_dtype(
+            *align(jnp.asarray(x, dtype), self.concentration1, self.concentration0)
+        )
+        within = (x > 0) & (x < 1)
+        x = jnp.where(within, x, 0.5)
+        log_p = (a - 1) * jnp.log(x) + (b - 1) * jnp.log1p(-x) - log_beta(a, b)
+        return jnp.where(within, log_p, -jnp.inf).astype(dtype)
+
+
+class Dirichlet(Distribution):
+    r"""Dirichlet vectors on the open simplex, p(x) = prod_k x_k^(a_k - 1) / B(a).
+
+    A draw is g / sum(g) with g_k ~ Gamma(a_k, 1), taken in log space, whose implicit derivatives
+    make its own, of first order.
+
+    Args:
+      concentration: a, positive, shape (..., K); the mean is a / sum(a).
+
+    Raises:
+      ValueError: if `concentration` is a scalar or K is 0.
+
+    Example:
+      >>> import jax
+      >>> from gradest.distributions import Dirichlet
+      >>> Dirichlet([1.0, 2.0, 3.0]).sample(jax.random.key(0), (5,)).shape
+      (5, 3)
+
+    Reference:
+      Figurnov, Mohamed and Mnih 2018, "Implicit Reparameterization Gradients", section 4.
+    """
+
+    parameters = ("concentration",)
+    reparameterizable = True
+    concentration: jax.Array
+
+    def __init__(self, concentration: ArrayLike):
+        a = as_float("concentration", concentration)
+        if a.ndim == 0 or a.shape[-1] == 0:
+            raise ValueError(
+                "concentration: expected the categories along the last axis, at least one of "
+                f"them, got an array of shape {a.shape}."
+            )
+        self.concentration = a
+
+    @property
+    def shape(self) -> Shape:
+        return self.concentration.shape
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        dtype = self.concentration.dtype
+        y = log_gamma(key, self.concentration, (*shape, *self.shape))
+        x = jax.nn.softmax(y, axis=-1).astype(dtype)
+        return jnp.maximum(x, jnp.finfo(dtype).tiny)
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Shape (...,) of vectors `x` of shape (..., K), which are taken to sum to one."""
+        dtype = self.concentration.dtype
+        x, a = in_noise_dtype(*align(jnp.asarray(x, dtype), self.concentration))
+        positive = x > 0
+        log_x = jnp.log(jnp.where(positive, x, 1))
+        log_p = jnp.sum((a - 1) * log_x - gammaln(a), axis=-1) + gammaln(jnp.sum(a, axis=-1))
+        return jnp.where(jnp.all(positive, axis=-1), log_p, -jnp.inf).astype(dtype)
+
+
+class StudentT(Distribution):
+    r"""Independent Student t variables, x = loc + scale * n / sqrt(g / (df / 2)).
+
+    With n ~ Normal(0, 1) and g ~ Gamma(df / 2, 1), whose implicit derivative makes that in `df`,
+    of first order. Draws are kept finite: those of |x - loc| / scale beyond 1e15 (in double
+    precision 1e120), which a `df` below 0.5 can make, are brought to about there.
+
+    Args:
+      df: degrees of freedom, positive; moments of lower order than `df` exist.
+      loc: median.
+      scale: positive. The three broadcast against each other.
+
+    Reference:
+      Figurnov, Mohamed and Mnih 2018, "Implicit Reparameterization Gradients", section 4.
+    """
+
+    parameters = ("df", "loc", "scale")
+    reparameterizable = True
+    df: jax.Array
+    loc: jax.Array
+    scale: jax.Array
+
+    def __init__(self, df: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0):
+        self.df, self.loc, self.scale = as_floats(df=df, loc=loc, scale=scale)
+
+    @property
+    def shape(self) -> Shape:
+        return self.df.shape
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        dtype, full = self.loc.dtype, (*shape, *self.shape)
+        keys = _random.split(_random.as_keys(key), 2)
+        df, loc, scale = align(*in_noise_dtype(self.df, self.loc, self.scale))
+        n = _random.noise(jax.random.normal, keys[0], full, dtype)
+        y = log_gamma(keys[1], df / 2, full)
+        n, y, df, loc, scale = align(n, y, df, loc, scale)
+        info = jnp.finfo(n.dtype)
+        # Its square must be a number too.
+        stretch = jnp.minimum((jnp.log(df / 2) - y) / 2, 0.4 * math.log(info.max))
+        x = loc + scale * n * jnp.exp(stretch)
+        limit = float(jnp.finfo(dtype).max)
+        return jnp.clip(x, -limit, limit).astype(dtype)
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        dtype = self.loc.dtype
+        x, df, loc, scale = in_noise_dtype(
+            *align(jnp.asarray(x, dtype), self.df, self.loc, self.scale)
+        )
+        z = (x - loc) / scale
+        # log_beta(df / 2, 1 / 2) keeps the digits that the difference of two gammaln loses.
+        constant = -log_beta(df / 2, jnp.full_like(df, 0.5)) - 0.5 * jnp.log(df) - jnp.log(scale)
+        return (constant - 0.5 * (df + 1) * jnp.log1p(z * z / df)).astype(dtype)

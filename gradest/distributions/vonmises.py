@@ -1,0 +1,150 @@
+"""Von Mises angles, drawn by rejection, with implicit reparameterization gradients."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from ._implicit import implicit, in_noise_dtype, per_lane
+from .base import Distribution, Shape, align, as_floats
+
+
+class VonMises(Distribution):
+    r"""Independent angles, p(x) = exp(k cos(x - loc)) / (2 pi I_0(k)), from -pi to pi.
+
+    Draws are differentiable in both parameters, to every order: in the concentration k
+    implicitly, with dx/dk = -(dF(x; k)/dk) / p(x; k), an integral that is computed by quadrature
+    with a relative error below 1e-5 in single precision and 1e-9 in double. Since draws end at
+    -pi and pi and go on at the other end, the gradient of an expectation is unbiased for costs
+    that are functions of an angle: of period 2 pi.
+
+    Args:
+      loc: mean direction, in radians.
+      concentration: k, not negative; 0 is uniform, and for a large one the standard deviation is
+        1 / sqrt(k) radians. The two broadcast against each other.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from gradest.distributions import VonMises
+      >>> x = VonMises(0.0, 4.0).sample(jax.random.key(0), (100_000,))
+      >>> print(f"{jnp.cos(x).mean():.2f}")            # I_1(4) / I_0(4)
+      0.86
+
+    Reference:
+      Best and Fisher 1979, "Efficient Simulation of the von Mises Distribution", section 2, for
+      draws. Figurnov, Mohamed and Mnih 2018, "Implicit Reparameterization Gradients", eq. 5.
+    """
+
+    parameters = ("loc", "concentration")
+    reparameterizable = True
+    loc: jax.Array
+    concentration: jax.Array
+
+    def __init__(self, loc: ArrayLike, concentration: ArrayLike):
+        self.loc, self.concentration = as_floats(loc=loc, concentration=concentration)
+
+    @property
+    def shape(self) -> Shape:
+        return self.loc.shape
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        dtype, full = self.loc.dtype, (*shape, *self.shape)
+        loc, k = in_noise_dtype(self.loc, self.concentration)
+        k = jnp.broadcast_to(k, full)
+        angle = implicit(_tangent, per_lane(_reject, key, full, jax.lax.stop_gradient(k)), k)
+        x = angle + jnp.broadcast_to(loc, full)
+        turns = jax.lax.stop_gradient(jnp.round(x / (2 * np.pi)))
+        return (x - 2 * np.pi * turns).astype(dtype)
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Elementwise, of period 2 pi in `x`."""
+        dtype = self.loc.dtype
+        x, loc, k = in_noise_dtype(*align(jnp.asarray(x, dtype), self.loc, self.concentration))
+        # cos(x) - 1 without the digits that it loses where the concentration is large.
+        below_mode = 2 * k * jnp.sin((x - loc) / 2) ** 2
+        (own,) = in_noise_dtype(self.concentration)
+        return (-below_mode - align(x, _log_normaliser(own))[1]).astype(dtype)
+
+
+# ---- Draws ---------------------------------------------------------------------------------
+
+
+def _reject(key: jax.Array, k: jax.Array) -> jax.Array:
+    """Angles around 0 by rejection from a wrapped Cauchy density, accepted at 66% or more.
+
+    The envelope is 1 / (s - cos x), with s = (1 + sqrt(1 + 4 k^2)) / (2 k), in terms of k (s - 1),
+    which loses no digits, be k large or 0.
+    """
+    k_s = (1 + 1 / (jnp.hypot(1.0, 2 * k) + 2 * k)) / 2
+    width = jnp.sqrt(k_s / (k_s + 2 * k))
+
+    def propose(state: Any) -> Any:
+        key, x, pending = state
+        key, key_cauchy, key_accept = jax.random.split(key, 3)
+        turn = jax.random.uniform(key_cauchy, k.shape, k.dtype, -0.5, 0.5)
+        half = jnp.arctan(width * jnp.tan(np.pi * turn))
+        y = k_s + 2 * k * jnp.sin(half) ** 2
+        u = jax.random.exponential(key_accept, k.shape, k.dtype)
+        rejected = 1 - y + jnp.log(y) < -u
+        return key, jnp.where(pending, 2 * half, x), pending & rejected
+
+    start = (key, jnp.zeros_like(k), jnp.ones(k.shape, bool))
+    return jax.lax.while_loop(lambda state: jnp.any(state[2]), propose, start)[1]
+
+
+# ---- Derivatives ---------------------------------------------------------------------------
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
+
+
+def _integral(function: Any, low: jax.Array, high: jax.Array) -> jax.Array:
+    """By Gauss and Legendre's rule, the nodes along a new last axis of what `function` gets."""
+    middle, half = (high + low)[..., None] / 2, (high - low)[..., None] / 2
+    middle, half, node, weight = align(
+        middle, half, jnp.asarray(_NODES, low.dtype), jnp.asarray(_WEIGHTS, low.dtype)
+    )
+    return jnp.sum(half * weight * function(middle + half * node), axis=-1)
+
+
+def _spread(k: jax.Array) -> jax.Array:
+    """Where the density has fallen by exp(-50), or pi: the range of integrals from 0."""
+    sine = jnp.sqrt(jnp.minimum(25.0 / jnp.maximum(jax.lax.stop_gradient(k), 1.0), 1.0))
+    return 2 * jnp.arcsin(sine)
+
+
+def _log_normaliser(k: jax.Array) -> jax.Array:
+    """log of the integral of exp(k (cos t - 1)) over the circle, 2 pi I_0(k) exp(-k)."""
+    density = lambda t: jnp.exp(-2 * align(t, k[..., None])[1] * jnp.sin(t / 2) ** 2)
+    return jnp.log(2 * _integral(density, jnp.zeros_like(k), _spread(k)))
+
+
+def _tangent(x: jax.Array, k: jax.Array, dk: jax.Array) -> jax.Array:
+    return _slope(x, k) * dk
+
+
+def _slope(x: jax.Array, k: jax.Array) -> jax.Array:
+    """dx/dk, the integral from x to 0 of (cos t - E[cos]) exp(k (cos t - cos x)).
+
+    Or from x to the end of its side, pi or -pi: the integral from there to 0 is zero. That is
+    taken where the exponential would be large.
+    """
+    excess = jax.grad(lambda k: jnp.sum(_log_normaliser(k)))(k)  # E[cos] - 1
+
+    def integrand(d: jax.Array) -> jax.Array:
+        """At t = x + d: with k large, the difference of t and x would have few digits."""
+        a, k_, x_ = align(excess[..., None], k[..., None], x[..., None] + jnp.zeros_like(d))
+        fall = 2 * k_ * jnp.sin(x_ + d / 2) * jnp.sin(d / 2)
+        return (-2 * jnp.sin((x_ + d) / 2) ** 2 - a) * jnp.exp(-fall)
+
+    return _integral(integrand, jnp.zeros_like(x), _reach(x, k))
+
+
+def _reach(x: jax.Array, k: jax.Array) -> jax.Array:
+    """From x to where the integral ends, which stays there when x moves."""
+    r = jnp.abs(x)
+    far = 2 * k * jnp.sin(r / 2) ** 2 > 4
+    # The tail is cut where the exponential has fallen by exp(-36) or more.
+    tail = jnp.minimum(np.pi - r, 72.0 / jnp.maximum(k * jnp.sin(r), 1e-6))
+    return jnp.where(far, jnp.sign(x) * tail, -x)
