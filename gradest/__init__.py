@@ -11,8 +11,11 @@ from ._gradient import attach_gradient as attach_gradient
 from ._monte_carlo import monte_carlo as monte_carlo
 from ._sampler import Sampler as Sampler
 from ._sites import UnestimatedGradientWarning as UnestimatedGradientWarning
+from .estimators.antithetic import antithetic as antithetic
 from .estimators.arm import arm as arm
 from .estimators.arm import disarm as disarm
+from .estimators.delta_method import delta_method as delta_method
+from .estimators.dreg import dreg as dreg
 from .estimators.enumeration import enumeration as enumeration
 from .estimators.gumbel import gumbel_max as gumbel_max
 from .estimators.gumbel import gumbel_softmax as gumbel_softmax
@@ -25,3 +28,6 @@ from .estimators.relax import relax as relax
 from .estimators.reparameterize import reparameterize as reparameterize
 from .estimators.score_function import score_function as score_function
 from .estimators.straight_through import straight_through as straight_through
+from .estimators.sum_and_sample import sum_and_sample as sum_and_sample
+from .estimators.unordered_set import unordered_set as unordered_set
+from .estimators.vimco import vimco as vimco

@@ -166,7 +166,7 @@ def with_variance_gradient(
 
     if not traced:
         return squared_norm(traced)[1], {}, {}
-    with _second_order_counts_as_zero():
+    with second_order_counts_as_zero():
         variance_gradient, g = jax.grad(squared_norm, has_aux=True)(traced)
     return g, traced, variance_gradient
 
@@ -222,7 +222,7 @@ def estimating(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _second_order_counts_as_zero() -> Iterator[None]:
+def second_order_counts_as_zero() -> Iterator[None]:
     """Lets second derivatives of other estimators count as zero instead of raising.
 
     For the gradient of a variance, whose bias is no bias of the gradient estimate.

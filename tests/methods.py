@@ -19,7 +19,7 @@ import pytest
 
 import gradest as ge
 from gradest import distributions as dists
-from gradest.estimators import _relaxation
+from gradest.estimators import _relaxation, _scores, unordered_set
 
 #: Compiles a function fast and runs it a little slower: tests compile more than they run.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -158,7 +158,8 @@ class Method:
         others with one of each kind.
       distributions: names of those it supports.
       broken: wrong implementations by what is wrong, each a function of a pytest.MonkeyPatch.
-      unbiased: whether the oracle is the expectation itself.
+      unbiased: whether the oracle is what it says it estimates: the expectation itself, or the
+        bound of several samples.
       differentiable_cost: whether its gradient is wrong for a cost that is flat but for jumps.
       second_order: whether derivatives of order two are right; if not, they raise.
       estimates: whether it gives a gradient at all.
@@ -212,6 +213,32 @@ def _own_cost_in_baseline(_: pytest.MonkeyPatch) -> ge.Sampler:
     return ge.Sampler("own_cost_in_baseline", estimate=estimate)
 
 
+def ratios_of_independent(l: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Each draw, and each other one, with the same weight."""
+    k = len(l)
+    others = -jnp.log(float(k - 1)) + jnp.log1p(-jnp.exp(l))[:, None] - l[None, :]
+    return -jnp.log(float(k)) - l, jnp.where(jnp.eye(k, dtype=bool), 0, others)
+
+
+def no_scores(dist: Any, draws: Any, weights: jax.Array) -> Any:
+    del draws, weights
+    return jax.tree.map(jnp.zeros_like, dist)
+
+
+def _own_weight_in_baseline(_: pytest.MonkeyPatch) -> ge.Sampler:
+    """ "VIMCO" with the mean over all weights."""
+
+    def estimate(key: jax.Array, dist: Any, cost: Callable[[Any], jax.Array]) -> jax.Array:
+        keys = jax.random.split(key, 2)
+        draws, _ = jax.vmap(lambda k: _scores.draw("", k, dist))(keys)
+        log_w = jax.vmap(cost)(draws)
+        bound = jax.nn.logsumexp(log_w) - jnp.log(2.0)
+        gradient = _scores.weighted_scores(dist, draws, jax.lax.stop_gradient(bound - log_w / 2))
+        return ge.attach_gradient(bound, dist, gradient)
+
+    return ge.Sampler("own_weight_in_baseline", estimate=estimate)
+
+
 def _unconditional(key: jax.Array, dist: Any, l: jax.Array, b: jax.Array) -> jax.Array:
     del l, b
     return _relaxation.perturb(key, dist)
@@ -232,16 +259,46 @@ def surrogate(w: jax.Array, x: jax.Array) -> jax.Array:
 
 _relax = lambda **options: Variant(lambda: ge.relax(surrogate, 0.8, **options))
 
+_bound = lambda make, num, **options: Variant(
+    lambda: make(num, **options), functools.partial(oracles.bound, num_samples=num)
+)
+_REAL = ("Normal", "Exponential", "MultivariateNormal", "Gamma")
+_SYMMETRIC = ("Normal", "MultivariateNormal", "Laplace", "Logistic", "StudentT", "Uniform")
+
 METHODS: dict[str, Method] = {
+    "antithetic": Method(
+        variants={"": Variant(ge.antithetic)},
+        distributions=_SYMMETRIC,
+        differentiable_cost=True,
+        second_order=True,
+        broken={"scaled": scaled(ge.antithetic)},
+    ),
     "arm": Method(
         variants={"": Variant(ge.arm)},
         distributions=("Bernoulli",),
         broken={"scaled": scaled(ge.arm)},
     ),
+    "delta_method": Method(
+        # Its variance is high for distributions as wide as this one.
+        variants={"16": Variant(lambda: ge.delta_method(num_samples=16))},
+        distributions=("Normal",),
+        broken={"scaled": scaled(lambda: ge.delta_method(num_samples=16))},
+    ),
     "disarm": Method(
         variants={"": Variant(ge.disarm)},
         distributions=RELAXABLE,
         broken={"scaled": scaled(ge.disarm)},
+    ),
+    "dreg": Method(
+        variants={"1": _bound(ge.dreg, 1), "2": _bound(ge.dreg, 2)},
+        distributions=_REAL,
+        differentiable_cost=True,
+        broken={
+            "scaled": scaled(lambda: ge.dreg(2)),
+            "without the score": replaced(
+                _scores, "weighted_scores", no_scores, lambda: ge.dreg(2)
+            ),
+        },
     ),
     "enumeration": Method(
         variants={"": Variant(ge.enumeration)},
@@ -334,7 +391,10 @@ METHODS: dict[str, Method] = {
         },
     ),
     "reparameterize": Method(
-        variants={"": Variant(ge.reparameterize)},
+        variants={
+            "": Variant(ge.reparameterize),
+            "sticking_the_landing": Variant(lambda: ge.reparameterize(sticking_the_landing=True)),
+        },
         distributions=REPARAMETERIZABLE,
         differentiable_cost=True,
         second_order=True,
@@ -377,6 +437,35 @@ METHODS: dict[str, Method] = {
         unbiased=False,
         differentiable_cost=True,
         broken={"scaled": scaled(ge.straight_through)},
+    ),
+    "sum_and_sample": Method(
+        variants={
+            "": Variant(ge.sum_and_sample),
+            "2, 3": Variant(lambda: ge.sum_and_sample(num_summed=2, num_samples=3)),
+        },
+        distributions=FINITE,
+        broken={"scaled": scaled(ge.sum_and_sample)},
+    ),
+    "unordered_set": Method(
+        variants={str(k): Variant(functools.partial(ge.unordered_set, k)) for k in (2, 3)},
+        distributions=FINITE,
+        broken={
+            "scaled": scaled(lambda: ge.unordered_set(2)),
+            "as if drawn with replacement": replaced(
+                unordered_set, "_log_ratios", ratios_of_independent, lambda: ge.unordered_set(2)
+            ),
+        },
+    ),
+    "vimco": Method(
+        variants={
+            "2": _bound(ge.vimco, 2),
+            "2, arithmetic": _bound(ge.vimco, 2, mean="arithmetic"),
+        },
+        distributions=(*FINITE, "Normal"),
+        broken={
+            "scaled": scaled(lambda: ge.vimco(2)),
+            "own weight in the baseline": _own_weight_in_baseline,
+        },
     ),
 }
 

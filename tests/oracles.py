@@ -10,6 +10,7 @@ and the cost whose value and whose gradient are those that the estimator's have 
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,6 +39,17 @@ def expectation(dist: Any, cost: Cost) -> jax.Array:
     """E[cost(x)], x ~ dist, one of gradest's distributions or `Points`."""
     values, weights = dist if isinstance(dist, Points) else points(dist)
     return jnp.sum(weights * jax.vmap(cost)(values))
+
+
+def bound(dist: Any, cost: Cost, *, num_samples: int = 2) -> jax.Array:
+    """E[log mean_k exp(cost(x_k))] of independent draws x_k."""
+    values, weights = points(dist)
+    log_w = jax.vmap(cost)(values)
+    joint, total = weights, log_w
+    for _ in range(num_samples - 1):
+        joint = (joint[:, None] * weights[None, :]).reshape(-1)
+        total = jnp.logaddexp(total[:, None], log_w[None, :]).reshape(-1)
+    return jnp.sum(joint * (total - math.log(num_samples)))
 
 
 def map_points(function: Callable[[jax.Array], jax.Array], measure: Points) -> Points:

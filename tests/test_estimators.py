@@ -217,7 +217,10 @@ def test_which_estimators_need_the_gradient_of_the_cost(method):
     cell = Cell(method, next(iter(row.variants)), name)
     dist = cell.dist()
     params = (dist, methods.weights(dist))
-    want = exact(lambda p: methods.expected_steps(*p), params)
+    # In closed form, where the quadrature of what some estimate has no digits for a jump.
+    exactly = row.unbiased and name in methods.FINITE
+    of_steps = lambda dist, w: cell.oracle(dist, functools.partial(methods.steps, w))
+    want = exact(lambda p: (of_steps if exactly else methods.expected_steps)(*p), params)
     got = gradients(expect(cell.sampler(), methods.steps), params)
     if not row.differentiable_cost:
         assert_unbiased(got, want)

@@ -44,6 +44,8 @@ ESTIMATORS = {
 }
 # What cannot be made without arguments, with the arguments that it needs.
 ESTIMATORS["relax"] = functools.partial(ge.relax, lambda _, x: surrogate(0.8, x), None)
+for name in ("dreg", "unordered_set", "vimco"):
+    ESTIMATORS[name] = functools.partial(ESTIMATORS[name], 3)
 
 
 def test_the_table_has_every_estimator():

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _check
 from .._sampler import Cost, Sampler
-from ..distributions import Bernoulli, Categorical, OneHotCategorical
+from . import _finite
 
 
 def enumeration(*, max_configurations: int = 65_536) -> Sampler:
@@ -48,8 +48,8 @@ def enumeration(*, max_configurations: int = 65_536) -> Sampler:
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, max_configurations: int) -> jax.Array:
     del key
-    values, probs = _support(dist)
-    num_elements, num_values = probs.shape
+    finite = _finite.Finite.of("enumeration", dist)
+    num_elements, num_values = finite.log_probs.shape
     # A support of one value has one configuration, however many the elements.
     count = num_values**num_elements
     if count > max_configurations:
@@ -61,31 +61,15 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, max_configurations: int)
         )
     # Products, not exponentials of sums of logarithms: exact where a probability is zero.
     outer = lambda joint, row: (joint[:, None] * row[None, :]).reshape(-1)
+    probs = jnp.exp(finite.log_probs)
     joint = functools.reduce(outer, probs, jnp.ones(1, probs.dtype))
     # Configuration number i spells its values as the digits of i, the last element's last.
     digit = num_values ** np.arange(num_elements)[::-1]
     grid = jnp.asarray((np.arange(count)[:, None] // digit[None, :]) % num_values)
-    draws = values[grid].reshape((count, *dist.shape))
-    costs = cost.batch(draws)
+    costs = cost.batch(finite.draws(grid))
     joint = joint.astype(costs.dtype)
     # An impossible configuration counts for nothing, even if its cost is not finite.
     return jnp.sum(jnp.where(joint > 0, joint * jnp.where(joint > 0, costs, 0), 0))
-
-
-def _support(dist: Any) -> tuple[jax.Array, jax.Array]:
-    """The values of one element, stacked, and the probabilities of each element: (n, values)."""
-    kinds = [Bernoulli, Categorical, OneHotCategorical]
-    remedy = "Only finite supports can be enumerated: use score_function, or reparameterize."
-    _check.supported("enumeration", dist, kinds, remedy)
-    dtype = dist.logits.dtype
-    if isinstance(dist, Bernoulli):
-        values = jnp.arange(2, dtype=dtype)
-        probs = jnp.stack([jax.nn.sigmoid(-dist.logits), jax.nn.sigmoid(dist.logits)], axis=-1)
-    else:
-        k = dist.num_categories
-        values = jnp.arange(k) if isinstance(dist, Categorical) else jnp.eye(k, dtype=dtype)
-        probs = dist.probs
-    return values, probs.reshape(-1, probs.shape[-1])
 
 
 def _readable(count: int) -> str:

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from .._gradient import UnestimatedGradientError
-from .._sampler import Sampler
+from .._gradient import UnestimatedGradientError, magic
+from .._sampler import Cost, Sampler
 from ..distributions import base
+from . import _scores
 
 
-def reparameterize() -> Sampler:
+def reparameterize(*, sticking_the_landing: bool = False) -> Sampler:
     r"""Pathwise gradients: the draw as a differentiable function of parameter-free noise.
 
     .. math:: x = T_\theta(\epsilon), \quad
@@ -24,14 +25,22 @@ def reparameterize() -> Sampler:
     Variance: usually low; for x ~ Normal(mu, s) and f = (x - k)^2 that of d/d mu is 4 s^2.
     Cost evaluations per gradient: 1.
 
+    Args:
+      sticking_the_landing: adds the score of the draw, a control variate of mean zero. Where the
+        cost is the log weight log p(y, x) - log q(x) of a draw x ~ q, whose mean is the ELBO,
+        it cancels what the cost's -log q has of it: no variance is left where q is the
+        posterior. Write the log weight with `dist` itself, and negate the expectation, not the
+        cost, to minimise it.
+
     Returns:
       A pathwise sampler for Normal, LogNormal, MultivariateNormal, Laplace, Logistic, Gumbel,
       Exponential, Uniform, Gamma, Beta, Dirichlet, StudentT, Weibull, VonMises,
       MixtureSameFamily, the relaxed densities, and other libraries' distributions whose `sample`
-      is differentiable.
+      is differentiable. With `sticking_the_landing` it is cost-based.
 
     Raises:
-      TypeError: from the sampler, for a distribution that is known not to be reparameterizable.
+      TypeError: from the sampler, for a distribution that is known not to be reparameterizable,
+        or whose support moves where the score is needed.
       UnestimatedGradientError: when another library's draw turns out to have no derivative.
 
     Example:
@@ -45,21 +54,34 @@ def reparameterize() -> Sampler:
       Kingma and Welling 2014, "Auto-Encoding Variational Bayes", section 2.4.
       Rezende, Mohamed and Wierstra 2014, eq. 7.
       Figurnov, Mohamed and Mnih 2018, "Implicit Reparameterization Gradients", eq. 5.
+      Roeder, Wu and Duvenaud 2017, "Sticking the Landing", eq. 7, for the control variate.
     """
-    return Sampler("reparameterize", draw=_reparameterize)
+    draw = functools.partial(differentiable_draw, "reparameterize")
+    return Sampler(
+        "reparameterize", draw=draw, estimate=_path_only if sticking_the_landing else None
+    )
 
 
-def _reparameterize(key: jax.Array, dist: Any) -> Any:
+def _path_only(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
+    _scores.check("reparameterize", dist)
+    x = differentiable_draw("reparameterize", key, dist)
+    c = cost(x)
+    score = magic(base.log_prob(dist, jax.lax.stop_gradient(x))) - 1
+    return c + score.astype(c.dtype)
+
+
+def differentiable_draw(estimator: str, key: jax.Array, dist: Any) -> Any:
+    """A draw that is differentiable in the distribution's parameters."""
     if _declared(dist) is False:
         raise TypeError(
-            f"reparameterize: expected a distribution whose draws are differentiable in its "
+            f"{estimator}: expected a distribution whose draws are differentiable in its "
             f"parameters, got {type(dist).__name__}. Use score_function, or for discrete "
             "variables rebar or gumbel_softmax."
         )
     x = base.draw(key, dist)
     if isinstance(dist, base.Distribution):
         return x
-    return _differentiable(type(dist).__name__, x, jax.tree.leaves(dist))
+    return _differentiable(estimator, type(dist).__name__, x, jax.tree.leaves(dist))
 
 
 def _declared(dist: Any) -> bool | None:
@@ -69,20 +91,20 @@ def _declared(dist: Any) -> bool | None:
     return getattr(dist, "has_rsample", None)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _differentiable(name: str, x: Any, parameters: Any) -> Any:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _differentiable(estimator: str, name: str, x: Any, parameters: Any) -> Any:
     """`x`, which raises if the parameters have a derivative and it has none."""
-    del name, parameters
+    del estimator, name, parameters
     return x
 
 
-def _differentiable_jvp(name: str, primals: Any, tangents: Any) -> Any:
+def _differentiable_jvp(estimator: str, name: str, primals: Any, tangents: Any) -> Any:
     x, _ = primals
     dx, dparameters = tangents
     live = lambda tree: any(not _is_zero(t) for t in jax.tree.leaves(tree, is_leaf=_is_zero))
     if live(dparameters) and not live(dx):
         raise UnestimatedGradientError(
-            f"reparameterize: a draw of {name} does not depend on its parameters differentiably, "
+            f"{estimator}: a draw of {name} does not depend on its parameters differentiably, "
             "and its gradient would silently be zero. Use score_function."
         )
     zero = lambda t, x: jnp.zeros_like(x) if _is_zero(t) else t

@@ -10,6 +10,7 @@ from .. import _check, _random
 from .._gradient import attach_gradient, attach_variance_gradient, magic
 from .._sampler import Cost, Sampler
 from ..distributions import base
+from . import _scores
 
 
 def score_function(
@@ -102,10 +103,11 @@ def _estimate(
     baseline: ArrayLike = 0.0,
 ) -> jax.Array:
     if num_samples == 1:
-        x, l = _draw(key, dist)
+        x, l = _scores.draw("score_function", key, dist)
         c = cost(x)
     else:
-        xs, l = jax.vmap(_draw, in_axes=(0, None))(_random.split(key, num_samples), dist)
+        keys = _random.split(key, num_samples)
+        xs, l = jax.vmap(lambda k: _scores.draw("score_function", k, dist))(keys)
         c = cost.batch(xs)
         if kind == "optimal":
             return _with_optimal_baseline(dist, xs, l, c)
@@ -124,18 +126,7 @@ def _estimate(
 def _score(
     key: jax.Array, dist: Any, *, baseline: ArrayLike = 0.0, **_: Any
 ) -> tuple[Any, jax.Array, ArrayLike]:
-    return *_draw(key, dist), baseline
-
-
-def _draw(key: jax.Array, dist: Any) -> tuple[Any, jax.Array]:
-    if isinstance(dist, base.Distribution) and not dist.fixed_support:
-        raise TypeError(
-            "score_function: expected a distribution whose support does not depend on its "
-            f"parameters, got {type(dist).__name__}: the moving bounds would be missing from the "
-            "gradient. Use reparameterize."
-        )
-    x = jax.lax.stop_gradient(base.draw(key, dist))
-    return x, base.log_prob(dist, x)
+    return *_scores.draw("score_function", key, dist), baseline
 
 
 def _with_optimal_baseline(dist: Any, xs: Any, l: jax.Array, costs: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import abc
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -31,6 +32,15 @@ def _weighted_sum(x: jax.Array) -> jax.Array:
     return jnp.sum(x * _WEIGHTS[: x.size])
 
 
+def _expected(probs: jax.Array, costs: jax.Array, num_samples: int) -> jax.Array:
+    """E[log mean_k exp(cost(x_k))] of independent draws."""
+    joint, total = probs, costs
+    for _ in range(num_samples - 1):
+        joint = (joint[:, None] * probs).reshape(-1)
+        total = jnp.logaddexp(total[:, None], costs).reshape(-1)
+    return jnp.sum(joint * (total - math.log(num_samples)))
+
+
 class Case(abc.ABC):
     """A distribution with parameters, whose exact expectations and probabilities are known.
 
@@ -47,8 +57,11 @@ class Case(abc.ABC):
         """The distribution with these parameters."""
 
     @abc.abstractmethod
-    def expected_costs(self, params: jax.Array) -> jax.Array:
-        """The exact expectations of `smooth` and `step`, differentiable."""
+    def expected_costs(self, params: jax.Array, num_samples: int = 1) -> jax.Array:
+        """The exact expectations of `smooth` and `step`, differentiable.
+
+        Of the log mean exp at `num_samples` draws, that is: with one, of the costs themselves.
+        """
 
     @abc.abstractmethod
     def hard(self, draws: np.ndarray) -> np.ndarray:
@@ -75,9 +88,10 @@ class Finite(Case):
         d = self.make(params)
         return jnp.exp(jax.vmap(lambda x: jnp.sum(d.log_prob(x)))(self.support))
 
-    def expected_costs(self, params: jax.Array) -> jax.Array:
+    def expected_costs(self, params: jax.Array, num_samples: int = 1) -> jax.Array:
         probs = self.probs(params)
-        return jnp.stack([jnp.sum(probs * jax.vmap(cost)(self.support)) for cost in (smooth, step)])
+        expected = lambda cost: _expected(probs, jax.vmap(cost)(self.support), num_samples)
+        return jnp.stack([expected(smooth), expected(step)])
 
     def hard(self, draws: np.ndarray) -> np.ndarray:
         return np.any(self._matches(draws), axis=1)
@@ -102,16 +116,19 @@ class Normal(Case):
     def make(self, params: jax.Array) -> dist.Normal:
         return dist.Normal(*params)
 
-    def expected_costs(self, params: jax.Array) -> jax.Array:
+    def expected_costs(self, params: jax.Array, num_samples: int = 1) -> jax.Array:
         """By a quadrature that is exact for the polynomial, and the probability of the jump."""
-        nodes, weights = np.polynomial.hermite_e.hermegauss(8)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(8 if num_samples == 1 else 32)
         noise = np.array(list(itertools.product(nodes, nodes)), np.float32)
         masses = (np.outer(weights, weights) / (2 * np.pi)).astype(np.float32).reshape(-1)
         loc, scale = params
         costs = jax.vmap(lambda noise: smooth(loc + scale * noise))(noise)
         deviation = jnp.sqrt(jnp.sum((_WEIGHTS[:2] * scale) ** 2))
         above = stats.norm.cdf((_weighted_sum(loc) - _THRESHOLD) / deviation)
-        return jnp.stack([jnp.sum(masses * costs), above])
+        jump = jnp.stack([1 - above, above])
+        return jnp.stack(
+            [_expected(masses, costs, num_samples), _expected(jump, jnp.arange(2.0), num_samples)]
+        )
 
     def hard(self, draws: np.ndarray) -> np.ndarray:
         return np.all(np.isfinite(draws), axis=1)

@@ -53,6 +53,7 @@ class Method:
       annealed: which of them follow a schedule instead.
       learns_baseline: whether `sampler` also takes the `baseline` that the problem learns.
       latents: the kinds of discrete variables that it draws; none if it is not for training.
+      bound_of: how many samples the bound has that it estimates; 1 is the expectation itself.
       enumerates: whether it evaluates the cost at every configuration.
       documented: its row of the table of methods; None if another entry of the same estimator
         has it.
@@ -69,6 +70,7 @@ class Method:
     annealed: tuple[str, ...] = ()
     learns_baseline: bool = False
     latents: tuple[str, ...] = ("bernoulli", "categorical")
+    bound_of: int = 1
     enumerates: bool = False
     documented: Properties | None = None
 
@@ -214,6 +216,56 @@ METHODS = [
         "enumeration(), the exact gradient",
         enumerates=True,
         documented=Properties("discrete", True, exact=True, smooth_cost=False, unbiased=True),
+    ),
+    Method(
+        "unordered_set",
+        "unordered_set",
+        lambda: ge.unordered_set(4),
+        "unordered_set(4)",
+        documented=Properties("discrete", True, exact=True, smooth_cost=False, unbiased=True),
+    ),
+    Method(
+        "sum_and_sample",
+        "sum_and_sample",
+        ge.sum_and_sample,
+        "sum_and_sample()",
+        # The most probable of 2^64 configurations has hardly any mass to be summed.
+        latents=(),
+        documented=Properties("discrete", True, exact=True, smooth_cost=False, unbiased=True),
+    ),
+    Method(
+        "vimco",
+        "vimco",
+        lambda: ge.vimco(2),
+        "vimco(2)",
+        latents=(),
+        bound_of=2,
+        documented=Properties("both", True, exact=True, smooth_cost=False, unbiased=True),
+    ),
+    Method(
+        "dreg",
+        "dreg",
+        lambda: ge.dreg(2),
+        "dreg(2)",
+        latents=(),
+        bound_of=2,
+        documented=Properties("continuous", True, exact=True, smooth_cost=True, unbiased=True),
+    ),
+    Method(
+        "antithetic",
+        "antithetic",
+        ge.antithetic,
+        "antithetic()",
+        latents=(),
+        documented=Properties("continuous", True, exact=True, smooth_cost=True, unbiased=True),
+    ),
+    Method(
+        "delta_method",
+        "delta_method",
+        ge.delta_method,
+        "delta_method()",
+        latents=(),
+        documented=Properties("continuous", True, exact=True, smooth_cost=False, unbiased=True),
     ),
     Method(
         "reparameterize",

@@ -1,6 +1,7 @@
 """`python -m gradest table`: the article's table of methods, every cell of it measured."""
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable, Sequence
 
@@ -171,7 +172,8 @@ def on_case(method: methods.Method, case: cases.Case) -> OnCase | None:
         estimates = over_keys(of_costs, jnp.array([False, True]), case.params)
         # A gradient that is zero whatever is drawn is none.
         if estimates[:, 0].any():
-            exact = np.asarray(jax.jit(jax.jacobian(case.expected_costs))(case.params), float)
+            expected = functools.partial(case.expected_costs, num_samples=method.bound_of)
+            exact = np.asarray(jax.jit(jax.jacobian(expected))(case.params), float)
             measured = estimates.reshape(len(keys), 2, -1), exact.reshape(2, -1)
     except TypeError:  # It draws these variables, and estimates nothing of them.
         return None

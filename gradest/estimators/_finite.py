@@ -1,0 +1,109 @@
+"""Joint draws of distributions with a finite support: their values, and several distinct ones."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from .. import _check, _random
+from ..distributions import Bernoulli, Categorical, OneHotCategorical
+
+
+class Finite(NamedTuple):
+    """A distribution of n independent elements, each of which takes one of V values.
+
+    Attributes:
+      values: the values of one element, stacked.
+      log_probs: those of each element's values, of shape (n, V), in at least single precision.
+      shape: of a joint draw.
+      rows: its axes that number the elements.
+    """
+
+    values: jax.Array
+    log_probs: jax.Array
+    shape: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, estimator: str, dist: Any) -> "Finite":
+        kinds = [Bernoulli, Categorical, OneHotCategorical]
+        remedy = "It needs a finite support: use score_function, or reparameterize."
+        _check.supported(estimator, dist, kinds, remedy)
+        dtype = dist.logits.dtype
+        l = dist.logits.astype(_random.noise_dtype(dtype))
+        if isinstance(dist, Bernoulli):
+            values = jnp.arange(2, dtype=dtype)
+            log_probs = jnp.stack([jax.nn.log_sigmoid(-l), jax.nn.log_sigmoid(l)], axis=-1)
+        else:
+            k = dist.num_categories
+            values = jnp.arange(k) if isinstance(dist, Categorical) else jnp.eye(k, dtype=dtype)
+            log_probs = jax.nn.log_softmax(l, axis=-1)
+        *rows, num_values = log_probs.shape
+        return cls(values, log_probs.reshape(-1, num_values), dist.shape, tuple(rows))
+
+    def draws(self, choices: jax.Array) -> jax.Array:
+        """Joint draws, from the number of each element's value along the last axis."""
+        return self.values[choices].reshape((*choices.shape[:-1], *self.shape))
+
+    def most_probable(self, num: int) -> tuple[jax.Array, jax.Array]:
+        """`num` joint draws of the highest probability, as `choices`, and their log-probabilities.
+
+        Where there are fewer the rest has log-probability -inf.
+        """
+        return _search(self.log_probs, jnp.zeros((len(self.log_probs), num, 1)), False)
+
+    def without_replacement(self, key: ArrayLike, num: int) -> tuple[jax.Array, jax.Array]:
+        """`num` distinct joint draws, as `choices` in the order drawn, and log-probabilities.
+
+        Where there are fewer the rest has log-probability -inf.
+
+        Reference:
+          Kool, van Hoof and Welling 2019, "Stochastic Beams and Where to Find Them", section 4.
+        """
+        n, num_values = self.log_probs.shape
+        shape = (*self.rows, num, num_values)
+        noise = _random.noise(jax.random.gumbel, key, shape, self.log_probs.dtype)
+        return _search(self.log_probs, noise.reshape(n, num, num_values), True)
+
+
+def _search(
+    log_probs: jax.Array, noise: jax.Array, stochastic: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Beam search, element by element: by log-probability, or by that plus Gumbel noise.
+
+    It is exact: the prefixes of the best joint draws are among the best prefixes, since what
+    follows is the same for all; or since a prefix has the largest perturbed log-probability of
+    the joint draws that begin with it.
+    """
+    n, num, _ = noise.shape
+    num_values = log_probs.shape[1]
+    # The root, whose perturbed log-probability may be any number: no order depends on it.
+    score = jnp.where(jnp.arange(num) == 0, 0, -jnp.inf).astype(log_probs.dtype)
+    start = (score, score, jnp.zeros((num, n), int))
+
+    def extend(state: Any, row: Any) -> tuple[Any, None]:
+        score, l, choices = state
+        i, log_p, gumbel = row
+        of_children = l[:, None] + log_p[None, :]
+        scores = _below(score, of_children + gumbel) if stochastic else of_children
+        best, index = jax.lax.top_k(scores.reshape(-1), num)
+        parent, value = index // num_values, index % num_values
+        choices = choices[parent].at[:, i].set(value)
+        return (best, of_children.reshape(-1)[index], choices), None
+
+    (_, l, choices), _ = jax.lax.scan(extend, start, (jnp.arange(n), log_probs, noise))
+    return choices, l
+
+
+def _below(top: jax.Array, g: jax.Array) -> jax.Array:
+    """Gumbel variables `g`, one parent's in each row, given that the largest of a row is `top`.
+
+    -log(exp(-top) - exp(-max g) + exp(-g)), as in appendix B.3 of the reference.
+    """
+    possible = g > -jnp.inf
+    top = jnp.where(possible, top[:, None], 0)
+    largest = jnp.max(g, axis=1, keepdims=True)
+    g = jnp.where(possible, g, 0)
+    v = top - g + jnp.log1p(-jnp.exp(jnp.where(possible, g - largest, -1)))
+    return jnp.where(possible, top - jnp.maximum(v, 0) - jnp.log1p(jnp.exp(-jnp.abs(v))), -jnp.inf)

@@ -1,0 +1,57 @@
+"""Draws with their log-probabilities, and gradients that are weighted sums of scores."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._gradient import attach_gradient
+from ..distributions import base
+
+
+def draw(estimator: str, key: jax.Array, dist: Any) -> tuple[Any, jax.Array]:
+    """A draw, fixed, and its log-probability, whose derivative is the score."""
+    check(estimator, dist)
+    x = jax.lax.stop_gradient(base.draw(key, dist))
+    return x, base.log_prob(dist, x)
+
+
+def check(estimator: str, dist: Any) -> None:
+    """Raises for a distribution whose scores do not have the mean zero."""
+    if isinstance(dist, base.Distribution) and not dist.fixed_support:
+        raise TypeError(
+            f"{estimator}: expected a distribution whose support does not depend on its "
+            f"parameters, got {type(dist).__name__}: the moving bounds would be missing from the "
+            "gradient. Use reparameterize."
+        )
+
+
+def log_probs(dist: Any, draws: Any) -> jax.Array:
+    """Of joint draws, which are stacked."""
+    return jax.vmap(lambda x: base.log_prob(dist, x))(draws)
+
+
+def weighted_scores(dist: Any, draws: Any, weights: jax.Array) -> Any:
+    """sum_k weights_k d log p(x_k), of the structure of `dist`; a weight of zero drops a draw."""
+
+    def total(dist: Any) -> jax.Array:
+        l = log_probs(dist, draws)
+        return jnp.sum(jnp.where(weights == 0, 0, weights * l))
+
+    return jax.grad(total, allow_int=True)(jax.lax.stop_gradient(dist))
+
+
+def weighted_costs(
+    dist: Any, draws: Any, costs: jax.Array, weights: jax.Array, signal: jax.Array
+) -> jax.Array:
+    """sum_k weights_k costs_k, with sum_k weights_k signal_k d log p(x_k) attached.
+
+    The weights, which sum to one, and the signal are constants; a cost of weight zero counts for
+    nothing, even if it is not finite.
+    """
+    counts = weights > 0
+    weights, signal = jax.lax.stop_gradient((weights, jnp.where(counts, signal, 0)))
+    gradient = weighted_scores(dist, draws, weights * signal)
+    attach = lambda c, l: attach_gradient(c, dist, gradient, log_prob=l)
+    values = jax.vmap(attach)(jnp.where(counts, costs, 0), log_probs(dist, draws))
+    return jnp.sum(weights.astype(costs.dtype) * values)

@@ -1,0 +1,86 @@
+"""The score function with the cost's expansion at the mean as a control variate."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _check, _random
+from .._gradient import attach_gradient, second_order_counts_as_zero
+from .._sampler import Cost, Sampler
+from ..distributions import Normal, base
+
+
+def delta_method(*, num_samples: int = 1) -> Sampler:
+    r"""REINFORCE with the cost's quadratic expansion subtracted, and its mean added back.
+
+    With d = x - mu, the expansion h(x) = f(mu) + d^T f'(mu) + d^T H d / 2, H = f''(mu), has a known
+    mean, whose gradient is f'(mu) in mu and diag(H) s in s:
+
+    .. math:: \nabla_\theta E[f(x)] = E[(f(x) - h(x)) \nabla_\theta \log p(x)]
+              + \nabla_\theta E[h(x)]
+
+    Assumptions: the cost is twice differentiable at the mean; elsewhere it need not be.
+    Bias: none.
+    Variance: none for a quadratic cost, low for narrow distributions; over K with K samples.
+    Where the distribution is so wide that the cost leaves its expansion, h may add variance.
+    Cost evaluations per gradient: `num_samples`, and 1 at the mean with its gradient and Hessian:
+    n gradients for a site of n elements, and n^2 numbers in memory.
+
+    Args:
+      num_samples: K, how many draws to average over, with one expansion for all.
+
+    Returns:
+      A cost-based sampler for Normal.
+
+    Raises:
+      ValueError: if `num_samples` is less than 1.
+      TypeError: from the sampler, for another distribution.
+      NotImplementedError: when differentiated twice with respect to the distribution.
+
+    Example:
+      >>> import gradest as ge, jax
+      >>> from gradest.distributions import Normal
+      >>> loss = lambda m: ge.delta_method().expect(
+      ...     jax.random.key(0), Normal(m, 1.0), lambda x: (x - 0.5) ** 2
+      ... )
+      >>> print(f"{jax.grad(loss)(2.0):.4f}")
+      3.0000
+
+    Reference:
+      Paisley, Blei and Jordan 2012, "Variational Bayesian Inference with Stochastic Search",
+      section 3.1. Mohamed, Rosca, Figurnov and Mnih 2020, "Monte Carlo Gradient Estimation in
+      Machine Learning", section 7.4.
+    """
+    static = {"num_samples": _check.integer("num_samples", num_samples, 1)}
+    return Sampler("delta_method", estimate=_estimate, static=static)
+
+
+def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax.Array:
+    _check.supported("delta_method", dist, [Normal], "Use score_function, or reparameterize.")
+    fixed = jax.lax.stop_gradient(dist)
+    draws = jax.vmap(lambda k: base.draw(k, fixed))(_random.split(key, num_samples))
+    costs = cost.batch(draws)
+
+    dtype, wide = draws.dtype, _random.noise_dtype(draws.dtype)
+    loc, scale = fixed.loc.astype(wide), fixed.scale.astype(wide)
+    at = lambda flat: cost.relaxed(flat.reshape(loc.shape).astype(dtype)).astype(wide)
+    mean = loc.reshape(-1)
+    # Reverse over reverse, as later draws need. Those are estimated to first order only, which
+    # makes it another expansion, of which the mean is known as well.
+    with second_order_counts_as_zero():
+        top, slope, hessian = at(mean), jax.grad(at)(mean), jax.jacrev(jax.grad(at))(mean)
+
+    def gradient(x: jax.Array, f: jax.Array) -> Normal:
+        d = x.astype(wide) - loc
+        flat = d.reshape(-1)
+        signal = f.astype(wide) - (top + flat @ slope + flat @ hessian @ flat / 2)
+        of_mean = slope.reshape(d.shape), jnp.diagonal(hessian).reshape(d.shape) * scale
+        return Normal(
+            signal * d / scale**2 + of_mean[0],
+            signal * ((d / scale) ** 2 - 1) / scale + of_mean[1],
+        )
+
+    mean_gradient = jax.tree.map(lambda g: jnp.mean(g, axis=0), jax.vmap(gradient)(draws, costs))
+    attach = lambda x, f: attach_gradient(f, dist, mean_gradient, log_prob=base.log_prob(dist, x))
+    return jnp.mean(jax.vmap(attach)(draws, costs))
