@@ -208,6 +208,13 @@ METHODS = [
         documented=Properties("both", True, exact=True, smooth_cost=False, unbiased=True),
     ),
     Method(
+        "measure_valued",
+        "measure_valued",
+        ge.measure_valued,
+        "measure_valued(), the cost once more for every latent variable",
+        documented=Properties("both", True, exact=True, smooth_cost=False, unbiased=True),
+    ),
+    Method(
         "enumeration",
         "enumeration",
         ge.enumeration,
