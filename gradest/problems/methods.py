@@ -212,6 +212,7 @@ METHODS = [
         "measure_valued",
         ge.measure_valued,
         "measure_valued(), the cost once more for every latent variable",
+        latents=("bernoulli",),
         documented=Properties("both", True, exact=True, smooth_cost=False, unbiased=True),
     ),
     Method(
