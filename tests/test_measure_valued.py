@@ -17,6 +17,7 @@ from statistical import assert_unbiased, assert_variance
 
 import gradest as ge
 from gradest import distributions as dists
+from gradest.estimators import measure_valued as module
 
 DISTRIBUTIONS = methods.METHODS["measure_valued"].distributions
 independent = functools.partial(ge.measure_valued, coupled=False)
@@ -106,7 +107,6 @@ NUM_KEYS = {
 }
 
 
-@functools.cache
 def samples(name: str, coupled: bool) -> dict[str, jax.Array]:
     case, sampler = CASES[name], ge.measure_valued(coupled=coupled)
     g = of_dist(sampler, case.cost, case.dist(), NUM_KEYS.get(name, 200_000))
@@ -127,6 +127,18 @@ def test_closed_form(name, coupled):
         assert_variance(larger, variance)
     with pytest.raises(AssertionError, match="standard error"):
         assert_variance(got, CASES[name].closed_form(not coupled)[1])
+
+
+@pytest.mark.parametrize("name", ["Normal", "Gamma", "Weibull"])
+@pytest.mark.usefixtures("x64")
+def test_pairs_that_are_too_far_apart(name, monkeypatch):
+    exponential = module._exponential
+    monkeypatch.setattr(module, "_exponential", lambda *args: 1.1 * exponential(*args))
+    got, (mean, variance) = samples(name, coupled=True), CASES[name].closed_form(coupled=True)
+    with pytest.raises(AssertionError, match="mean is"):
+        assert_unbiased(got, mean)
+    with pytest.raises(AssertionError, match="variance is"):
+        assert_variance(got, variance)
 
 
 # ---- Several variables ---------------------------------------------------------------------

@@ -64,9 +64,9 @@ def measure_valued(*, coupled: bool = True) -> Sampler:
     4 a^2 (4 / pi - 1) coupled and a^2 (8 / pi - 2) + 4 s^2 / pi independent; that of d/d s is
     4 a^2 + 4 s^2 and 16 a^2 + 8 s^2. For Poisson(rate) and f = (x - k)^2, 4 rate coupled. None
     for a single Bernoulli or categorical variable.
-    Cost evaluations per gradient: 1, and 1 more for every element of a parameter, or 2 for
-    the `loc` of Normal (and for all that have x as one of the pair, 2 if not coupled), vmapped.
-    They are evaluations of the whole cost: with many elements score_function costs less.
+    Cost evaluations per gradient: 1, and for every element of a parameter 1 more, or 2 for the
+    `loc` of Normal and LogNormal, vmapped. Each is of the whole cost: for many elements
+    score_function costs less.
 
     Args:
       coupled: whether x+ and x- share their noise, as in the table, and what comes after them.
