@@ -84,7 +84,7 @@ def measure_valued(*, coupled: bool = True) -> Sampler:
       >>> import gradest as ge, jax
       >>> from gradest.distributions import Normal
       >>> sampler = ge.measure_valued()
-      >>> above = lambda m, k: sampler.expect(k, Normal(m, 1.0), lambda x: (x > 0.5) * 1.0)
+      >>> above = lambda m, k: sampler.expect(k, Normal(m, 1.0), lambda x: (x > 0.5).astype(float))
       >>> keys = jax.random.split(jax.random.key(0), 10_000)
       >>> gradients = jax.vmap(jax.grad(above), in_axes=(None, 0))(0.0, keys)
       >>> print(f"{gradients.mean():.2f}")             # the density of Normal(0, 1) at 0.5
