@@ -21,6 +21,7 @@ from .estimators.gumbel import gumbel_max as gumbel_max
 from .estimators.gumbel import gumbel_softmax as gumbel_softmax
 from .estimators.gumbel import st_gumbel_softmax as st_gumbel_softmax
 from .estimators.gumbel_rao import gumbel_rao as gumbel_rao
+from .estimators.measure_valued import measure_valued as measure_valued
 from .estimators.muprop import muprop as muprop
 from .estimators.rebar import rebar as rebar
 from .estimators.reinmax import reinmax as reinmax

@@ -264,4 +264,6 @@ def _sample(eqn: Any, operands: list[Any], mode: Mode, then: _Then) -> jax.Array
     if mode.relaxed and sampler.relaxed is not None:
         return then(jax.tree.leaves(sampler._relaxed(key, dist)), mode)
     rest = lambda draw, mode: then(jax.tree.leaves(draw), mode)
+    if not sampler.linear:
+        mode = dataclasses.replace(mode, bound=sampler.name)
     return sampler._expect(key, dist, _Rest(rest, mode, sampler.name))

@@ -66,7 +66,8 @@ def attach_gradient(
             gradients.append(jnp.asarray(g).astype(leaves[-1].dtype))
     value = jnp.asarray(value)
     l = jnp.zeros_like(value) if log_prob is None else log_prob.astype(value.dtype)
-    return _attach(_ESTIMATOR.get(), value, leaves, *_fixed_at_first((gradients, l)))
+    fixed = _fixed_at_first((gradients, l), (value, leaves))
+    return _attach(_ESTIMATOR.get(), value, leaves, *fixed)
 
 
 def _attach_(name: str, value: Any, inputs: Any, gradient: Any, log_prob: Any) -> jax.Array:
@@ -92,17 +93,18 @@ _attach.defvjp(_attach_fwd, _attach_bwd)
 
 
 @jax.custom_jvp
-def _fixed_at_first(tree: Any) -> Any:
-    """`tree`, constant in the first differentiation that meets it and no longer in later ones.
+def _fixed_at_first(tree: Any, beside: Any) -> Any:
+    """`tree`, constant in the first differentiation of it or `beside`, no longer in later ones.
 
     The None of the backward rules above and below says as much, but JAX 0.10 cannot transpose a
     scan of whose results that is the cotangent.
     """
+    del beside
     return tree
 
 
 @_fixed_at_first.defjvp
-def _fixed_at_first_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+def _fixed_at_first_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
     del tangents
     return primals[0], jax.tree.map(jnp.zeros_like, primals[0])
 
@@ -122,7 +124,8 @@ def attach_variance_gradient(
     maximised, the distance is minimised in both.
     """
     leaves = jax.tree.leaves(parameters)
-    return _attach_variance(order, value, leaves, _fixed_at_first(jax.tree.leaves(gradient)))
+    fixed = _fixed_at_first(jax.tree.leaves(gradient), (value, leaves))
+    return _attach_variance(order, value, leaves, fixed)
 
 
 def _attach_variance_(order: int, value: Any, parameters: Any, gradient: Any) -> jax.Array:

@@ -76,6 +76,8 @@ class Sampler:
         a scan.
       relaxed: `relaxed(key, dist, **static, **options)`, the continuous draw that takes this
         site's place while an earlier site evaluates the rest of the program at a relaxed point.
+      linear: whether the value is a mean of costs. If it is not, but a bound of several samples,
+        the draw is the last cost-based one of a loss.
       options: arrays and numbers, leaves of the sampler: a temperature, a baseline. They may be
         traced.
       static: hashable options: a number of samples, a flag.
@@ -95,6 +97,7 @@ class Sampler:
     estimate: Callable[..., jax.Array] | None = None
     score: Callable[..., tuple[Any, jax.Array, ArrayLike]] | None = None
     relaxed: Callable[..., Any] | None = None
+    linear: bool = True
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     static: Mapping[str, Hashable] = dataclasses.field(default_factory=dict)
 
@@ -168,6 +171,7 @@ def _flatten(sampler: Sampler) -> tuple[tuple[Any, ...], Hashable]:
         sampler.name,
         names,
         functions,
+        sampler.linear,
         tuple(sampler.static.items()),
     )
 
@@ -179,10 +183,10 @@ def _flatten_with_keys(sampler: Sampler) -> tuple[tuple[Any, ...], Hashable]:
 
 
 def _unflatten(aux: Any, leaves: Iterable[Any]) -> Sampler:
-    name, names, functions, static = aux
+    name, names, functions, linear, static = aux
     fields = dict(zip(("draw", "estimate", "score", "relaxed"), functions, strict=True))
     options = dict(zip(names, leaves, strict=True))
-    return Sampler(name, **fields, options=options, static=dict(static))
+    return Sampler(name, **fields, linear=linear, options=options, static=dict(static))
 
 
 jax.tree_util.register_pytree_with_keys(Sampler, _flatten_with_keys, _unflatten, _flatten)

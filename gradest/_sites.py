@@ -25,10 +25,12 @@ class Mode:
     Attributes:
       relaxed: an earlier site was given a relaxed value; relaxable sites follow suit.
       indices: of the samples that earlier sites drew: each has its own randomness downstream.
+      bound: the name of an earlier sampler whose value is no mean of costs, but a bound.
     """
 
     relaxed: bool = False
     indices: tuple[jax.Array, ...] = ()
+    bound: str = ""
 
 
 def read_site(eqn: Any, operands: list[Any], mode: Mode) -> tuple[jax.Array, Sampler, Any]:
@@ -37,6 +39,13 @@ def read_site(eqn: Any, operands: list[Any], mode: Mode) -> tuple[jax.Array, Sam
     # A parameter may be a literal of the program, a number that is not yet an array.
     key, *rest = map(jnp.asarray, operands)
     sampler, dist = site.parts(tuple(rest))
+    if mode.bound:
+        raise NotImplementedError(
+            f"{sampler.name}: a draw{site.where} comes after one by {mode.bound}, whose value, a "
+            "bound of several samples, is no mean of costs that a later draw could be credited "
+            "with. Draw all variables at one site, from a joint distribution, or the later ones "
+            "by a pathwise sampler."
+        )
     for index in mode.indices:
         key = _random.fold_in(key, index)
     if not isinstance(dist, base.Distribution):

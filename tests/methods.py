@@ -19,7 +19,7 @@ import pytest
 
 import gradest as ge
 from gradest import distributions as dists
-from gradest.estimators import _relaxation, _scores, unordered_set
+from gradest.estimators import _relaxation, _scores, measure_valued, unordered_set
 
 #: Compiles a function fast and runs it a little slower: tests compile more than they run.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -246,6 +246,18 @@ def _unconditional(key: jax.Array, dist: Any, l: jax.Array, b: jax.Array) -> jax
 
 no_pull_back = lambda dist, l, b, z, ct: jnp.zeros_like(ct)
 
+
+def _others_not_as_drawn(patch: pytest.MonkeyPatch) -> ge.Sampler:
+    """The variables that are not replaced are ones."""
+    replaced = measure_valued._replaced
+
+    def broken(x: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
+        return replaced(jnp.ones_like(x), new, weight)
+
+    patch.setattr(measure_valued, "_replaced", broken)
+    return ge.measure_valued()
+
+
 _rebar = lambda **options: Variant(lambda: ge.rebar(**options))
 _relaxed = lambda make, oracle, **options: Variant(
     lambda: make(**options), functools.partial(oracle, **options)
@@ -336,6 +348,20 @@ METHODS: dict[str, Method] = {
         unbiased=False,
         differentiable_cost=True,
         broken={"scaled": scaled(lambda: ge.gumbel_softmax(0.5))},
+    ),
+    "measure_valued": Method(
+        variants={
+            "": Variant(ge.measure_valued),
+            "independent": Variant(lambda: ge.measure_valued(coupled=False)),
+        },
+        distributions=(
+            *("Bernoulli", "Categorical", "OneHotCategorical", "Normal", "LogNormal"),
+            *("Poisson", "Geometric", "Exponential", "Gamma", "Weibull"),
+        ),
+        broken={
+            "scaled": scaled(ge.measure_valued),
+            "the others not as drawn": _others_not_as_drawn,
+        },
     ),
     "muprop": Method(
         variants={"": Variant(ge.muprop), "baseline": Variant(lambda: ge.muprop(baseline=0.3))},

@@ -279,6 +279,12 @@ CONTINUOUS = {
         },
         2_000_000,
     ),
+    "Normal score_function, the best baseline for loc": _case(
+        lambda: ge.score_function(baseline=A**2 + 3 * S**2),
+        2,
+        {"loc": 8 * A**2 + 6 * S**2, "scale": 40 * A**2 + 32 * S**2},
+        2_000_000,
+    ),
     "Normal reparameterize": _case(
         ge.reparameterize, 2, {"loc": 4 * S**2, "scale": 4 * A**2 + 8 * S**2}
     ),

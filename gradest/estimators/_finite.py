@@ -80,7 +80,7 @@ def _search(
     num_values = log_probs.shape[1]
     # The root, whose perturbed log-probability may be any number: no order depends on it.
     score = jnp.where(jnp.arange(num) == 0, 0, -jnp.inf).astype(log_probs.dtype)
-    start = (score, score, jnp.zeros((num, n), int))
+    start = (score, score, jnp.zeros((num, n), jnp.int32))
 
     def extend(state: Any, row: Any) -> tuple[Any, None]:
         score, l, choices = state
@@ -89,7 +89,7 @@ def _search(
         scores = _below(score, of_children + gumbel) if stochastic else of_children
         best, index = jax.lax.top_k(scores.reshape(-1), num)
         parent, value = index // num_values, index % num_values
-        choices = choices[parent].at[:, i].set(value)
+        choices = choices[parent].at[:, i].set(value.astype(choices.dtype))
         return (best, of_children.reshape(-1)[index], choices), None
 
     (_, l, choices), _ = jax.lax.scan(extend, start, (jnp.arange(n), log_probs, noise))

@@ -27,8 +27,8 @@ def dreg(num_samples: int) -> Sampler:
     sum_k (tilde w_k - tilde w_k^2) d log w / dx dx / d theta for any cost. With one sample this
     is `reparameterize(sticking_the_landing=True)`.
 
-    Assumptions: the cost is differentiable in the draw; the support does not depend on the
-    parameters.
+    Assumptions: the support does not depend on the parameters. The cost is differentiable in the
+    draw and holds no further cost-based draw.
     Bias: none, of the bound of K samples.
     Variance: the signal-to-noise ratio of the gradient in q's parameters grows as sqrt(K), where
     that of `reparameterize` falls as 1 / sqrt(K); none where q is the posterior.
@@ -61,7 +61,7 @@ def dreg(num_samples: int) -> Sampler:
       Carlo Objectives", eq. 8.
     """
     static = {"num_samples": _check.integer("num_samples", num_samples, 1)}
-    return Sampler("dreg", estimate=_estimate, static=static)
+    return Sampler("dreg", estimate=_estimate, linear=False, static=static)
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax.Array:

@@ -26,7 +26,8 @@ def vimco(num_samples: int, *, mean: Literal["geometric", "arithmetic"] = "geome
     normalised weights.
 
     Assumptions: the support does not depend on the parameters; log weights are finite. The cost
-    need not be differentiable in the draw.
+    need not be differentiable in the draw. It holds no further cost-based draw: several layers of
+    variables are one joint distribution.
     Bias: none, of the bound of K samples (which is not E[log w]: it lies between that and the
     log-likelihood).
     Variance: that of K samples with leave-one-out baselines, each credited with its own share of
@@ -62,7 +63,7 @@ def vimco(num_samples: int, *, mean: Literal["geometric", "arithmetic"] = "geome
         "num_samples": _check.integer("num_samples", num_samples, 2),
         "mean": _check.one_of("mean", mean, ["geometric", "arithmetic"]),
     }
-    return Sampler("vimco", estimate=_estimate, static=static)
+    return Sampler("vimco", estimate=_estimate, linear=False, static=static)
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int, mean: str) -> jax.Array:

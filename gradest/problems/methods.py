@@ -210,6 +210,14 @@ METHODS = [
         documented=Properties("both", True, exact=True, smooth_cost=False, unbiased=True),
     ),
     Method(
+        "measure_valued",
+        "measure_valued",
+        ge.measure_valued,
+        "measure_valued(), the cost once more for every latent variable",
+        latents=("bernoulli",),
+        documented=Properties("both", True, exact=True, smooth_cost=False, unbiased=True),
+    ),
+    Method(
         "enumeration",
         "enumeration",
         ge.enumeration,
