@@ -73,7 +73,9 @@ class Stream:
             first, mean, scale, *sums = (np.asarray(x, np.float64) for x in leaf)
             powers = (s * scale**k for k, s in zip((2, 3, 4), sums, strict=True))
             new.append(Moments(count, first + mean, *powers))
-        joined = [a.join(b) for a, b in zip(self.leaves, new, strict=bool(self.leaves))]
+        # What is not finite stays so, without a warning.
+        with np.errstate(invalid="ignore", over="ignore"):
+            joined = [a.join(b) for a, b in zip(self.leaves, new, strict=bool(self.leaves))]
         self.leaves = joined or new
 
 

@@ -192,7 +192,7 @@ class Report:
     def __str__(self) -> str:
         several = any(len(estimate.leaves) > 1 for estimate in self.estimates.values())
         header = ["estimator", "leaf", "bias", "z", "variance", "SNR"]
-        header += ["cost evals", "us/gradient", "variance x us"]
+        header += ["evals", "us", "variance x us"]
         lines = [header]
         for row in self.rows:
             bias = "-"
@@ -204,7 +204,7 @@ class Report:
                     row["estimator"],
                     row["leaf"],
                     bias,
-                    "-" if row["max_z"] is None else f"{row['max_z']:.1f}",
+                    "-" if row["max_z"] is None else _short(row["max_z"]),
                     f"{row['variance']:.3g} ± {row['variance_error']:.1g}",
                     f"{row['snr']:.3g}",
                     "-" if evaluations is None else str(evaluations),
@@ -221,7 +221,8 @@ class Report:
     def _notes(self) -> list[str]:
         notes = [
             f"{self.num_draws:,} draws in chunks of {self.chunk_size:,}, the same keys for all, "
-            f"on {self.device}."
+            f"on {self.device}.",
+            "Evals: of the cost, per gradient; us: microseconds per gradient.",
         ]
         if self.against is None:
             notes.append("Bias: unknown without `exact` or `reference`.")
@@ -269,6 +270,10 @@ def _aligned(lines: Sequence[Sequence[str]], num_words: int) -> list[str]:
         ).rstrip()
         for line in [lines[0], rule, *lines[1:]]
     ]
+
+
+def _short(z: float) -> str:
+    return ">999" if z > 999 else f"{z:.1f}"
 
 
 def _ratio(a: float, b: float) -> float:
