@@ -1,6 +1,6 @@
 """The picture of a report. It alone needs matplotlib, and is imported when one is drawn."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,15 +13,12 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
-if TYPE_CHECKING:
-    from ._report import Report
-
 _COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb"]
 _MAX_Z = 4.5
 
 
-def figure(report: "Report") -> Figure:
-    """A row of dots for each gradient, a colour for each leaf."""
+def figure(report: Any) -> Figure:
+    """Of a `gradest._report.Report`: a row of dots for each gradient, a colour for each leaf."""
     names = list(report.estimates)
     panels = 2 if report.against is None else 3
     it = Figure(figsize=(4 * panels, 1.4 + 0.32 * len(names)), layout="constrained")
