@@ -208,7 +208,7 @@ def _exact(found: Sequence[OnCase]) -> Cell:
 
 def _right(found: Sequence[tuple[float, float]]) -> Cell:
     """Whether gradient estimates have the exact mean in every case."""
-    worst, error = (max(numbers) for numbers in zip(*found, strict=True))
-    if worst > _MAX_Z:
-        return Cell(False, f"z={worst:.0f}" if worst < 1000 else "z>999")
+    worst, error = np.max(np.asarray(found, float), axis=0)
+    if not worst <= _MAX_Z:  # Nor is what is not finite.
+        return Cell(False, "z>999" if worst >= 1000 else f"z={worst:.0f}")
     return Cell(True if error <= _POWER else None, f"z={worst:.1f}")
