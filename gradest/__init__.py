@@ -4,6 +4,7 @@ from . import distributions as distributions
 from ._annealing import anneal as anneal
 from ._annealing import anneal_on_plateau as anneal_on_plateau
 from ._annealing import with_annealing as with_annealing
+from ._diagnostics import diagnose as diagnose
 from ._expectation import cost as cost
 from ._expectation import expectation as expectation
 from ._gradient import UnestimatedGradientError as UnestimatedGradientError

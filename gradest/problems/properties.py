@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,14 +52,15 @@ class OnCase:
       variables: "discrete" or "continuous".
       share_hard: how many of the draws are values of the distribution at all.
       p_value: of the chi-squared test of the draws; NaN if they are relaxed.
-      gradients: the estimates of the gradients of `smooth` and `step`, along the first axis, and
-        the exact ones; None if there is none.
+      gradients: of `smooth` and `step`, by these names, the estimate's largest deviation from the
+        exact gradient, in standard errors, and that error's norm as a part of the gradient's;
+        None if there is none.
     """
 
     variables: str
     share_hard: float
     p_value: float
-    gradients: tuple[np.ndarray, np.ndarray] | None
+    gradients: dict[str, tuple[float, float]] | None
 
 
 def run() -> int:
@@ -137,44 +138,50 @@ def measure(method: methods.Method) -> dict[str, Cell]:
     }
     if not gradients:
         return {**row, "smooth_cost": Cell(None), "unbiased": Cell(None)}
-    of_smooth, of_step = (
-        _right([(estimates[:, i], exact[i]) for estimates, exact in gradients]) for i in (0, 1)
-    )
+    of_smooth, of_step = (_right([on[cost] for on in gradients]) for cost in ("smooth", "step"))
     needs = None if of_step.value is None else not of_step.value
     return {**row, "smooth_cost": Cell(needs, of_step.evidence), "unbiased": of_smooth}
 
 
 def on_case(method: methods.Method, case: cases.Case) -> OnCase | None:
     """The measurements on one case; None if the estimator does not draw its variables."""
-    keys = jax.random.split(jax.random.key(_SEED), _NUM_KEYS)
-    shape = case.make(case.params).shape
-    sampler = method.sampler(**method.initial_control(jax.random.key(_SEED), shape))
+    key = jax.random.key(_SEED)
+    sampler = method.sampler(**method.initial_control(key, case.make(case.params).shape))
 
     def draw(params: jax.Array, key: jax.Array) -> jax.Array:
         return sampler(key, case.make(params))
 
-    def gradient(is_step: jax.Array, params: jax.Array, key: jax.Array) -> jax.Array:
+    def gradient(is_step: jax.Array, key: jax.Array, params: jax.Array) -> jax.Array:
         # One program for both costs: half the time to compile.
         cost = lambda x: jnp.where(is_step, cases.step(x), cases.smooth(x))
         return jax.grad(lambda params: sampler.expect(key, case.make(params), cost))(params)
 
-    def over_keys(function: Callable[..., jax.Array], *args: jax.Array) -> np.ndarray:
-        mapped = jax.vmap(function, in_axes=(*(None for _ in args), 0))
-        return np.asarray(jax.jit(mapped)(*args, keys), float)
+    def gradients(key: jax.Array, params: jax.Array) -> dict[str, jax.Array]:
+        of_smooth, of_step = jax.vmap(gradient, (0, None, None))(is_step, key, params)
+        return {"smooth": of_smooth, "step": of_step}
 
-    measured = None
     try:
-        draws = over_keys(draw, case.params)
+        draws = jax.jit(jax.vmap(draw, (None, 0)))(case.params, jax.random.split(key, _NUM_KEYS))
+        draws = np.asarray(draws, float)
     except TypeError:
         return None
+    is_step = jnp.array([False, True])
+    expected = functools.partial(case.expected_costs, num_samples=method.bound_of)
+    jacobian = jax.jit(jax.jacobian(expected))(case.params)
+    exact = {"smooth": jacobian[0], "step": jacobian[1]}
+    measured = None
     try:
-        of_costs = jax.vmap(gradient, (0, None, None))
-        estimates = over_keys(of_costs, jnp.array([False, True]), case.params)
+        report = ge.diagnose(
+            {method.name: gradients}, key, case.params, num_draws=_NUM_KEYS, exact=exact
+        )
+        of_smooth = report[method.name].leaves["smooth"]
         # A gradient that is zero whatever is drawn is none.
-        if estimates[:, 0].any():
-            expected = functools.partial(case.expected_costs, num_samples=method.bound_of)
-            exact = np.asarray(jax.jit(jax.jacobian(expected))(case.params), float)
-            measured = estimates.reshape(len(keys), 2, -1), exact.reshape(2, -1)
+        if of_smooth.mean.any() or of_smooth.variance.any():
+            measured = {
+                row["leaf"]: (row["max_z"], row["bias_error"] / jnp.linalg.norm(exact[row["leaf"]]))
+                for row in report.rows
+                if row["leaf"] in exact
+            }
     except TypeError:  # It draws these variables, and estimates nothing of them.
         return None
     except ge.UnestimatedGradientError:
@@ -201,16 +208,9 @@ def _exact(found: Sequence[OnCase]) -> Cell:
     return Cell(p > _MIN_P, f"p={p:.2g}")
 
 
-def _right(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Cell:
-    """Whether gradient estimates, one per row, have the exact mean in every case."""
-    worst, known = 0.0, True
-    for estimates, exact in found:
-        error = np.std(estimates, axis=0, ddof=1) / np.sqrt(len(estimates))
-        norm = np.linalg.norm(exact)
-        # Rounding is no bias: where nothing varies, it is all there is.
-        z = np.abs(estimates.mean(axis=0) - exact) / (error + 1e-5 * norm)
-        worst = max(worst, float(z.max()))
-        known = known and bool(np.linalg.norm(error) <= _POWER * norm)
-    if worst > _MAX_Z:
-        return Cell(False, f"z={worst:.0f}" if worst < 1000 else "z>999")
-    return Cell(True if known else None, f"z={worst:.1f}")
+def _right(found: Sequence[tuple[float, float]]) -> Cell:
+    """Whether gradient estimates have the exact mean in every case."""
+    worst, error = np.max(np.asarray(found, float), axis=0)
+    if not worst <= _MAX_Z:  # Nor is what is not finite.
+        return Cell(False, "z>999" if worst >= 1000 else f"z={worst:.0f}")
+    return Cell(True if error <= _POWER else None, f"z={worst:.1f}")

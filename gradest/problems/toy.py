@@ -9,7 +9,6 @@ With p = sigmoid(l), q = 1 - p, f1 = (1 - t)^2 and f0 = t^2,
 For t just below 1/2 the best b is 0 by a small margin, which takes an unbiased gradient to find.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -99,19 +98,20 @@ class Toy(Problem):
     def measure(self, loss: Loss, params: Any, key: jax.Array) -> dict[str, float]:
         """Bias and variance of the gradient at the initial logit, with their standard errors."""
 
-        def gradient(logit: jax.Array, key: jax.Array) -> jax.Array:
+        def gradient(key: jax.Array, logit: jax.Array) -> jax.Array:
             of_logit = lambda logit: loss({**params, "logit": logit}, key, self.examples)
             return jax.grad(of_logit)(logit)
 
-        start, keys = self.init(key)["logit"], jax.random.split(key, self.num_measured)
-        gradients = np.asarray(jax.jit(jax.vmap(gradient, (None, 0)))(start, keys), float)
-        exact, n = float(exact_gradient(start, self.target)), len(gradients)
-        mean, variance = gradients.mean(), gradients.var(ddof=1)
-        fourth_moment = np.mean((gradients - mean) ** 4)
+        start = self.init(key)["logit"]
+        exact = exact_gradient(start, self.target)
+        report = ge.diagnose(
+            {"gradient": gradient}, key, start, num_draws=self.num_measured, exact=exact
+        )
+        (row,) = report.rows
         return {
-            "exact_gradient": exact,
-            "bias": float(mean - exact),
-            "bias_se": math.sqrt(variance / n),
-            "gradient_variance": float(variance),
-            "gradient_variance_se": math.sqrt(max(0.0, fourth_moment - variance**2) / n),
+            "exact_gradient": float(exact),
+            "bias": row["bias"],
+            "bias_se": row["bias_error"],
+            "gradient_variance": row["variance"],
+            "gradient_variance_se": row["variance_error"],
         }
