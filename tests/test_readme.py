@@ -119,7 +119,7 @@ def test_table_tells_the_cost_evaluations(name):
     counted = re.search(r"Cost evaluations per gradient: (.*?)(?:\. |\.$)", doc)[1]
     said = {
         "1": r"1$",
-        "`num_samples`": r"`num_samples`$",
+        "`num_samples`": r"`num_samples`(, and their gradients in the draws)?$",
         "-": r"none$",
         "all configurations": r"the number of configurations",
         "1 + 1 relaxed": r"1 exact and, at relaxed points with their gradient, 1 if coupled",
