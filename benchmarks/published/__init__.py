@@ -1,0 +1,1 @@
+"""Published results, reproduced with gradest's public functions."""

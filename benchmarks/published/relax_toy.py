@@ -1,0 +1,117 @@
+"""The toy problem of REBAR and RELAX: E[(b - t)^2], b ~ Bernoulli(sigmoid(phi)), t close to 1/2.
+
+From phi = 0, with one sample, by Adam at 0.01 on phi and, at the same rate, on the control
+variate: RELAX's surrogate has one hidden layer of ten tanh units.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import gradest as ge
+from gradest.distributions import Bernoulli
+
+from ._suite import Reproduction, Row, Target
+
+
+def surrogate(w: Any, relaxed: jax.Array) -> jax.Array:
+    hidden = jnp.tanh(w["in"] * (2 * relaxed - 1) + w["bias"])
+    return jnp.dot(w["out"], hidden) + w["constant"]
+
+
+def initial_surrogate(key: jax.Array, width: int = 10) -> Any:
+    keys = jax.random.split(key, 2)
+    return {
+        "in": jax.random.normal(keys[0], (width,)),
+        "bias": jnp.zeros(width),
+        "out": jax.random.normal(keys[1], (width,)) / jnp.sqrt(width),
+        "constant": jnp.zeros(()),
+    }
+
+
+METHODS: dict[str, tuple[Callable[[Any], ge.Sampler], Callable[[jax.Array], Any]]] = {
+    "REINFORCE": (lambda w: ge.score_function(), lambda key: {}),
+    "REBAR": (
+        lambda w: ge.rebar(jnp.exp(w["log_temperature"]), eta=w["eta"]),
+        lambda key: {"log_temperature": jnp.array(math.log(0.5)), "eta": jnp.ones(())},
+    ),
+    "RELAX": (
+        lambda w: ge.relax(surrogate, w["surrogate"], temperature=0.5, eta=1.0),
+        lambda key: {"surrogate": initial_surrogate(key)},
+    ),
+}
+
+
+def train(method: str, t: float, num_steps: int, num_seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Log variances of the gradient at each tenth of the run, and final expected losses.
+
+    Shapes (num_seeds, 10) and (num_seeds,).
+    """
+    make, control = METHODS[method]
+    optimizer = optax.adam(0.01)
+
+    def loss(params: Any, key: jax.Array) -> jax.Array:
+        sampler = make(params["control"])
+        return sampler.expect(key, Bernoulli(params["phi"]), lambda b: (b - t) ** 2)
+
+    def step(state: Any, key: jax.Array) -> tuple[Any, None]:
+        params, moments = state
+        updates, moments = optimizer.update(jax.grad(loss)(params, key), moments)
+        return (optax.apply_updates(params, updates), moments), None
+
+    def tenth(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+        of_training, of_measuring = jax.random.split(key)
+        state, _ = jax.lax.scan(step, state, jax.random.split(of_training, num_steps // 10))
+        gradient = jax.vmap(lambda key: jax.grad(loss)(state[0], key)["phi"])
+        return state, jnp.log(jnp.var(gradient(jax.random.split(of_measuring, 1000))))
+
+    def run(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        of_control, of_run = jax.random.split(key)
+        params = {"phi": jnp.zeros(()), "control": control(of_control)}
+        state = (params, optimizer.init(params))
+        (params, _), log_variances = jax.lax.scan(tenth, state, jax.random.split(of_run, 10))
+        p = jax.nn.sigmoid(params["phi"])
+        return log_variances, p * (1 - t) ** 2 + (1 - p) * t**2
+
+    keys = jax.random.split(jax.random.key(0), num_seeds)
+    log_variances, losses = jax.jit(jax.vmap(run))(keys)
+    return np.asarray(log_variances), np.asarray(losses)
+
+
+def run(seeds: int, quick: bool) -> list[Row]:
+    log_variances, losses = train("RELAX", 0.499, 6000 if quick else 10_000, seeds)
+    worst = int(np.argmax(np.median(log_variances, axis=0)))
+    rows = [
+        Row(
+            "RELAX, t = 0.499: log variance at the worst tenth of the run",
+            Target(-13.77, high=-8),
+            log_variances[:, worst].tolist(),
+            np.median,
+        ),
+        Row(
+            "RELAX, t = 0.499: final loss",
+            Target(0.2490, 0.2490, 0.2493),
+            losses.tolist(),
+            np.median,
+        ),
+    ]
+    for name, published in {"REINFORCE": 0.2072, "REBAR": 0.2073, "RELAX": 0.2032}.items():
+        _, losses = train(name, 0.45, 3000, seeds)
+        target = Target.within(published, 0.001)
+        rows.append(
+            Row(f"{name}, t = 0.45: loss after 3,000 steps", target, losses.tolist(), np.median)
+        )
+    return rows
+
+
+RELAX_TOY = Reproduction(
+    "relax_toy",
+    "Grathwohl et al. 2018, figure 1; REBAR and REINFORCE as in the same figure",
+    run,
+    seeds=20,
+)
