@@ -8,7 +8,6 @@ import estimates
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import oracles
 import pytest
 from estimates import coefficients, exact, of_dist, toy
@@ -297,66 +296,6 @@ def test_distribution_of_another_library():
     assert_unbiased(ours, want)
     with pytest.raises(AssertionError, match="mean is"):
         assert_unbiased(jax.tree.map(lambda x: 1.05 * x, ours), want)
-
-
-# ---- The published toy ---------------------------------------------------------------------
-
-
-def trained(make: Any, control: Any, t: float, num_steps: int, num_seeds: int) -> Any:
-    """Log variance of the gradient at every tenth of the run, and the final expected loss.
-
-    E[(b - t)^2] from a log-odds of 0, with one sample, by Adam at 0.01 on the log-odds and on
-    the control variate together; `control(key)` makes the latter's parameters.
-    """
-    optimizer = optax.adam(0.01)
-
-    def loss(params, key):
-        dist = dists.Bernoulli(params["logit"])
-        return make(params["control"]).expect(key, dist, lambda b: (b - t) ** 2)
-
-    def step(state, key):
-        params, moments = state
-        with jax.numpy_dtype_promotion("standard"):
-            updates, moments = optimizer.update(jax.grad(loss)(params, key), moments)
-        return (optax.apply_updates(params, updates), moments), None
-
-    def tenth(state, key):
-        of_training, of_measuring = jax.random.split(key)
-        state, _ = jax.lax.scan(step, state, jax.random.split(of_training, num_steps // 10))
-        gradient = jax.vmap(lambda key: jax.grad(loss)(state[0], key)["logit"])
-        return state, jnp.log(jnp.var(gradient(jax.random.split(of_measuring, 1000))))
-
-    def run(key):
-        of_control, of_run = jax.random.split(key)
-        params = {"logit": jnp.zeros(()), "control": control(of_control)}
-        state = (params, optimizer.init(params))
-        (params, _), log_variances = jax.lax.scan(tenth, state, jax.random.split(of_run, 10))
-        p = jax.nn.sigmoid(params["logit"])
-        return log_variances, p * (1 - t) ** 2 + (1 - p) * t**2
-
-    return jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), num_seeds))
-
-
-by_relax = functools.partial(trained, lambda w: ge.relax(network, w), network_params)
-by_rebar = functools.partial(
-    trained,
-    lambda w: ge.rebar(jnp.exp(w["log_temperature"]), eta=w["eta"]),
-    lambda _: {"log_temperature": jnp.log(0.5), "eta": jnp.ones(())},
-)
-
-
-def test_toy_with_targets_close_to_one_half():
-    """At t = 0.499 a gradient of 2.5e-4 is found, with a variance of 1e-6."""
-    log_variances, losses = by_relax(0.499, num_steps=6000, num_seeds=8)
-    assert (np.median(log_variances, axis=0) < -8).all()
-    assert 0.2490 <= np.median(losses) <= 0.2493
-
-
-def test_toy_is_solved_sooner_by_relax():
-    _, losses = by_relax(0.45, num_steps=3000, num_seeds=8)
-    _, losses_of_rebar = by_rebar(0.45, num_steps=3000, num_seeds=20)
-    np.testing.assert_allclose(np.median(losses), 0.2032, atol=4e-4)
-    np.testing.assert_allclose(np.median(losses_of_rebar), 0.2073, atol=1e-3)
 
 
 # ---- The contract --------------------------------------------------------------------------
