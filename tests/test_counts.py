@@ -233,10 +233,24 @@ def test_pathwise_gradients_are_refused(name):
         ge.reparameterize()(jax.random.key(0), make(name))
 
 
-def test_a_plain_draw_warns_inside_an_expectation():
-    loss = ge.expectation(lambda rate, key: 1.0 * Poisson(rate).sample(key).astype(float))
-    with pytest.warns(ge.UnestimatedGradientWarning, match="poisson"):
-        jax.grad(loss)(2.0, jax.random.key(0))
+@pytest.mark.parametrize(
+    ("name", "i"), [(name, i) for name in KINDS for i in range(len(PARAMETERS[name]))]
+)
+def test_a_plain_draw_warns_inside_an_expectation(name, i):
+    """Differentiated in one of its parameters, to any order."""
+    leaves, treedef = jax.tree.flatten(make(name))
+    if not jnp.issubdtype(leaves[i].dtype, jnp.floating):
+        return
+
+    @ge.expectation
+    def loss(leaf, key):
+        dist = jax.tree.unflatten(treedef, [*leaves[:i], leaf, *leaves[i + 1 :]])
+        return jnp.sum(leaf**2) + jnp.sum(dist.sample(key)).astype(float)
+
+    for grad, expected in ((jax.grad, 2 * leaves[i]), (jax.hessian, 2 * jnp.eye(3))):
+        with pytest.warns(ge.UnestimatedGradientWarning, match="jax.random"):
+            got = grad(loss)(leaves[i], jax.random.key(0))
+        np.testing.assert_allclose(got, expected)
 
 
 @pytest.mark.parametrize("n", [7, 7.0, np.float32(7), np.int64(7), [7.0, 0], jnp.array([7, 3])])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _random
-from ._implicit import in_noise_dtype, inside
+from ._implicit import bounded_exp, in_noise_dtype, inside
 from .base import Distribution, Shape, align, as_floats
 
 
@@ -45,7 +45,7 @@ class Weibull(Distribution):
         x, scale, k = in_noise_dtype(*align(jnp.asarray(x, dtype), self.scale, self.concentration))
         positive = x > 0
         log_x = jnp.log(jnp.where(positive, x, scale) / scale)
-        log_p = jnp.log(k / scale) + (k - 1) * log_x - jnp.exp(k * log_x)
+        log_p = jnp.log(k / scale) + (k - 1) * log_x - bounded_exp(k * log_x)
         return jnp.where(positive, log_p, -jnp.inf).astype(dtype)
 
 
