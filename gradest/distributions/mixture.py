@@ -16,7 +16,7 @@ from .base import Distribution, Shape, align
 from .categorical import Categorical
 from .continuous import Exponential, Gumbel, Laplace, Logistic, LogNormal, Normal
 from .gamma import Gamma, slope
-from .weibull import Weibull
+from .weibull import Weibull, log_ratio
 
 
 class MixtureSameFamily(Distribution):
@@ -202,7 +202,7 @@ def _(dist: Exponential, x: jax.Array, upper: bool) -> jax.Array:
 @_mass.register
 def _(dist: Weibull, x: jax.Array, upper: bool) -> jax.Array:
     x, scale, k = align(x, dist.scale, dist.concentration)
-    return _exponential_mass(bounded_exp(k * jnp.log(x / scale)), upper)
+    return _exponential_mass(bounded_exp(k * log_ratio(x, scale)), upper)
 
 
 @_mass.register
