@@ -160,8 +160,9 @@ def test_gradient_is_exact_on_average(cell):
         close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
         jax.tree.map(close, compiled(run)(params, jax.random.key(0)), want)
     else:
-        # The variance of pathwise gradients is low.
-        num = NUM_KEYS // 4 if cell.method == "reparameterize" else NUM_KEYS
+        # The variance of pathwise gradients is low, but for the weights of a mixture.
+        few = cell.method == "reparameterize" and cell.distribution != "MixtureSameFamily"
+        num = NUM_KEYS // 4 if few else NUM_KEYS
         assert_unbiased(compiled(jax.vmap(run, in_axes=(None, 0)))(params, keys(num)), want)
 
 
