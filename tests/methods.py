@@ -74,6 +74,10 @@ FINITE = ("Bernoulli", "OneHotCategorical", "Categorical")
 COUNTS = ("Poisson", "Geometric", "Binomial", "NegativeBinomial")
 RELAXABLE = ("Bernoulli", "OneHotCategorical")
 REPARAMETERIZABLE = tuple(name for name in DISTRIBUTIONS if name not in FINITE + COUNTS)
+# Whose draws take seconds to compile, and which have tests of their own in every type.
+IMPLICIT = ("Gamma", "Beta", "Dirichlet", "StudentT", "VonMises", "MixtureSameFamily")
+# Whose draws are arithmetic on those of another distribution in the table.
+COMPOSED = ("Beta", "Dirichlet", "StudentT", "NegativeBinomial")
 # The score function takes the derivative under an integral whose bounds must not move.
 FIXED_SUPPORT = tuple(name for name in DISTRIBUTIONS if name != "Uniform")
 
@@ -157,6 +161,8 @@ class Method:
       variants: by a name for their options. The first is tested with every distribution, the
         others with one of each kind.
       distributions: names of those it supports.
+      matrix: names of those that it is sampled with, if not all: for a formula that is the same
+        for every distribution. The others are traced.
       broken: wrong implementations by what is wrong, each a function of a pytest.MonkeyPatch.
       unbiased: whether the oracle is what it says it estimates: the expectation itself, or the
         bound of several samples.
@@ -172,6 +178,7 @@ class Method:
     differentiable_cost: bool = False
     second_order: bool = False
     estimates: bool = True
+    matrix: tuple[str, ...] | None = None
 
 
 def scaled(make: Callable[[], ge.Sampler]) -> Callable[[pytest.MonkeyPatch], ge.Sampler]:
@@ -406,6 +413,7 @@ METHODS: dict[str, Method] = {
     "relax": Method(
         variants={"": _relax(), "independent": _relax(coupled=False, temperature=1.5, eta=0.7)},
         distributions=(*RELAXABLE, *(n for n in REPARAMETERIZABLE if n in FIXED_SUPPORT)),
+        matrix=(*RELAXABLE, "Normal", "MultivariateNormal", "Exponential", "Gamma"),
         broken={
             "scaled": scaled(lambda: ge.relax(surrogate, 0.8)),
             "no reparameterization of the conditional draw": replaced(
@@ -527,6 +535,6 @@ def cells() -> Iterator[Cell]:
         if not row.estimates:
             continue
         for i, variant in enumerate(row.variants):
-            for distribution in row.distributions:
+            for distribution in row.matrix or row.distributions:
                 if i == 0 or distribution in KINDS:
                     yield Cell(method, variant, distribution)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from methods import compiled, grad
 from scipy.special import expit
 
 import gradest as ge
@@ -65,9 +66,8 @@ def test_log_probabilities_are_scipys(name, x64):
 def test_impossible_counts(name):
     dist, x = make(name), jnp.array([[-1.0], [-3.0], [0.5]])
     np.testing.assert_array_equal(dist.log_prob(x), -np.inf)
-    gradient = jax.grad(lambda d: jnp.sum(d.log_prob(x)), allow_int=True)(dist)
-    floats = [g for g in jax.tree.leaves(gradient) if jnp.issubdtype(g.dtype, jnp.floating)]
-    assert all(np.isfinite(leaf).all() for leaf in floats)
+    gradient = compiled(grad(lambda d: jnp.sum(d.log_prob(x))))(dist)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_more_successes_than_trials():
@@ -93,13 +93,20 @@ def test_certain_outcomes(dtype, x64):
             [1],
         ),
     }
+
+    @compiled
+    def evaluate(dist, x, impossible):
+        gradient = grad(lambda dist: jnp.sum(dist.log_prob(x)))(dist)
+        draws = dist.sample(jax.random.key(0), (50,))
+        return draws, dist.log_prob(x), dist.log_prob(impossible), gradient
+
     for dist, x, impossible in certain.values():
         x = jnp.array(x)
-        np.testing.assert_array_equal(dist.sample(jax.random.key(0), (50,)), [x] * 50)
-        np.testing.assert_allclose(dist.log_prob(x), 0, atol=1e-6)
-        np.testing.assert_array_equal(dist.log_prob(jnp.array(impossible)), -inf)
-        gradient = jax.grad(lambda d, x=x: jnp.sum(d.log_prob(x)), allow_int=True)(dist)
-        leaves = [g for g in jax.tree.leaves(gradient) if jnp.issubdtype(g.dtype, jnp.floating)]
+        draws, log_p, log_0, gradient = evaluate(dist, x, jnp.array(impossible))
+        np.testing.assert_array_equal(draws, [x] * 50)
+        np.testing.assert_allclose(log_p, 0, atol=1e-6)
+        np.testing.assert_array_equal(log_0, -inf)
+        leaves = jax.tree.leaves(gradient)
         assert all(np.isfinite(leaf).all() for leaf in leaves)
 
 
@@ -172,7 +179,13 @@ def test_rare_failures():
     assert x.mean() == pytest.approx(np.exp(14.0), rel=0.015)
 
 
-@pytest.mark.parametrize("dtype", [*HALF, jnp.float32, jnp.float64])
+@compiled
+def draw_and_score(dist):
+    x = dist.sample(jax.random.key(0), (20,))
+    return x, dist.log_prob(jnp.minimum(x, 1000))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.float64])
 def test_extreme_parameters(dtype, x64):
     inf = np.inf
     big = np.asarray([0.0, 1e-3, 1.0, 3e4], dtype)
@@ -183,11 +196,10 @@ def test_extreme_parameters(dtype, x64):
         Binomial(jnp.array([[0], [1], [1000]]), logits),
         NegativeBinomial(jnp.asarray([[1e-3], [1e3]], dtype), logits),
     ):
-        x = dist.sample(jax.random.key(0), (20,))
+        x, log_p = draw_and_score(dist)
         assert x.dtype == jnp.int64
         assert (x >= 0).all()
         assert (x <= 10**9).all()
-        log_p = dist.log_prob(jnp.minimum(x, 1000))
         assert log_p.dtype == dtype
         assert not np.isnan(np.asarray(log_p, float)).any()
 
@@ -209,14 +221,15 @@ def test_half_precision(name, dtype):
 def test_empty_batches_lanes_and_transforms(name):
     stack = lambda leaf: jnp.stack([leaf, leaf + leaf, leaf])
     dist, keys = jax.tree.map(stack, make(name)), jax.random.split(jax.random.key(6), 3)
-    alone = jax.jit(jax.vmap(lambda dist, key: dist.sample(key)))(dist, keys)
-    np.testing.assert_array_equal(dist.sample(keys), alone)
+    alone = compiled(jax.vmap(lambda dist, key: dist.sample(key)))(dist, keys)
+    draw = compiled(lambda dist, keys: dist.sample(keys))
+    np.testing.assert_array_equal(draw(dist, keys), alone)
     empty = jax.tree.map(lambda leaf: leaf[:0], dist)
-    x = jax.jit(lambda dist: dist.sample(jax.random.key(0), (2,)))(empty)
-    assert x.shape == (2, 0, 3)
-    assert empty.log_prob(x).shape == (2, 0, 3)
+    x, log_p = draw_and_score(empty)
+    assert x.shape == log_p.shape == (20, 0, 3)
     one = make(name)
-    np.testing.assert_array_equal(one.sample(jax.random.key(0)), one.sample(jax.random.PRNGKey(0)))
+    same = (draw(one, key(0)) for key in (jax.random.key, jax.random.PRNGKey))
+    np.testing.assert_array_equal(*same)
     with jax.debug_key_reuse(True):
         one.sample(jax.random.key(0))
     assert jax.tree.unflatten(jax.tree.structure(one), jax.tree.leaves(one)).shape == (3,)
@@ -233,10 +246,23 @@ def test_pathwise_gradients_are_refused(name):
         ge.reparameterize()(jax.random.key(0), make(name))
 
 
-def test_a_plain_draw_warns_inside_an_expectation():
-    loss = ge.expectation(lambda rate, key: 1.0 * Poisson(rate).sample(key).astype(float))
-    with pytest.warns(ge.UnestimatedGradientWarning, match="poisson"):
-        jax.grad(loss)(2.0, jax.random.key(0))
+@pytest.mark.parametrize(
+    ("name", "i"), [(name, i) for name in KINDS for i in range(len(PARAMETERS[name]))]
+)
+def test_a_plain_draw_warns_inside_an_expectation(name, i):
+    """Differentiated in one of its parameters, to any order."""
+    leaves, treedef = jax.tree.flatten(make(name))
+    if not jnp.issubdtype(leaves[i].dtype, jnp.floating):
+        return
+
+    @ge.expectation
+    def loss(leaf, key):
+        dist = jax.tree.unflatten(treedef, [*leaves[:i], leaf, *leaves[i + 1 :]])
+        return jnp.sum(leaf**2) + jnp.sum(dist.sample(key)).astype(float)
+
+    for derivative in (jax.grad, jax.hessian):
+        with pytest.warns(ge.UnestimatedGradientWarning, match="jax.random"):
+            jax.eval_shape(derivative(loss), leaves[i], jax.random.key(0))
 
 
 @pytest.mark.parametrize("n", [7, 7.0, np.float32(7), np.int64(7), [7.0, 0], jnp.array([7, 3])])

@@ -87,19 +87,20 @@ def test_outside_the_support(name, x):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(jnp.ones(2))))
 
 
-@pytest.mark.parametrize("k", [0.0, 1e-3, 1.0, 30.0, 1e4])
-def test_log_density_of_von_mises_at_any_concentration(k, x64):
-    x = np.array([-3.0, 0.4, 0.0, 1e-2])
+@pytest.mark.usefixtures("x64")
+def test_log_density_of_von_mises_at_any_concentration():
+    x, k = np.array([[-3.0], [0.4], [0.0], [1e-2]]), np.array([0.0, 1e-3, 1.0, 30.0, 1e4])
     expected = k * (np.cos(x) - 1) - np.log(2 * np.pi * scipy.special.i0e(k))
-    np.testing.assert_allclose(VonMises(0.0, k).log_prob(x), expected, rtol=1e-11)
-    got = np.asarray(VonMises(jnp.float32(0), jnp.float32(k)).log_prob(x.astype(np.float32)))
-    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6)
+    log_prob = compiled(lambda k, x: VonMises(jnp.zeros_like(k), k).log_prob(x))
+    np.testing.assert_allclose(log_prob(k, x), expected, rtol=1e-11)
+    x, k32 = x.astype(np.float32), k.astype(np.float32)
+    np.testing.assert_allclose(log_prob(k32, x), expected, rtol=2e-6, atol=2e-6)
     # cos(x) - E[cos], without a digit lost in single precision.
-    score = jax.grad(lambda k: VonMises(jnp.float32(0), k).log_prob(jnp.float32(1e-2)))
+    x = jnp.full_like(k32, 1e-2)
+    score = compiled(jax.grad(lambda k: jnp.sum(VonMises(jnp.zeros_like(k), k).log_prob(x))))
     mean = scipy.special.i1e(k) / scipy.special.i0e(k)
-    np.testing.assert_allclose(
-        score(jnp.float32(k)), np.cos(1e-2) - mean, rtol=1e-5, atol=1e-6 * (1 - mean)
-    )
+    off = np.abs(np.asarray(score(k32)) - (np.cos(1e-2) - mean))
+    assert (off < 1e-5 * np.abs(np.cos(1e-2) - mean) + 1e-6 * (1 - mean)).all()
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-12), (np.float32, 2e-6)])
@@ -108,8 +109,8 @@ def test_log_beta(dtype, rtol, x64):
     v = np.array([1e-3, 0.4, 1.0, 7.9, 8.0, 8.1, 20.0, 300.0], dtype)
     a, b = (x.ravel() for x in np.meshgrid(v, v))
     expected = scipy.special.betaln(a.astype(float), b.astype(float))
-    np.testing.assert_allclose(_special.log_beta(a, b), expected, rtol=rtol, atol=rtol)
-    slopes = jax.vmap(jax.grad(_special.log_beta))(a, b)
+    values, slopes = compiled(jax.vmap(jax.value_and_grad(_special.log_beta)))(a, b)
+    np.testing.assert_allclose(values, expected, rtol=rtol, atol=rtol)
     a, b = a.astype(float), b.astype(float)
     expected = scipy.special.digamma(a) - scipy.special.digamma(a + b)
     np.testing.assert_allclose(slopes, expected, rtol=10 * rtol, atol=rtol)
@@ -146,14 +147,16 @@ def test_draws_of_dirichlet_follow_the_density():
     assert_drawn_from(together, scipy.stats.beta(a[0] + a[1], a[2]).cdf)
 
 
-@pytest.mark.parametrize("k", [0.0, 1e-3, 0.4, 3.0, 60.0, 1e4])
-def test_draws_of_von_mises_follow_the_density(k):
-    x = np.asarray(VonMises(0.0, k).sample(jax.random.key(2), (20_000,)))
-    t = np.linspace(-1, 1, 4001) * min(np.pi, 9 / math.sqrt(max(k, 1e-9)))
-    density = np.exp(-2 * k * np.sin(t / 2) ** 2)
-    mass = scipy.integrate.cumulative_simpson(density, x=t, initial=0)
-    assert_drawn_from(x, lambda x: np.interp(x, t, mass / mass[-1]))
-    assert (np.abs(x) <= np.float32(np.pi)).all()
+def test_draws_of_von_mises_follow_the_density():
+    concentrations = np.array([0.0, 1e-3, 0.4, 3.0, 60.0, 1e4])
+    draws = VonMises(jnp.zeros(6), concentrations).sample(jax.random.key(2), (20_000,))
+    assert (np.abs(draws) <= np.float32(np.pi)).all()
+    for i, k in enumerate(concentrations):
+        t = np.linspace(-1, 1, 4001) * min(np.pi, 9 / math.sqrt(max(k, 1e-9)))
+        density = np.exp(-2 * k * np.sin(t / 2) ** 2)
+        mass = scipy.integrate.cumulative_simpson(density, x=t, initial=0)
+        cdf = lambda x, t=t, mass=mass: np.interp(x, t, mass / mass[-1])
+        assert_drawn_from(draws[:, i], cdf)
 
 
 def test_angles_are_wrapped():
@@ -172,26 +175,32 @@ def test_a_concentration_that_is_not_a_number_ends_the_rejection():
 # ---- Derivatives of draws ---------------------------------------------------------------------
 
 QUANTILES = np.array([1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999])
+slope_of_gamma = compiled(gamma.slope)
+slope_of_von_mises = compiled(vonmises._slope)
 
 
-@pytest.mark.parametrize("a", [0.02, 0.1, 0.7, 1.0, 3.0, 30.0, 390.0, 410.0, 1e3])
-def test_gamma_draws_keep_their_quantile(a, x64):
-    h = 1e-4 * a
-    low, high = (np.log(scipy.special.gammaincinv(a + d, QUANTILES)) for d in (-h, h))
-    expected = (high - low) / (2 * h)
-    y = np.log(scipy.special.gammaincinv(a, QUANTILES))
+@pytest.mark.usefixtures("x64")
+def test_gamma_draws_keep_their_quantile():
+    a = np.array([0.02, 0.1, 0.7, 1.0, 3.0, 29.0, 31.0, 390.0, 1e3])
+    h, quantiles = 1e-4 * a, QUANTILES[:, None]
+    low, high = (np.log(scipy.special.gammaincinv(a + d, quantiles)) for d in (-h, h))
+    y = np.log(scipy.special.gammaincinv(a, quantiles))
     known = y > -690
-    got = gamma._slope(jnp.asarray(y[known]), jnp.full(known.sum(), a))
-    np.testing.assert_allclose(got, expected[known], rtol=3e-7)
+    got = slope_of_gamma(y, np.broadcast_to(a, y.shape))
+    np.testing.assert_allclose(got[known], ((high - low) / (2 * h))[known], rtol=3e-7)
 
 
-@pytest.mark.parametrize("a", [1e-3, 0.01, 0.1, 0.7, 1.0, 3.0, 30.0, 390.0, 410.0, 1e3, 1e4, 1e6])
-def test_the_derivative_in_single_precision(a, x64):
-    y = np.log(np.maximum(scipy.special.gammaincinv(a, QUANTILES[1:]), 1e-300))
-    y32 = jnp.asarray(y, jnp.float32)
-    exact = gamma._slope(y32.astype(float), jnp.full(y.shape, float(np.float32(a))))
-    got = gamma._slope(y32, jnp.full(y.shape, a, jnp.float32))
-    np.testing.assert_allclose(got, exact, rtol=3e-5)
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 2e-6), (jnp.float64, 1e-9)])
+def test_precision_of_the_derivative_of_gamma_draws(dtype, rtol, x64):
+    """By JAX's series in double precision, which have the digits, on both sides of a = 30."""
+    a = np.array([[1e-3, 0.01, 0.1, 0.7, 1.0, 3.0, 25.0, 29.99, 30.01, 40.0, 1e3, 1e5]], dtype)
+    quantiles = np.array([1e-9, *QUANTILES, 1 - 1e-6, 1 - 1e-9])[:, None]
+    x = scipy.special.gammaincinv(a.astype(float), quantiles)
+    y = np.log(np.maximum(x, 1e-300)).astype(dtype)
+    a = np.broadcast_to(a, y.shape)
+    x = np.exp(y.astype(float))
+    exact = compiled(jax.lax.random_gamma_grad)(a.astype(float), x) / x
+    np.testing.assert_allclose(slope_of_gamma(y, a), exact, rtol=rtol)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
@@ -199,15 +208,7 @@ def test_the_derivative_where_the_draw_underflows(dtype, x64):
     """As x goes to 0, log x = (log u + log Gamma(a + 1)) / a."""
     y, a = jnp.asarray([-100.0, -1000.0, -5e4, -1e30], dtype), jnp.full(4, 0.01, dtype)
     expected = (scipy.special.digamma(1.01) - np.asarray(y)) / 0.01
-    np.testing.assert_allclose(gamma._slope(y, a), expected, rtol=1e-5)
-
-
-def test_where_the_formulas_for_gamma_meet(x64):
-    for dtype, edge, rtol in ((jnp.float32, 400.0, 3e-5), (jnp.float64, 1e6, 1e-8)):
-        a = edge * (1 + 10 * float(jnp.finfo(dtype).eps) * np.array([[-1.0, 1.0]]))
-        y = np.log(scipy.special.gammaincinv(edge, QUANTILES[1:]))[:, None] * np.ones(2)
-        slopes = gamma._slope(jnp.asarray(y, dtype), jnp.asarray(a * np.ones_like(y), dtype))
-        np.testing.assert_allclose(slopes[:, 0], slopes[:, 1], rtol=rtol)
+    np.testing.assert_allclose(slope_of_gamma(y, a), expected, rtol=1e-5)
 
 
 def von_mises_slope(x, k):
@@ -218,36 +219,45 @@ def von_mises_slope(x, k):
     return np.sum(dt * (np.cos(t) - mean) * np.exp(k * (np.cos(t) - np.cos(x))))
 
 
-@pytest.mark.parametrize("k", [0.0, 0.05, 1.0, 6.0, 40.0, 1e3])
-def test_von_mises_draws_keep_their_quantile(k, x64):
-    x = np.array([-1e-3, 0.3, -1.0, 2.0, 3.1]) * min(1, 2 / math.sqrt(max(k, 1e-9)))
-    expected = [von_mises_slope(x, k) for x in x]
-    got = vonmises._slope(jnp.asarray(x), jnp.full(5, k))
-    np.testing.assert_allclose(got, expected, rtol=1e-9)
-    single = vonmises._slope(jnp.asarray(x, jnp.float32), jnp.full(5, k, jnp.float32))
+@pytest.mark.usefixtures("x64")
+def test_von_mises_draws_keep_their_quantile():
+    k = np.array([0.0, 0.05, 1.0, 6.0, 40.0, 1e3])
+    x = np.array([[-1e-3], [0.3], [-1.0], [2.0], [3.1]]) * np.minimum(
+        1, 2 / np.sqrt(np.maximum(k, 1e-9))
+    )
+    k = np.broadcast_to(k, x.shape)
+    expected = np.vectorize(von_mises_slope)(x, k)
+    np.testing.assert_allclose(slope_of_von_mises(x, k), expected, rtol=1e-9)
+    single = slope_of_von_mises(x.astype(np.float32), k.astype(np.float32))
     np.testing.assert_allclose(single, expected, rtol=2e-5)
 
 
-@pytest.mark.parametrize("k", [5.0, 200.0, 1e4])
-def test_von_mises_far_from_the_mode(k, x64):
-    """The tail's integral and the centre's, which are the same, where they take turns."""
-    edge = 2 * math.asin(math.sqrt(2 / k))
-    slopes = vonmises._slope(edge * jnp.array([1 - 1e-9, 1 + 1e-9]), jnp.full(2, k))
-    np.testing.assert_allclose(slopes[0], slopes[1], rtol=1e-7)
-    for dtype, rtol in ((jnp.float32, 1e-4), (jnp.float64, 1e-8)):
-        x = jnp.asarray([np.pi / 2, 3.0, np.pi], dtype)
-        got = vonmises._slope(x, jnp.full(3, k, dtype))
-        assert np.isfinite(got).all()
-        mean = scipy.special.i1e(k) / scipy.special.i0e(k)
-        tail = lambda t, x, mean=mean: (np.cos(t) - mean) * np.exp(k * (np.cos(t) - np.cos(x)))
-        for i in (0, 1):
-            a = float(x[i])
-            points = np.minimum(a + np.array([1, 5, 30]) / (k * np.sin(a)), np.pi)
-            pieces = zip([a, *points], [*points, np.pi], strict=True)
-            exact = sum(
-                scipy.integrate.quad(tail, *ends, args=(a,), epsabs=0)[0] for ends in pieces
-            )
-            np.testing.assert_allclose(got[i], exact, rtol=rtol)
+@pytest.mark.usefixtures("x64")
+def test_where_the_integrals_for_von_mises_take_turns():
+    """The tail's and the centre's, which are the same."""
+    k = np.array([[5.0, 200.0, 1e4]])
+    edge = 2 * np.arcsin(np.sqrt(2 / k)) * np.array([[1 - 1e-9], [1 + 1e-9]])
+    below, above = slope_of_von_mises(edge, np.broadcast_to(k, edge.shape))
+    np.testing.assert_allclose(below, above, rtol=1e-7)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(np.float32, 1e-4), (np.float64, 1e-8)])
+def test_von_mises_far_from_the_mode(dtype, rtol, x64):
+    x = np.array([[np.pi / 2], [3.0], [np.pi]], dtype) * np.ones(3, dtype)
+    k = np.array([5.0, 200.0, 1e4], dtype) * np.ones((3, 1), dtype)
+    got = np.asarray(slope_of_von_mises(x, k))
+    assert np.isfinite(got).all()
+    expected = np.vectorize(von_mises_tail)(x[:2].astype(float), k[:2].astype(float))
+    np.testing.assert_allclose(got[:2], expected, rtol=rtol)
+
+
+def von_mises_tail(x, k):
+    """-dF/dk / p, by an integral to pi that is split where the density falls."""
+    mean = scipy.special.i1e(k) / scipy.special.i0e(k)
+    tail = lambda t: (np.cos(t) - mean) * np.exp(k * (np.cos(t) - np.cos(x)))
+    points = np.minimum(x + np.array([0, 1, 5, 30]) / (k * np.sin(x)), np.pi)
+    pieces = zip(points, [*points[1:], np.pi], strict=True)
+    return sum(scipy.integrate.quad(tail, *ends, epsabs=0)[0] for ends in pieces)
 
 
 @pytest.mark.parametrize("name", ["Gamma", "VonMises", "Weibull"])
@@ -261,14 +271,17 @@ def test_derivatives_of_draws_are_those_of_the_quantile_function(name, x64):
         x = np.where(x < parameters[0] - np.pi, x + 2 * np.pi, x)
         x = np.where(x > parameters[0] + np.pi, x - 2 * np.pi, x)
     quantile = reference(*parameters).cdf(x)
-    for i in range(len(parameters)):
+    jacobian = jax.tree.leaves(compiled(jax.jacfwd(lambda d: d.sample(key, (20,))))(dist))
+    for i, got in enumerate(jacobian):
         moved = [p.copy() for p in parameters], [p.copy() for p in parameters]
         h = 1e-5
         moved[0][i] -= h
         moved[1][i] += h
         low, high = (reference(*m).ppf(quantile) for m in moved)
-        tangent = KINDS[name](*(jnp.full(2, float(i == j)) for j in range(len(parameters))))
-        _, got = jax.jvp(lambda d: d.sample(key, (20,)), (dist,), (tangent,))
+        # An element depends on its own parameters only.
+        assert not got[:, 0, 1].any()
+        assert not got[:, 1, 0].any()
+        got = np.stack([got[:, 0, 0], got[:, 1, 1]], axis=1)
         tolerance = 2e-5 if name == "VonMises" else 1e-7
         np.testing.assert_allclose(got, (high - low) / (2 * h), rtol=tolerance, atol=tolerance)
 
@@ -294,7 +307,10 @@ def gradients(loss, params, num):
 
 def no_derivative(name, patch):
     zero = lambda y, parameter: jnp.zeros_like(y)
-    patch.setattr(vonmises if name == "VonMises" else gamma, "_slope", zero)
+    if name == "VonMises":
+        patch.setattr(vonmises, "_slope", zero)
+    else:
+        patch.setattr(gamma, "slope", zero)
 
 
 def naive(name, patch):
@@ -303,7 +319,7 @@ def naive(name, patch):
         patch.setattr(vonmises, "_slope", lambda x, k: -x / (2 * k))
     else:
         small = lambda y, a: (jax.scipy.special.digamma(a + 1) - y) / a
-        patch.setattr(gamma, "_slope", small)
+        patch.setattr(gamma, "slope", small)
 
 
 @pytest.mark.parametrize("broken", [no_derivative, naive])
@@ -312,31 +328,27 @@ def test_broken_variant_is_found_out(name, broken, monkeypatch):
     loss, params, exact = problem(name)
     want = compiled(jax.grad(exact))(params)[0]
     broken(name, monkeypatch)
-    _, (got, _) = gradients(loss, params, 200_000)
+    _, (got, _) = gradients(loss, params, 50_000)
     with pytest.raises(AssertionError, match="standard errors off"):
         assert_unbiased(got.concentration, want.concentration)
 
 
-def mean_of_beta(sample):
-    def mean(concentrations):
-        return jnp.mean(sample(*concentrations))
-
-    return compiled(jax.grad(mean))
-
-
 def test_small_concentrations_in_single_precision():
     """Where both Gamma variables underflow, and their ratio does not."""
-    a, b, num = 0.01, 0.02, 1_000_000
+    a, b = 0.01, 0.02
     keys = jax.random.split(jax.random.key(5), 20)
-    ours = lambda key: lambda a, b: Beta(a, b).sample(key, (num // 20,))
-    got = np.stack([mean_of_beta(ours(key))((a, b)) for key in keys])
+
+    def gradients(draw):
+        mean = lambda parameters, key: jnp.mean(draw(key, *parameters))
+        return np.stack(compiled(jax.vmap(jax.grad(mean), in_axes=(None, 0)))((a, b), keys), axis=1)
+
+    got = gradients(lambda key, a, b: Beta(a, b).sample(key, (20_000,)))
     exact = np.array([b, -a]) / (a + b) ** 2
     error = got.std(axis=0, ddof=1) / math.sqrt(len(keys))
     assert (error < 0.02 * np.linalg.norm(exact)).all()
     assert (np.abs(got.mean(axis=0) - exact) < 4.5 * error).all()
     # With the derivative at the smallest number instead, the gradient is another.
-    theirs = lambda key: lambda a, b: jax.random.beta(key, a, b, (num // 20,))
-    clamped = np.stack([mean_of_beta(theirs(key))((a, b)) for key in keys]).mean(axis=0)
+    clamped = gradients(lambda key, a, b: jax.random.beta(key, a, b, (5_000,))).mean(axis=0)
     assert (np.abs(clamped - exact) > 4.5 * error).any()
 
 
@@ -358,7 +370,7 @@ def test_before_a_discrete_site():
     _, params, _ = problem("Gamma")
     exact = lambda params: oracles.expectation(params[0], functools.partial(inner, params[1]))
     want = compiled(jax.value_and_grad(exact))(params)
-    assert_unbiased(gradients(loss, params, 200_000), want)
+    assert_unbiased(gradients(loss, params, 100_000), want)
 
 
 # ---- Second derivatives -------------------------------------------------------------------------
@@ -375,7 +387,7 @@ def test_second_derivatives_of_von_mises_are_right():
         )[1]
 
     want = compiled(curvature(exact))(params)
-    keys = jax.random.split(jax.random.key(4), 400_000)
+    keys = jax.random.split(jax.random.key(4), 200_000)
     got = compiled(jax.vmap(curvature(loss), in_axes=(None, 0)))(params, keys)
     assert_unbiased(got, want)
 
@@ -384,8 +396,9 @@ def test_second_derivatives_of_von_mises_are_right():
 def test_second_derivatives_in_the_concentration_raise(name):
     dist = make(name)
     total = lambda dist: jnp.sum(dist.sample(jax.random.key(0)) ** 2)
+    twice = jax.grad(lambda d: sum(map(jnp.sum, jax.tree.leaves(jax.grad(total)(d)))))
     with pytest.raises(NotImplementedError, match=r"to first order only\. Use score_function"):
-        jax.grad(lambda d: sum(map(jnp.sum, jax.tree.leaves(jax.grad(total)(d)))))(dist)
+        jax.eval_shape(twice, dist)
 
 
 def in_scan(draw):
@@ -419,22 +432,31 @@ TWICE = {
 def test_second_derivatives_in_a_scan_raise(twice):
     loss = in_scan(lambda a, key: Gamma(a, 1.0).sample(key))
     with pytest.raises(NotImplementedError, match="to first order only"):
-        TWICE[twice](loss)(2.0)
+        jax.eval_shape(TWICE[twice](loss), 2.0)
 
 
-@pytest.mark.parametrize("twice", TWICE)
-def test_second_derivatives_of_von_mises_in_a_scan(twice, x64):
+@pytest.mark.usefixtures("x64")
+def test_second_derivatives_of_von_mises_in_a_scan():
     draw = lambda k, key: VonMises(0.2, k).sample(key)
-    got, want = (TWICE[twice](loop(draw))(2.0) for loop in (in_scan, in_a_loop))
+    got = compiled(lambda k: [twice(in_scan(draw))(k) for twice in TWICE.values()])(2.0)
+    want = compiled(TWICE["forward"](in_a_loop(draw)))(2.0)
     np.testing.assert_allclose(got, want, rtol=1e-9)
 
 
 def test_second_derivatives_in_the_rate_pass():
     draw = lambda a, rate: Gamma(a, rate).sample(jax.random.key(0))
-    x = draw(2.0, 3.0)
-    np.testing.assert_allclose(jax.grad(jax.grad(draw, 1), 1)(2.0, 3.0), 2 * x / 9, rtol=1e-5)
-    mixed = jax.grad(jax.grad(draw, 0), 1)(2.0, 3.0)
-    np.testing.assert_allclose(mixed, -jax.grad(draw, 0)(2.0, 3.0) / 3, rtol=1e-5)
+
+    @compiled
+    def derivatives(a, rate):
+        (x, of_a), (mixed, twice) = (
+            (draw(a, rate), jax.grad(draw, 0)(a, rate)),
+            (jax.grad(jax.grad(draw, i), 1)(a, rate) for i in (0, 1)),
+        )
+        return x, of_a, mixed, twice
+
+    x, of_a, mixed, twice = derivatives(2.0, 3.0)
+    np.testing.assert_allclose(twice, 2 * x / 9, rtol=1e-5)
+    np.testing.assert_allclose(mixed, -of_a / 3, rtol=1e-5)
 
 
 # ---- Types, shapes, extremes -----------------------------------------------------------------
@@ -444,31 +466,26 @@ EXTREMES = [1e-3, 0.01, 1.0, 100.0, 1e4]
 EXTREME = {
     "Gamma": lambda v: (v[:, None], v[None, :]),
     "Beta": lambda v: (v[:, None], v[None, :]),
-    "Dirichlet": lambda v: (
-        jnp.stack(
-            [jnp.broadcast_to(v[:, None], (5, 5)), (v * jnp.ones((5, 1))).astype(v.dtype)], -1
-        ),
-    ),
+    "Dirichlet": lambda v: (jnp.stack(jnp.meshgrid(v, v), -1),),
     "StudentT": lambda v: (v[:, None], jnp.zeros((1, 5), v.dtype), v[None, :]),
     "VonMises": lambda v: (jnp.asarray([[0.0, 3.0, -3.0]], v.dtype), v[:, None]),
     "Weibull": lambda v: (v[:, None], v[None, :]),
 }
 
 
-@pytest.mark.parametrize("dtype", [*HALF, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.float64])
 @pytest.mark.parametrize("name", EXTREME)
 def test_extreme_parameters_give_finite_draws_and_gradients(name, dtype, x64):
     dist = KINDS[name](*EXTREME[name](jnp.asarray(EXTREMES, dtype)))
 
-    @jax.jit
+    @compiled
     def evaluate(dist):
         x, pull = jax.vjp(lambda dist: dist.sample(jax.random.key(0), (50,)), dist)
-        fixed = jax.lax.stop_gradient(x)
-        log_p, pull_log = jax.vjp(lambda dist: dist.log_prob(fixed), dist)
-        ones = jnp.ones_like(log_p)
-        return x, log_p, pull((jnp.abs(x) < 1e3).astype(dtype)), pull_log(ones / log_p.size)
+        # Of a draw of the order of 1e7, in half precision nothing is finite.
+        gradient = () if dtype == jnp.float16 else pull((jnp.abs(x) < 1e3).astype(dtype))
+        return x, dist.log_prob(jax.lax.stop_gradient(x)), gradient
 
-    x, log_p, gradient, _ = evaluate(dist)
+    x, log_p, gradient = evaluate(dist)
     assert x.dtype == log_p.dtype == dtype
     assert x.shape == (50, *dist.shape)
     assert np.isfinite(np.asarray(x, float)).all()
@@ -479,24 +496,23 @@ def test_extreme_parameters_give_finite_draws_and_gradients(name, dtype, x64):
         assert (x < 1).all()
     for leaf in jax.tree.leaves(gradient):
         assert leaf.dtype == dtype
-        # Of a draw of the order of 1e7, in half precision nothing is finite.
-        if dtype != jnp.float16:
-            assert np.isfinite(np.asarray(leaf, float)).all()
+        assert np.isfinite(np.asarray(leaf)).all()
     if dtype in (jnp.float32, jnp.float64):
         assert np.isfinite(np.asarray(log_p)).all()
 
 
-@pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_half_precision_is_single_precision_rounded(name, dtype):
-    dist = make(name, dtype)
-    x = dist.sample(jax.random.key(0), (200,))
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), dist)
-    expected = wide.sample(jax.random.key(0), (200,))
-    np.testing.assert_allclose(np.asarray(x, float), expected, rtol=1e-2, atol=1e-3)
-    got = np.asarray(dist.log_prob(x), float)
-    expected = wide.log_prob(x.astype(jnp.float32))
-    np.testing.assert_allclose(got, expected, rtol=2e-2, atol=2e-2)
+def test_half_precision_is_single_precision_rounded(name):
+    draw = compiled(lambda dist: dist.sample(jax.random.key(0), (200,)))
+    log_prob = compiled(lambda dist, x: dist.log_prob(x))
+    for dtype in HALF:
+        dist = make(name, dtype)
+        x = draw(dist)
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), dist)
+        np.testing.assert_allclose(np.asarray(x, float), draw(wide), rtol=1e-2, atol=1e-3)
+        got = np.asarray(log_prob(dist, x), float)
+        expected = log_prob(wide, x.astype(jnp.float32))
+        np.testing.assert_allclose(got, expected, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -508,22 +524,28 @@ def test_empty_batches(name):
         x = dist.sample(jax.random.key(0), (2,))
         return jnp.sum(x) + jnp.sum(dist.log_prob(x)), x
 
-    gradient, x = jax.jit(jax.grad(total, has_aux=True))(dist)
+    gradient, x = compiled(jax.grad(total, has_aux=True))(dist)
     assert x.shape == (2, *shape)
-    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, dist)
+    assert all(leaf.shape == shape for leaf in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_lanes_draw_what_each_would_alone(name):
     dist = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.3 * leaf, 0.7 * leaf]), make(name))
     keys = jax.random.split(jax.random.key(6), 3)
-    alone = jax.jit(jax.vmap(lambda dist, key: dist.sample(key)))(dist, keys)
-    together, pull = jax.vjp(lambda dist: dist.sample(keys), dist)
-    np.testing.assert_allclose(together, alone, rtol=1e-5)
-    (gradient,) = pull(jnp.ones_like(together))
-    each = jax.vmap(jax.grad(lambda dist, key: jnp.sum(dist.sample(key))))(dist, keys)
-    for got, want in zip(jax.tree.leaves(gradient), jax.tree.leaves(each), strict=True):
-        np.testing.assert_allclose(got, want, rtol=2e-4)
+
+    @compiled
+    def evaluate(dist):
+        together, pull = jax.vjp(lambda dist: dist.sample(keys), dist)
+        each = lambda dist, key: jax.vjp(lambda dist: dist.sample(key), dist)
+        one = jnp.ones_like(together)
+        alone = jax.vmap(lambda dist, key, ct: (each(dist, key)[0], each(dist, key)[1](ct)))
+        return (together, pull(one)), alone(dist, keys, one)
+
+    got, want = map(jax.tree.leaves, evaluate(dist))
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    for gradient, expected in zip(got[1:], want[1:], strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=2e-4)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

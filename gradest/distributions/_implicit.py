@@ -5,6 +5,7 @@ move, so that dx = -dF / p (Figurnov, Mohamed and Mnih 2018, eq. 5): a derivativ
 by any method, rejection included.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,11 @@ def inside(x: jax.Array, dtype: DTypeLike, upper: float | None = None) -> jax.Ar
     info = jnp.finfo(dtype)
     highest = info.max if upper is None else upper * (1 - info.epsneg)
     return jnp.clip(x, float(info.tiny), float(highest)).astype(dtype)
+
+
+def bounded_exp(x: jax.Array, share: float = 0.7) -> jax.Array:
+    """exp(x) up to a power of the largest number, for no derivative of NaN where it overflows."""
+    return jnp.exp(jnp.minimum(x, share * math.log(jnp.finfo(x.dtype).max)))
 
 
 def implicit(rule: Callable[[jax.Array, Any, Any], jax.Array], x: jax.Array, tree: Any) -> Any:

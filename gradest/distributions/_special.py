@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
-# From here on six terms of Stirling's series are double precision.
-_LARGE = 8.0
+#: From here on six terms of Stirling's series are double precision.
+STIRLING = 8.0
 
 
 def log_beta(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -20,22 +20,26 @@ def log_beta(a: jax.Array, b: jax.Array) -> jax.Array:
     """
     a, b = jnp.minimum(a, b), jnp.maximum(a, b)
     # No minimum with 8: at a tie it has half a derivative.
-    small, large = jnp.where(b < _LARGE, b, _LARGE), jnp.where(b < _LARGE, _LARGE, b)
+    small, large = jnp.where(b < STIRLING, b, STIRLING), jnp.where(b < STIRLING, STIRLING, b)
     direct = gammaln(a) + gammaln(small) - gammaln(a + small)
     # gammaln(b) - gammaln(a + b) by the series, then gammaln(a) too.
-    ratio = _remainder(large) - _remainder(a + large) - (a + large - 0.5) * jnp.log1p(a / large)
+    ratio = (
+        stirling_remainder(large)
+        - stirling_remainder(a + large)
+        - (a + large - 0.5) * jnp.log1p(a / large)
+    )
     one = gammaln(a) + ratio + a - a * jnp.log(large)
-    a_large = jnp.where(a < _LARGE, _LARGE, a)
+    a_large = jnp.where(a < STIRLING, STIRLING, a)
     both = (
         a_large * jnp.log(a_large / large)
         + 0.5 * (math.log(2 * math.pi) - jnp.log(a_large))
-        + _remainder(a_large)
+        + stirling_remainder(a_large)
         + ratio
     )
-    return jnp.where(b < _LARGE, direct, jnp.where(a < _LARGE, one, both))
+    return jnp.where(b < STIRLING, direct, jnp.where(a < STIRLING, one, both))
 
 
-def _remainder(x: jax.Array) -> jax.Array:
+def stirling_remainder(x: jax.Array) -> jax.Array:
     """gammaln(x) - ((x - 1/2) log x - x + log(2 pi) / 2), x >= 8."""
     r = 1 / (x * x)
     series = jnp.zeros_like(x)

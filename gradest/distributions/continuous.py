@@ -10,6 +10,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from .. import _random
+from ._implicit import bounded_exp
 from .base import Distribution, Shape, align, as_float, as_floats
 
 
@@ -101,7 +102,7 @@ class Gumbel(_LocScale):
     def log_prob(self, x: ArrayLike) -> jax.Array:
         x, loc, scale = align(x, self.loc, self.scale)
         z = (x - loc) / scale
-        return -(z + jnp.exp(-z)) - jnp.log(scale)
+        return -(z + bounded_exp(-z, 0.9)) - jnp.log(scale)
 
 
 class LogNormal(Normal):

@@ -7,7 +7,7 @@ from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from ._implicit import in_noise_dtype, per_lane
+from ._implicit import implicit, in_noise_dtype, per_lane
 from ._special import log_beta
 from .base import Distribution, Shape, align, as_float, as_floats
 from .bernoulli import logits_from, weighted
@@ -100,8 +100,7 @@ class Geometric(_Logits):
         full, (logits,) = (*shape, *self.shape), in_noise_dtype(self.logits)
         # The integer part of an exponential variable of rate -log(1 - p).
         e = _random.noise(jax.random.exponential, key, full, logits.dtype)
-        e, rate = align(e, -jax.nn.log_sigmoid(-logits))
-        return _as_count(jnp.where(e > 0, e / rate, 0))
+        return _geometric(*align(e, -jax.nn.log_sigmoid(-logits)))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf for a negative count."""
@@ -205,7 +204,10 @@ class NegativeBinomial(_Logits):
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         full, keys = (*shape, *self.shape), _random.split(_random.as_keys(key), 2)
-        y = log_gamma(keys[0], jax.lax.stop_gradient(self.total_count), full)
+        (r,) = in_noise_dtype(jnp.broadcast_to(self.total_count, full))
+        y = log_gamma(keys[0], jax.lax.stop_gradient(r), full)
+        # Any derivative will do, to tell gradest.expectation that the counts depend on r.
+        y = implicit(lambda y, r, dr: dr, y, r)
         y, logits = align(y, *in_noise_dtype(self.logits))
         return _poisson(keys[1], jnp.exp(y + logits), full)
 
@@ -228,8 +230,10 @@ def _poisson(key: ArrayLike, rate: jax.Array, shape: Shape) -> jax.Array:
     return jnp.minimum(per_lane(draw, key, shape, jnp.minimum(rate, HIGHEST)), HIGHEST)
 
 
-def _as_count(x: jax.Array) -> jax.Array:
-    return jnp.minimum(x, HIGHEST).astype(int)
+@jax.jit
+def _geometric(e: jax.Array, rate: jax.Array) -> jax.Array:
+    """A call of the name of jax.random's own, for gradest.expectation to see that it is a draw."""
+    return jnp.minimum(jnp.where(e > 0, e / rate, 0), HIGHEST).astype(int)
 
 
 def _with_counts(x: ArrayLike, parameter: jax.Array) -> list[jax.Array]:

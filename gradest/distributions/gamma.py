@@ -4,12 +4,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import digamma, gammaln
 from jax.typing import ArrayLike
 
 from .. import _random
 from ._implicit import differentiable_once, implicit, in_noise_dtype, inside, per_lane
-from ._special import log_beta
+from ._special import STIRLING, log_beta, stirling_remainder
 from .base import Distribution, Shape, align, as_float, as_floats
 
 # ---- The logarithm of a draw ---------------------------------------------------------------
@@ -28,27 +29,58 @@ def log_gamma(key: ArrayLike, concentration: jax.Array, shape: Shape) -> jax.Arr
 
 
 def _tangent(y: jax.Array, a: jax.Array, da: jax.Array) -> jax.Array:
-    return _slope(y, differentiable_once("the concentration of a Gamma draw", a)) * da
+    return slope(y, differentiable_once("the concentration of a Gamma draw", a)) * da
 
 
-def _slope(y: jax.Array, a: jax.Array) -> jax.Array:
+def slope(y: jax.Array, a: jax.Array) -> jax.Array:
     """d log x / d a at log x = y: -dF(x; a)/da / (x p(x; a)).
 
-    Relative error below 3e-5 in single precision and 1e-8 in double, for a from 1e-3 on.
+    Relative error below 2e-6 in single precision and 1e-9 in double, for a from 1e-3 on.
     """
-    info = jnp.finfo(a.dtype)
-    # Above, the cube root of x / a is as good as Normal(1 - 1 / (9 a), 1 / (9 a)) (Wilson and
-    # Hilferty 1931), and the derivative one that keeps its quantile. It misses by a^-3/2 / 5;
-    # JAX's series take ever more terms.
-    large = a > (400.0 if info.bits == 32 else 1e6)
+    # JAX's series take more terms, and lose more digits, the larger a is.
+    large = a > _LARGE
     # Below, F(x; a) = x^a / Gamma(a + 1) to within rounding, and x may not be a number.
-    small = y < math.log(info.eps)
+    small = y < math.log(jnp.finfo(a.dtype).eps)
     a_mid, y_mid = jnp.where(large, 1, a), jnp.where(small | large, 0, y)
     x = jnp.exp(y_mid)
     middle = jax.lax.random_gamma_grad(a_mid, x) / x  # pyright: ignore[reportCallIssue]
-    excess = jnp.expm1((y - jnp.log(a)) / 3)
-    above = (1 + (1 / (6 * a) - 1.5 * excess) / (1 + excess)) / a
-    return jnp.where(large, above, jnp.where(small, (digamma(a + 1) - y) / a, middle))
+    a_large, w = jnp.where(large, a, _LARGE), jnp.where(large, y - jnp.log(a), 0)
+    above = jnp.zeros_like(w)
+    for term in reversed(_TERMS):
+        above = above / a_large + jnp.polyval(jnp.asarray(term[::-1], w.dtype), w)
+    return jnp.where(large, above / a, jnp.where(small, (digamma(a + 1) - y) / a, middle))
+
+
+# Five terms in 1 / a are enough from here on.
+_LARGE = 30.0
+
+
+def _terms(count: int, degree: int) -> list[np.ndarray]:
+    """T_k, polynomials in w = y - log(a), such that a d log x / d a = sum_k T_k(w) / a^k.
+
+    The derivative s of y keeps F, so that (s q)' = -dq / da with q = exp(a y - e^y) / Gamma(a) the
+    density of y. With T = a s that is
+
+      (e^w - 1) T = T' / a + w + log(a) - digamma(a),
+
+    whose terms of order 0 and k + 1 in 1 / a are T_0 = w / (e^w - 1) and
+    T_(k+1) = (T_k' - T_k'(0)) / (e^w - 1): the constant is digamma's, as nothing is infinite
+    where w = 0.
+    """
+    # The reciprocal of (e^w - 1) / w = sum_n w^n / (n + 1)!.
+    inverse = 1 / np.cumprod(np.arange(1.0, degree + count + 1))
+    first = np.zeros(degree + count)
+    for n in range(degree + count):
+        first[n] = (n == 0) - first[:n] @ inverse[n:0:-1]
+    terms = [first]
+    for _ in range(count - 1):
+        derivative = np.polynomial.polynomial.polyder(terms[-1])
+        terms.append(np.convolve(derivative[1:], first)[: len(derivative) - 1])
+    return [term[:degree] for term in terms]
+
+
+# To within rounding where |w| < 1.5: seven standard deviations where a = 30.
+_TERMS = _terms(count=5, degree=14)
 
 
 # ---- Distributions -------------------------------------------------------------------------
@@ -100,8 +132,22 @@ class Gamma(Distribution):
         x, a, rate = in_noise_dtype(*align(jnp.asarray(x, dtype), self.concentration, self.rate))
         positive = x > 0
         x = jnp.where(positive, x, 1)
-        log_p = a * jnp.log(rate) - gammaln(a) + (a - 1) * jnp.log(x) - rate * x
+        log_p = jnp.where(a < STIRLING, _direct(x, a, rate), _by_stirling(x, a, rate))
         return jnp.where(positive, log_p, -jnp.inf).astype(dtype)
+
+
+def _direct(x: jax.Array, a: jax.Array, rate: jax.Array) -> jax.Array:
+    """log p(x) of a Gamma variable."""
+    return a * jnp.log(rate) - gammaln(a) + (a - 1) * jnp.log(x) - rate * x
+
+
+def _by_stirling(x: jax.Array, a: jax.Array, rate: jax.Array) -> jax.Array:
+    """The same without the difference of numbers of the order of a log(a), for a not small."""
+    a = jnp.where(a < STIRLING, STIRLING, a)
+    # Bounded, for derivatives of no NaN far out.
+    w = jnp.log(jnp.clip(x / (a / rate), float(jnp.finfo(x.dtype).tiny), 1e30))
+    peak = 0.5 * jnp.log(a / (2 * math.pi)) - stirling_remainder(a)
+    return a * (w - jnp.expm1(w)) + peak - jnp.log(x)
 
 
 class Beta(Distribution):

@@ -1,7 +1,6 @@
 """Mixtures of scalar densities, with implicit reparameterization gradients for the weights."""
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -12,12 +11,12 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from ._implicit import differentiable_once, implicit, in_noise_dtype
+from ._implicit import bounded_exp, differentiable_once, implicit, in_noise_dtype
 from .base import Distribution, Shape, align
 from .categorical import Categorical
 from .continuous import Exponential, Gumbel, Laplace, Logistic, LogNormal, Normal
-from .gamma import Gamma
-from .weibull import Weibull
+from .gamma import Gamma, slope
+from .weibull import Weibull, log_ratio
 
 
 class MixtureSameFamily(Distribution):
@@ -29,7 +28,8 @@ class MixtureSameFamily(Distribution):
     .. math:: dx = -dF(x) / p(x)
 
     in the weights and in the components' parameters alike; to every order, but to the first only
-    where the components are Gamma.
+    where the components are Gamma. With those, derivatives in the weights have relative errors of
+    up to 1% in single precision where concentrations exceed 1000.
 
     Args:
       mixing_distribution: a Categorical of shape (...), logits (..., K); -inf masks a component.
@@ -148,8 +148,7 @@ def _tangent(x: jax.Array, mixture: MixtureSameFamily, tangent: MixtureSameFamil
     # The smaller side has the digits.
     d = jnp.where(below < 0.5, d_below, -d_above)
     # Bounded where the density rounds to zero, as the numerator does.
-    inverse = jnp.exp(jnp.minimum(-mixture.log_prob(x), 0.9 * math.log(jnp.finfo(x.dtype).max)))
-    return -d * inverse
+    return -d * bounded_exp(-mixture.log_prob(x), 0.9)
 
 
 @functools.singledispatch
@@ -191,7 +190,7 @@ def _(dist: Logistic, x: jax.Array, upper: bool) -> jax.Array:
 
 @_mass.register
 def _(dist: Gumbel, x: jax.Array, upper: bool) -> jax.Array:
-    return _exponential_mass(jnp.exp(-_standard(dist, x)), not upper)
+    return _exponential_mass(bounded_exp(-_standard(dist, x)), not upper)
 
 
 @_mass.register
@@ -203,15 +202,29 @@ def _(dist: Exponential, x: jax.Array, upper: bool) -> jax.Array:
 @_mass.register
 def _(dist: Weibull, x: jax.Array, upper: bool) -> jax.Array:
     x, scale, k = align(x, dist.scale, dist.concentration)
-    # Bounded, for a derivative of no NaN where the power overflows.
-    log_power = jnp.minimum(k * jnp.log(x / scale), 0.9 * math.log(jnp.finfo(x.dtype).max))
-    return _exponential_mass(jnp.exp(log_power), upper)
+    return _exponential_mass(bounded_exp(k * log_ratio(x, scale)), upper)
 
 
 @_mass.register
 def _(dist: Gamma, x: jax.Array, upper: bool) -> jax.Array:
     x, a, rate = align(x, dist.concentration, dist.rate)
-    return (special.gammaincc if upper else special.gammainc)(a, x * rate)
+    return _gamma_mass(upper, a, x * rate)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _gamma_mass(upper: bool, a: jax.Array, x: jax.Array) -> jax.Array:
+    return (special.gammaincc if upper else special.gammainc)(a, x)
+
+
+@_gamma_mass.defjvp
+def _gamma_mass_jvp(upper: bool, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """Where JAX's own derivative in `a` loses its digits when that is large."""
+    (a, x), (da, dx) = primals, tangents
+    density = jnp.exp(Gamma(a).log_prob(x))
+    possible = density > 0
+    x = jnp.where(possible, x, a)
+    change = jnp.where(possible, density * (dx - x * slope(jnp.log(x), a) * da), 0)
+    return _gamma_mass(upper, *primals), -change if upper else change
 
 
 def _exponential_mass(x: jax.Array, upper: bool) -> jax.Array:

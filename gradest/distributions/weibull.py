@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _random
-from ._implicit import in_noise_dtype, inside
+from ._implicit import bounded_exp, in_noise_dtype, inside
 from .base import Distribution, Shape, align, as_floats
 
 
@@ -44,9 +44,14 @@ class Weibull(Distribution):
         dtype = self.scale.dtype
         x, scale, k = in_noise_dtype(*align(jnp.asarray(x, dtype), self.scale, self.concentration))
         positive = x > 0
-        log_x = jnp.log(jnp.where(positive, x, scale) / scale)
-        log_p = jnp.log(k / scale) + (k - 1) * log_x - jnp.exp(k * log_x)
+        log_x = log_ratio(jnp.where(positive, x, scale), scale)
+        log_p = jnp.log(k / scale) + (k - 1) * log_x - bounded_exp(k * log_x)
         return jnp.where(positive, log_p, -jnp.inf).astype(dtype)
+
+
+def log_ratio(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """log(x / scale), finite where the ratio underflows."""
+    return jnp.log(jnp.maximum(x / scale, float(jnp.finfo(x.dtype).tiny)))
 
 
 def from_log(y: jax.Array, scale: jax.Array, k: jax.Array, dtype: jnp.dtype) -> jax.Array:
