@@ -281,7 +281,6 @@ _relax = lambda **options: Variant(lambda: ge.relax(surrogate, 0.8, **options))
 _bound = lambda make, num, **options: Variant(
     lambda: make(num, **options), functools.partial(oracles.bound, num_samples=num)
 )
-_REAL = ("Normal", "Exponential", "MultivariateNormal", "Gamma")
 _SYMMETRIC = ("Normal", "MultivariateNormal", "Laplace", "Logistic", "StudentT", "Uniform")
 
 METHODS: dict[str, Method] = {
@@ -310,7 +309,8 @@ METHODS: dict[str, Method] = {
     ),
     "dreg": Method(
         variants={"1": _bound(ge.dreg, 1), "2": _bound(ge.dreg, 2)},
-        distributions=_REAL,
+        distributions=tuple(n for n in REPARAMETERIZABLE if n in FIXED_SUPPORT),
+        matrix=("Normal", "Exponential", "MultivariateNormal", "Gamma"),
         differentiable_cost=True,
         broken={
             "scaled": scaled(lambda: ge.dreg(2)),
@@ -413,7 +413,7 @@ METHODS: dict[str, Method] = {
     "relax": Method(
         variants={"": _relax(), "independent": _relax(coupled=False, temperature=1.5, eta=0.7)},
         distributions=(*RELAXABLE, *(n for n in REPARAMETERIZABLE if n in FIXED_SUPPORT)),
-        matrix=(*RELAXABLE, "Normal", "MultivariateNormal", "Exponential", "Gamma"),
+        matrix=(*RELAXABLE, "Normal", "MultivariateNormal", "Exponential"),
         broken={
             "scaled": scaled(lambda: ge.relax(surrogate, 0.8)),
             "no reparameterization of the conditional draw": replaced(
@@ -444,6 +444,7 @@ METHODS: dict[str, Method] = {
             ),
         },
         distributions=FIXED_SUPPORT,
+        matrix=tuple(n for n in FIXED_SUPPORT if n not in (*IMPLICIT[1:], "NegativeBinomial")),
         second_order=True,
         broken={
             "scaled": scaled(ge.score_function),
@@ -495,7 +496,8 @@ METHODS: dict[str, Method] = {
             "2": _bound(ge.vimco, 2),
             "2, arithmetic": _bound(ge.vimco, 2, mean="arithmetic"),
         },
-        distributions=(*FINITE, "Normal"),
+        distributions=FIXED_SUPPORT,
+        matrix=(*FINITE, "Normal"),
         broken={
             "scaled": scaled(lambda: ge.vimco(2)),
             "own weight in the baseline": _own_weight_in_baseline,

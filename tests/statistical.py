@@ -29,14 +29,28 @@ def assert_unbiased(samples: Any, exact: Any) -> None:
         is more than 2% of the norm of the leaf of `exact`.
     """
     for path, sample, leaf in _leaves(samples, exact):
-        x, g = sample.reshape(len(sample), -1), leaf.reshape(-1)
-        norm = np.linalg.norm(g)
-        assert norm > 0, f"{path}: no power to see an error, where the exact result is zero"
-        x, g = np.column_stack([x, x @ g / norm]), np.append(g, norm)
-        error = x.std(axis=0, ddof=1) / math.sqrt(len(x))
+        x, g, error = _projected(path, sample, leaf)
+        norm = g[-1]
         _assert_power(path, error.max() / norm, len(x))
         off = np.maximum(np.abs(x.mean(axis=0) - g) - ROUNDING * norm, 0)
         _assert_z(path, "mean", off / np.maximum(error, 1e-30), x.mean(axis=0), g)
+
+
+def has_power(samples: Any, exact: Any) -> bool:
+    """Whether there are so many samples that `assert_unbiased` can tell."""
+    errors = (_projected(*leaf) for leaf in _leaves(samples, exact))
+    return all(error.max() <= MAX_ERROR * g[-1] for _, g, error in errors)
+
+
+def _projected(
+    path: str, sample: np.ndarray, leaf: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Samples and exact result with their projections beside, and standard errors."""
+    x, g = sample.reshape(len(sample), -1), leaf.reshape(-1)
+    norm = np.linalg.norm(g)
+    assert norm > 0, f"{path}: no power to see an error, where the exact result is zero"
+    x = np.column_stack([x, x @ g / norm])
+    return x, np.append(g, norm), x.std(axis=0, ddof=1) / math.sqrt(len(x))
 
 
 def assert_variance(samples: Any, exact: Any) -> None:
