@@ -62,7 +62,8 @@ def diagnose(
       gradients: by name, either a function `fn(key, *args)` that returns the gradient, a pytree
         of floating-point arrays (`lambda key, params: jax.grad(loss)(params, key)`), or a
         `Sampler`, whose gradient of E[cost(x)] with respect to `dist`, by `expect`, is meant:
-        `args` is then `dist` alone, and the gradient's leaves are the parameters of `dist`.
+        `args` is then `dist` alone, and the gradient's leaves are the parameters of `dist`. Where
+        the cost holds the distribution too, as a log weight does, give a function.
       key: a PRNG key, typed or legacy; the functions get keys of the same kind.
       args: arguments of the functions after the key: pytrees of arrays.
       cost: of the samplers, a function of the draw; only with samplers.
@@ -283,7 +284,9 @@ def _leaves(stream: Stream, shape: Any, exact: Any, difference: Stream) -> dict[
         elif difference.leaves:
             bias, bias_error = difference.leaves[i].mean, difference.leaves[i].mean_error
         ulp = float(jnp.finfo(_random.noise_dtype(leaf.dtype)).eps)
-        rounding = _ROUNDING_ULPS * ulp * float(np.linalg.norm(target))
+        size = np.abs(np.asarray(target, np.float64))
+        typical = np.sqrt(np.mean(size**2)) if size.size else 0.0
+        rounding = _ROUNDING_ULPS * ulp * np.maximum(size, typical)
         moments = found.mean, found.variance, found.variance_error
         leaves[_name(path)] = Leaf(*moments, bias, bias_error, rounding)
     return leaves

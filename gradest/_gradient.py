@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from . import _check, _jaxpr
@@ -51,6 +52,7 @@ def attach_gradient(
       `value`.
 
     Raises:
+      ValueError: if `gradient` has not the structure and shapes of `inputs`.
       NotImplementedError: when differentiated twice with respect to `inputs`: the derivative of
         an estimate of a gradient is not an estimate of the second derivative.
 
@@ -60,8 +62,20 @@ def attach_gradient(
       16.0
     """
     leaves, gradients = [], []
-    for leaf, g in zip(jax.tree.leaves(inputs), jax.tree.leaves(gradient), strict=True):
+    given, expected = jax.tree.leaves(gradient), jax.tree.leaves(inputs)
+    if len(given) != len(expected):
+        raise ValueError(
+            f"gradient: expected a leaf for each of the {len(expected)} of inputs, "
+            f"{jax.tree.structure(inputs)}, got {jax.tree.structure(gradient)}. Give it the "
+            "structure of inputs."
+        )
+    for leaf, g in zip(expected, given, strict=True):
         if jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.floating):
+            if np.shape(g) != np.shape(leaf):
+                raise ValueError(
+                    f"gradient: expected an array of shape {np.shape(leaf)}, that of the input, "
+                    f"got shape {np.shape(g)}. Sum or broadcast it."
+                )
             leaves.append(jnp.asarray(leaf))
             gradients.append(jnp.asarray(g).astype(leaves[-1].dtype))
     value = jnp.asarray(value)

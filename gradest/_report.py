@@ -23,7 +23,7 @@ class Leaf:
         central moment.
       bias: mean less the exact gradient, or less the reference's mean; None if neither is known.
       bias_error: its standard error.
-      rounding: a deviation that is rounding, whatever the standard error.
+      rounding: a deviation that is rounding, whatever the standard error; None for none.
     """
 
     mean: np.ndarray
@@ -31,7 +31,7 @@ class Leaf:
     variance_error: np.ndarray
     bias: np.ndarray | None = None
     bias_error: np.ndarray | None = None
-    rounding: float = 0.0
+    rounding: np.ndarray | None = None
 
     @property
     def total_variance(self) -> float:
@@ -66,7 +66,7 @@ class Leaf:
         if self.bias is None or self.bias_error is None:
             return None
         with np.errstate(divide="ignore", invalid="ignore"):
-            z = self.bias / (self.bias_error + self.rounding)
+            z = self.bias / (self.bias_error + (0.0 if self.rounding is None else self.rounding))
         return np.where(self.bias == 0, 0.0, z)
 
     @property
@@ -114,9 +114,9 @@ class Estimate:
             field: None
             if getattr(leaves[0], field) is None
             else np.concatenate([getattr(leaf, field).reshape(-1) for leaf in leaves])
-            for field in ("mean", "variance", "variance_error", "bias", "bias_error")
+            for field in (f.name for f in dataclasses.fields(Leaf))
         }
-        return Leaf(**joined, rounding=max(leaf.rounding for leaf in leaves))  # pyright: ignore
+        return Leaf(**joined)  # pyright: ignore
 
     def variance_x_time(self, leaf: Leaf) -> float:
         """In seconds: what it takes to bring the variance of a mean down to 1."""

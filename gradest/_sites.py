@@ -44,7 +44,7 @@ def read_site(eqn: Any, operands: list[Any], mode: Mode) -> tuple[jax.Array, Sam
             f"{sampler.name}: a draw{site.where} comes after one by {mode.bound}, whose value, a "
             "bound of several samples, is no mean of costs that a later draw could be credited "
             "with. Draw all variables at one site, from a joint distribution, or the later ones "
-            "by a pathwise sampler."
+            "by a pathwise sampler, whose noise all the samples then share."
         )
     for index in mode.indices:
         key = _random.fold_in(key, index)
@@ -74,6 +74,12 @@ def check_lanes(marks: Iterable[Any]) -> None:
 
 def _check_site(site: SamplerSite) -> None:
     name, where = site.sampler.name, site.where
+    if not site.sampler.linear:
+        raise NotImplementedError(
+            f"{name}: a draw under jax.vmap inside a loss{where}: its value is the bound of the "
+            "joint draw of all lanes, which is looser than the sum of the lanes' bounds. Use "
+            "jax.vmap(gradest.expectation(per_lane_loss)), or draw the lanes at one site."
+        )
     if site.key_shared:
         raise ValueError(
             f"{name}: a draw under jax.vmap inside a loss got the same key in every lane"

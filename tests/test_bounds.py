@@ -135,6 +135,29 @@ def test_dreg_of_log_weights(num_samples):
         assert_unbiased(1.05 * samples, exact_gradient(num_samples))
 
 
+@pytest.mark.usefixtures("x64")
+def test_dreg_moments():
+    """Of two samples, by a quadrature over the noise of both, in NumPy."""
+    loc, scale = ELSEWHERE
+    z, weights = np.polynomial.hermite_e.hermegauss(64)
+    weights = weights / weights.sum()
+    x = loc + scale * z
+    log_w = -(x**2) / 2 - (OBSERVED - x) ** 2 / 2 + z**2 / 2
+    # d log w / d x, and with d x / d loc = 1, d x / d scale = z.
+    slope = -x + (OBSERVED - x) + z / scale
+    path = slope[:, None] * np.stack([np.ones_like(z), z], axis=1)
+    share = 1 / (1 + np.exp(log_w[None, :] - log_w[:, None]))
+    g = share[..., None] ** 2 * path[:, None] + (1 - share[..., None]) ** 2 * path[None, :]
+    mean = np.einsum("i,j,ijp->p", weights, weights, g)
+    variance = np.einsum("i,j,ijp->p", weights, weights, (g - mean) ** 2)
+    np.testing.assert_allclose(mean, exact_gradient(2), rtol=1e-5)
+    samples = of_normal(ge.dreg(2), ELSEWHERE, 200_000)
+    assert_unbiased(samples, mean)
+    assert_variance(samples, variance)
+    with pytest.raises(AssertionError, match="the variance is"):
+        assert_variance(samples, 1.15 * variance)
+
+
 @pytest.mark.parametrize(
     "sampler", [ge.dreg(1), ge.dreg(5), ge.reparameterize(sticking_the_landing=True)], ids=repr
 )
@@ -262,6 +285,17 @@ def test_before_pathwise_draws_and_after_any(sampler):
         return oracles.expectation(dists.Bernoulli(params["logit"]), given)
 
     assert_unbiased(gradients(loss, params, 400_000), compiled(jax.grad(exact))(params))
+
+
+@pytest.mark.parametrize("sampler", [ge.dreg(2), ge.vimco(2)], ids=repr)
+def test_lanes_have_bounds_of_their_own(sampler):
+    @ge.expectation
+    def loss(loc, key):
+        draw = lambda key, loc: sampler(key, dists.Normal(loc, 1.0))
+        return jnp.sum(jax.vmap(draw)(jax.random.split(key, 3), loc))
+
+    with pytest.raises(NotImplementedError, match=rf"{sampler.name}: .*jax.vmap\(gradest.exp"):
+        loss(jnp.zeros(3), jax.random.key(0))
 
 
 @pytest.mark.parametrize("sampler", [ge.dreg(2), ge.reparameterize(sticking_the_landing=True)])

@@ -614,3 +614,15 @@ def test_mixed_derivatives_of_an_attached_gradient(x64, surrogate):
 def test_auxiliary_output_needs_a_pair():
     with pytest.raises(TypeError, match=r"has_aux=True expects the loss to return a pair"):
         ge.expectation(jnp.sum, has_aux=True)(LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "message"),
+    [
+        (Bernoulli(jnp.zeros(3)), r"expected an array of shape \(2,\).* got shape \(3,\)"),
+        (Normal(jnp.zeros(2), jnp.ones(2)), "expected a leaf for each of the 1 of inputs"),
+    ],
+)
+def test_attached_gradient_of_another_shape(gradient, message):
+    with pytest.raises(ValueError, match=f"^gradient: {message}"):
+        ge.attach_gradient(jnp.float32(1.0), Bernoulli(jnp.zeros(2)), gradient)

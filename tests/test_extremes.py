@@ -411,3 +411,13 @@ def test_no_message_about_a_traced_number_of_samples_shows_it():
         jax.jit(lambda n: jax.tree.leaves(ge.score_function(num_samples=n)))(3)
     assert "Tracer" not in str(e.value)
     assert "<" not in str(e.value)
+
+
+@pytest.mark.parametrize("sampler", [ge.enumeration(), ge.score_function()], ids=repr)
+def test_logits_that_are_not_a_number_are_not_hidden(sampler):
+    value = sampler.expect(jax.random.key(0), dists.Bernoulli(jnp.array([np.nan, 0.0])), jnp.sum)
+    gradient = jax.grad(
+        lambda l: sampler.expect(jax.random.key(0), dists.Bernoulli(l), lambda b: jnp.sum(b) ** 2)
+    )(jnp.array([np.nan, 0.0]))
+    assert np.isnan(gradient).any()
+    assert np.isnan(value) or sampler.name == "score_function"

@@ -1,10 +1,12 @@
 """Antithetic draws and the delta method, whose moments have closed forms for Normal variables."""
 
+import functools
 import math
 
 import estimates
 import jax
 import jax.numpy as jnp
+import methods
 import numpy as np
 import oracles
 import pytest
@@ -39,9 +41,10 @@ def test_antithetic_moments():
         assert_variance(samples[:, 1], 4 * A**2 + 8 * SCALE**2)
 
 
-@pytest.mark.parametrize("name", ["Normal", "MultivariateNormal", "Laplace", "StudentT", "Uniform"])
+@pytest.mark.parametrize(
+    "name", ["Normal", "MultivariateNormal", "Laplace", "Logistic", "StudentT", "Uniform"]
+)
 def test_mirrored_draws_are_as_probable(name):
-    import methods
 
     dist = methods.DISTRIBUTIONS[name]()
     seen = []
@@ -140,6 +143,32 @@ def test_antithetic_second_derivatives():
     want = compiled(jax.hessian(lambda dist: oracles.expectation(dist, cost)))(dist)
     stack = lambda tree, axis: jnp.stack(jax.tree.leaves(tree), axis)
     assert_unbiased(stack(got, 1), stack(want, 0))
+
+
+def test_delta_method_mixed_second_derivatives():
+    """The control variate depends on the cost's parameters, too; the cost has a jump."""
+    dist, w = dists.Normal(jnp.array([0.4, -0.7]), jnp.array([0.6, 0.8])), jnp.array([0.9, -0.6])
+
+    def cost(w, x):
+        return jnp.sum(w * x) ** 2 / 2 + jnp.sum(x * x * w) / 4 + jnp.where(x[0] > 1.5, w[0], 0.0)
+
+    def of(expected):
+        by_w = lambda dist, *key: jax.grad(
+            lambda w: expected(*key, dist, functools.partial(cost, w))
+        )(w)
+        return jax.jacrev(by_w)
+
+    def exact(dist, of_x):
+        """The jump in closed form."""
+        jump = of_x.args[0][0]
+        smooth = lambda x: of_x(x) - jnp.where(x[0] > 1.5, jump, 0.0)
+        tail = jax.scipy.stats.norm.sf((1.5 - dist.loc[0]) / dist.scale[0])
+        return oracles.expectation(dist, smooth) + jump * tail
+
+    want = compiled(of(exact))(dist)
+    sampler = ge.delta_method(num_samples=4)
+    got = compiled(jax.vmap(of(sampler.expect), in_axes=(None, 0)))(dist, keys(400_000))
+    assert_unbiased(got, want)
 
 
 def test_delta_method_is_of_first_order():

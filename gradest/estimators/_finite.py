@@ -51,7 +51,7 @@ class Finite(NamedTuple):
 
         Where there are fewer the rest has log-probability -inf.
         """
-        return _search(self.log_probs, jnp.zeros((len(self.log_probs), num, 1)), False)
+        return _search(self.log_probs, num, None)
 
     def without_replacement(self, key: ArrayLike, num: int) -> tuple[jax.Array, jax.Array]:
         """`num` distinct joint draws, as `choices` in the order drawn, and log-probabilities.
@@ -59,39 +59,46 @@ class Finite(NamedTuple):
         Where there are fewer the rest has log-probability -inf.
 
         Reference:
-          Kool, van Hoof and Welling 2019, "Stochastic Beams and Where to Find Them", section 4.
+          Kool, van Hoof and Welling 2019, "Stochastic Beams and Where to Find Them", algorithm 1.
         """
         n, num_values = self.log_probs.shape
         shape = (*self.rows, num, num_values)
         noise = _random.noise(jax.random.gumbel, key, shape, self.log_probs.dtype)
-        return _search(self.log_probs, noise.reshape(n, num, num_values), True)
+        return _search(self.log_probs, num, noise.reshape(n, num, num_values))
 
 
-def _search(
-    log_probs: jax.Array, noise: jax.Array, stochastic: bool
-) -> tuple[jax.Array, jax.Array]:
+def log_mass(l: jax.Array) -> jax.Array:
+    """log of the sum of exp(l), with all its digits where one has nearly all the mass."""
+    top = jnp.argmax(l)
+    others = jnp.where(jnp.arange(len(l)) == top, 0, jnp.exp(l - l[top]))
+    return jnp.minimum(l[top] + jnp.log1p(jnp.sum(others)), 0)
+
+
+def _search(log_probs: jax.Array, num: int, noise: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Beam search, element by element: by log-probability, or by that plus Gumbel noise.
 
     It is exact: the prefixes of the best joint draws are among the best prefixes, since what
     follows is the same for all; or since a prefix has the largest perturbed log-probability of
     the joint draws that begin with it.
     """
-    n, num, _ = noise.shape
-    num_values = log_probs.shape[1]
+    n, num_values = log_probs.shape
     # The root, whose perturbed log-probability may be any number: no order depends on it.
     score = jnp.where(jnp.arange(num) == 0, 0, -jnp.inf).astype(log_probs.dtype)
-    start = (score, score, jnp.zeros((num, n), jnp.int32))
+    choices = jnp.zeros((num, n), jnp.int32)
+    if n == 0:
+        return choices, score
 
     def extend(state: Any, row: Any) -> tuple[Any, None]:
         score, l, choices = state
         i, log_p, gumbel = row
         of_children = l[:, None] + log_p[None, :]
-        scores = _below(score, of_children + gumbel) if stochastic else of_children
+        scores = of_children if gumbel is None else _below(score, of_children + gumbel)
         best, index = jax.lax.top_k(scores.reshape(-1), num)
         parent, value = index // num_values, index % num_values
         choices = choices[parent].at[:, i].set(value.astype(choices.dtype))
         return (best, of_children.reshape(-1)[index], choices), None
 
+    start = (score, score, choices)
     (_, l, choices), _ = jax.lax.scan(extend, start, (jnp.arange(n), log_probs, noise))
     return choices, l
 
@@ -99,7 +106,7 @@ def _search(
 def _below(top: jax.Array, g: jax.Array) -> jax.Array:
     """Gumbel variables `g`, one parent's in each row, given that the largest of a row is `top`.
 
-    -log(exp(-top) - exp(-max g) + exp(-g)), as in appendix B.3 of the reference.
+    -log(exp(-top) - exp(-max g) + exp(-g)), without overflow.
     """
     possible = g > -jnp.inf
     top = jnp.where(possible, top[:, None], 0)

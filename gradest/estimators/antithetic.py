@@ -30,6 +30,7 @@ def antithetic() -> Sampler:
 
     Raises:
       TypeError: from the sampler, for another distribution.
+      NotImplementedError: when differentiated twice with respect to StudentT's `df`.
 
     Example:
       >>> import gradest as ge, jax

@@ -66,15 +66,22 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     loc, scale = fixed.loc.astype(wide), fixed.scale.astype(wide)
     at = lambda flat: cost.relaxed(flat.reshape(loc.shape).astype(dtype)).astype(wide)
     mean = loc.reshape(-1)
+
+    def slope_at(mean: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        top, slope = jax.value_and_grad(at)(mean)
+        return slope, (top, slope)
+
     # Reverse over reverse, as later draws need. Those are estimated to first order only, which
     # makes it another expansion, of which the mean is known as well.
     with second_order_counts_as_zero():
-        top, slope, hessian = at(mean), jax.grad(at)(mean), jax.jacrev(jax.grad(at))(mean)
+        hessian, (top, slope) = jax.jacrev(slope_at, has_aux=True)(mean)
 
     def gradient(x: jax.Array, f: jax.Array) -> Normal:
         d = x.astype(wide) - loc
         flat = d.reshape(-1)
-        signal = f.astype(wide) - (top + flat @ slope + flat @ hessian @ flat / 2)
+        # Not as products of matrices, in which some devices drop digits.
+        turn = jnp.sum(hessian * flat[None, :], axis=1)
+        signal = f.astype(wide) - (top + jnp.sum(flat * (slope + turn / 2)))
         of_mean = slope.reshape(d.shape), jnp.diagonal(hessian).reshape(d.shape) * scale
         return Normal(
             signal * d / scale**2 + of_mean[0],

@@ -28,7 +28,8 @@ def dreg(num_samples: int) -> Sampler:
     is `reparameterize(sticking_the_landing=True)`.
 
     Assumptions: the support does not depend on the parameters. The cost is differentiable in the
-    draw and holds no further cost-based draw.
+    draw and holds no further cost-based draw. A later pathwise draw has the same noise in all
+    samples. The bound is that of the site's joint draw, as with `vimco`.
     Bias: none, of the bound of K samples.
     Variance: the signal-to-noise ratio of the gradient in q's parameters grows as sqrt(K), where
     that of `reparameterize` falls as 1 / sqrt(K); none where q is the posterior.
@@ -45,7 +46,8 @@ def dreg(num_samples: int) -> Sampler:
       ValueError: if `num_samples` is less than 1.
       TypeError: from the sampler, for a distribution that is not reparameterizable or whose
         support moves.
-      NotImplementedError: when differentiated twice with respect to the distribution.
+      NotImplementedError: when differentiated twice with respect to the distribution, and in a
+        loss with a later cost-based draw or under `jax.vmap` inside it.
 
     Example:
       >>> import gradest as ge, jax

@@ -32,6 +32,7 @@ def enumeration(*, max_configurations: int = 65_536) -> Sampler:
 
     Raises:
       ValueError: from `expect`, when there are more than `max_configurations`.
+      TypeError: from `expect`, for another distribution.
 
     Example:
       >>> import gradest as ge, jax
@@ -69,7 +70,8 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, max_configurations: int)
     costs = cost.batch(finite.draws(grid))
     joint = joint.astype(costs.dtype)
     # An impossible configuration counts for nothing, even if its cost is not finite.
-    return jnp.sum(jnp.where(joint > 0, joint * jnp.where(joint > 0, costs, 0), 0))
+    possible = joint != 0
+    return jnp.sum(jnp.where(possible, joint * jnp.where(possible, costs, 0), 0))
 
 
 def _readable(count: int) -> str:

@@ -26,7 +26,7 @@ from ..distributions import (
     base,
 )
 from ..distributions._implicit import in_noise_dtype, inside
-from ..distributions.weibull import from_log
+from ..distributions.weibull import from_log, log_ratio
 
 
 def measure_valued(*, coupled: bool = True) -> Sampler:
@@ -172,9 +172,10 @@ def _(dist: Normal, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPai
 
 
 @_gradient.register
-def _(dist: LogNormal, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Normal:
+def _(dist: LogNormal, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> LogNormal:
     of_logs = lambda weight, *pair: of_pair(weight, *map(jnp.exp, pair))
-    return _gradient(Normal(dist.loc, dist.scale), jnp.log(x), key, coupled, of_logs)
+    of_log = _gradient(Normal(dist.loc, dist.scale), jnp.log(x), key, coupled, of_logs)
+    return LogNormal(of_log.loc, of_log.scale)
 
 
 @_gradient.register
@@ -249,12 +250,12 @@ def _(dist: Weibull, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPa
     e = _exponential(keys[1], scale)
 
     def longer(x: jax.Array) -> jax.Array:
-        y = jnp.exp(k * jnp.log(x / scale))
+        y = jnp.exp(k * log_ratio(x, scale))
         return from_log(jnp.log(y + e), scale, k, dist.scale.dtype)
 
     # With g(y) = f(x), k times the derivative is E[(1 + log y - y log y) g(y)]. The density of
     # z = y + e is z exp(-z) and E[1 + log y | z] = log z: it is E[(1 + log y) (g(y) - g(z))].
-    weight = (1 + k * jnp.log(x / scale)) / k
+    weight = (1 + k * log_ratio(x, scale)) / k
     return Weibull(
         scale=of_pair(k / scale, longer(first)), concentration=of_pair(-weight, longer(x))
     )

@@ -56,15 +56,17 @@ def reparameterize(*, sticking_the_landing: bool = False) -> Sampler:
       Figurnov, Mohamed and Mnih 2018, "Implicit Reparameterization Gradients", eq. 5.
       Roeder, Wu and Duvenaud 2017, "Sticking the Landing", eq. 7, for the control variate.
     """
-    draw = functools.partial(differentiable_draw, "reparameterize")
-    return Sampler(
-        "reparameterize", draw=draw, estimate=_path_only if sticking_the_landing else None
-    )
+    estimate = _path_only if sticking_the_landing else None
+    return Sampler("reparameterize", draw=_draw, estimate=estimate)
+
+
+def _draw(key: jax.Array, dist: Any) -> Any:
+    return differentiable_draw("reparameterize", key, dist)
 
 
 def _path_only(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
     _scores.check("reparameterize", dist)
-    x = differentiable_draw("reparameterize", key, dist)
+    x = _draw(key, dist)
     c = cost(x)
     score = magic(base.log_prob(dist, jax.lax.stop_gradient(x))) - 1
     return c + score.astype(c.dtype)

@@ -58,6 +58,7 @@ def score_function(
     Raises:
       ValueError: for leave-one-out or the optimal baseline with fewer than two samples, or a
         baseline that is neither finite nor known.
+      TypeError: from the sampler, for a distribution whose support moves.
       NotImplementedError: with the optimal baseline, when differentiated twice with respect to
         the distribution.
 

@@ -74,7 +74,7 @@ def _estimate(
 
     sampled, some = jax.vmap(outside)(_random.split(key, num_samples))
     p = jnp.exp(l)
-    rest = jnp.where(some, jnp.maximum(1 - jnp.sum(p), 0) / num_samples, 0)
+    rest = jnp.where(some, -jnp.expm1(_finite.log_mass(l)) / num_samples, 0)
     draws = finite.draws(jnp.concatenate([summed, sampled]))
     costs = cost.batch(draws)
     of_summed = jnp.where(p > 0, costs[:num_summed].astype(p.dtype), 0)

@@ -52,8 +52,8 @@ def unordered_set(num_samples: int) -> Sampler:
 
     Reference:
       Kool, van Hoof and Welling 2020, "Estimating Gradients for Discrete Random Variables by
-      Sampling without Replacement", eq. 18 (the estimator with its built-in baseline), with the
-      ratios by quadrature as in its appendix B.
+      Sampling without Replacement", the estimator with its built-in baseline; the ratios by
+      quadrature, as in its appendix.
     """
     static = {"num_samples": _check.integer("num_samples", num_samples, 2)}
     return Sampler("unordered_set", estimate=_estimate, static=static)
@@ -68,7 +68,9 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     # Products of a tiny probability and a huge ratio.
     weights, of_others = jnp.exp(l + log_ratio), jnp.exp(l[None, :] + log_second)
     f = jnp.where(l > -jnp.inf, costs.astype(l.dtype), 0)
-    return _scores.weighted_costs(dist, draws, costs, weights, f - of_others @ f)
+    # Not as a product of matrices, in which some devices drop digits.
+    baselines = jnp.sum(of_others * f[None, :], axis=1)
+    return _scores.weighted_costs(dist, draws, costs, weights, f - baselines)
 
 
 def _log_ratios(l: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -85,7 +87,7 @@ def _log_ratios(l: jax.Array) -> tuple[jax.Array, jax.Array]:
     k, eps = len(l), float(jnp.finfo(l.dtype).eps)
     step = min(0.25, 0.7 / math.sqrt(k + 1))
     t = jnp.arange(-math.log(k - math.log(eps)) - 1, -math.log(eps) + 1, step, dtype=l.dtype)
-    log_rest = jnp.log(jnp.maximum(-jnp.expm1(jax.nn.logsumexp(l)), eps / 4))
+    log_rest = jnp.log(jnp.maximum(-jnp.expm1(_finite.log_mass(l)), eps**2))
     # log(1 - exp(-exp(y))), which is y where that is small.
     y = l[:, None] - log_rest - t[None, :]
     small = y < math.log(eps)

@@ -27,7 +27,9 @@ def vimco(num_samples: int, *, mean: Literal["geometric", "arithmetic"] = "geome
 
     Assumptions: the support does not depend on the parameters; log weights are finite. The cost
     need not be differentiable in the draw. It holds no further cost-based draw: several layers of
-    variables are one joint distribution.
+    variables are one joint distribution. A later pathwise draw has the same noise in all samples.
+    The bound is that of the site's joint draw: of a batch, looser than the sum of the bounds of
+    its examples, for which vmap the expectation of one example's loss.
     Bias: none, of the bound of K samples (which is not E[log w]: it lies between that and the
     log-likelihood).
     Variance: that of K samples with leave-one-out baselines, each credited with its own share of
@@ -44,7 +46,9 @@ def vimco(num_samples: int, *, mean: Literal["geometric", "arithmetic"] = "geome
 
     Raises:
       ValueError: if `num_samples` is less than 2, or `mean` is neither.
-      NotImplementedError: when differentiated twice with respect to the distribution.
+      TypeError: from the sampler, for a distribution whose support moves.
+      NotImplementedError: when differentiated twice with respect to the distribution, and in a
+        loss with a later cost-based draw or under `jax.vmap` inside it.
 
     Example:
       >>> import gradest as ge, jax

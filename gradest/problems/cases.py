@@ -117,7 +117,7 @@ class Normal(Case):
         return dist.Normal(*params)
 
     def expected_costs(self, params: jax.Array, num_samples: int = 1) -> jax.Array:
-        """By a quadrature that is exact for the polynomial, and the probability of the jump."""
+        """By a quadrature, exact for the polynomial itself, and the probability of the jump."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(8 if num_samples == 1 else 32)
         noise = np.array(list(itertools.product(nodes, nodes)), np.float32)
         masses = (np.outer(weights, weights) / (2 * np.pi)).astype(np.float32).reshape(-1)
