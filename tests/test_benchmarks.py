@@ -19,6 +19,7 @@ if str(ROOT) not in sys.path:
 speed = importlib.import_module("benchmarks.speed")
 transform = importlib.import_module("benchmarks.transform")
 measure = importlib.import_module("benchmarks._measure")
+BENCHMARKS = {"speed": speed, "transform": transform}
 
 
 @pytest.mark.parametrize("name", speed.CASES)
@@ -52,15 +53,15 @@ def test_wrong_frequencies_are_found(monkeypatch):
 
 def test_readme_shows_the_committed_results():
     text = (ROOT / "benchmarks" / "README.md").read_text()
-    assert speed.result_files(speed.RESULTS), "run python -m benchmarks.speed"
-    assert measure.replace_between_markers(text, "speed", speed.render_all()) == text
-    assert transform.result_files(transform.RESULTS), "run python -m benchmarks.transform"
-    assert measure.replace_between_markers(text, "transform", transform.render_all()) == text
+    for name, benchmark in BENCHMARKS.items():
+        assert measure.result_files(name), f"run python -m benchmarks.{name}"
+        tables = measure.render_all(name, benchmark.render)
+        assert measure.replace_between_markers(text, name, tables) == text, name
 
 
 def test_committed_results_are_complete():
     """Every estimator in both shapes, and the machine they were measured on."""
-    for path in speed.result_files(speed.RESULTS):
+    for path in measure.result_files("speed"):
         results = json.loads(path.read_text())
         assert path.name == f"speed-{measure.slug(results['machine'])}.json"
         labels = [case.label for case in speed.CASES.values()]
@@ -72,16 +73,16 @@ def test_committed_results_are_complete():
 
 def test_quick_run_end_to_end(tmp_path, capsys):
     """On some of the names, through every question; the committed files stay as they are."""
-    readme = speed.README.read_bytes()
+    readme = measure.README.read_bytes()
     out = tmp_path / "new" / "folder"
     assert speed.main(["--quick", "--out", str(out), "gumbel_softmax", "draws"]) == 0
-    (path,) = speed.result_files(out)
+    (path,) = measure.result_files("speed", out)
     results = json.loads(path.read_text())
     assert results["machine"]["jax"] == jax.__version__
     lengths = {question: len(results[question]) for question in ("run", "compile", "draws")}
     assert lengths == {"run": len(speed.QUICK_SHAPES), "compile": 1, "draws": 2}
     assert capsys.readouterr().out.strip() == speed.render(results)
-    assert speed.README.read_bytes() == readme
+    assert measure.README.read_bytes() == readme
 
 
 @pytest.mark.parametrize("form", transform.RUNS)
