@@ -137,7 +137,8 @@ def test_wrong_arguments_are_one_clear_line(argv, message, capsys):
 def test_quick_run_of_the_estimators(tmp_path, capsys):
     """Of one problem of each kind, a trained baseline among them."""
     readme, names = measure.README.read_bytes(), ["bits_jumps", "elbo", "loop"]
-    assert estimators.main(["--quick", "--out", str(tmp_path), *names]) == 0
+    with jax.numpy_dtype_promotion("standard"):  # Adam needs it.
+        assert estimators.main(["--quick", "--out", str(tmp_path), *names]) == 0
     (path,) = measure.result_files("estimators", tmp_path)
     results = json.loads(path.read_text())
     assert list(results["problems"]) == names
@@ -171,12 +172,11 @@ def test_every_estimator_is_measured(measured):
 
 
 def test_samplers_are_what_is_written():
+    about = lambda s: (s.name, s.options, s.static, s.pathwise)
     for problem in problems.PROBLEMS.values():
         for name, sampler in problem.samplers.items():
             if isinstance(sampler, ge.Sampler):
-                same = eval(name, vars(ge))
-                assert jax.tree.structure(sampler) == jax.tree.structure(same), name
-                assert jax.tree.leaves(sampler) == jax.tree.leaves(same), name
+                assert about(sampler) == about(eval(name, vars(ge))), name
 
 
 def test_bias_is_seen_where_it_is_documented(measured):
