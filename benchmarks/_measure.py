@@ -6,6 +6,7 @@ ratios with their quartiles. Whatever slows the machine down for longer than a r
 them down alike.
 """
 
+import argparse
 import datetime
 import gc
 import importlib.metadata
@@ -15,12 +16,17 @@ import pathlib
 import platform
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+RESULTS = HERE / "results"
+README = HERE / "README.md"
 
 Program = Callable[[], Any]
 
@@ -189,3 +195,58 @@ def replace_between_markers(text: str, name: str, content: str) -> str:
     if not (found_begin and found_end):
         raise ValueError(f"expected the lines {begin.strip()} and {end}, found them not.")
     return f"{before}{begin}\n{content}\n\n{end}{after}"
+
+
+# ---- What the benchmarks keep ---------------------------------------------------------------
+
+#: The tables of one machine's results, in Markdown.
+Render = Callable[[dict[str, Any]], str]
+
+
+def result_files(benchmark: str, results: pathlib.Path = RESULTS) -> list[pathlib.Path]:
+    return sorted(results.glob(f"{benchmark}-*.json"))
+
+
+def render_all(benchmark: str, render: Render, results: pathlib.Path = RESULTS) -> str:
+    """The tables of every machine whose results are there."""
+    files = result_files(benchmark, results)
+    return "\n\n".join(render(json.loads(path.read_text())) for path in files)
+
+
+def add_out(parser: argparse.ArgumentParser, other: str) -> None:
+    """The option --out, without which only a full run keeps its results."""
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        help="folder for the JSON; default: benchmarks/results, where a full run also brings "
+        f"benchmarks/README.md up to date, and nowhere for {other}",
+    )
+
+
+def why_not_writable(out: pathlib.Path | None) -> str | None:
+    """Makes the folder of --out, if any; what to say if nothing can be written there."""
+    if out is None:
+        return None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"--out: cannot write to {out}: {error.strerror}"
+    return None if os.access(out, os.W_OK) else f"--out: cannot write to {out}: permission denied"
+
+
+def fail(benchmark: str, message: str) -> int:
+    print(f"benchmarks.{benchmark}: {message}", file=sys.stderr)
+    return 2
+
+
+def finish(
+    benchmark: str, results: dict[str, Any], render: Render, out: pathlib.Path | None, full: bool
+) -> None:
+    """Prints the tables, writes the JSON and, after a full run, the README."""
+    print(render(results))
+    if out is None:
+        return
+    write_json(out / f"{benchmark}-{slug(results['machine'])}.json", results)
+    if full and out.resolve() == RESULTS.resolve():
+        tables = render_all(benchmark, render)
+        README.write_text(replace_between_markers(README.read_text(), benchmark, tables))

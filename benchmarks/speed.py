@@ -17,9 +17,6 @@ key in the first two questions, the frequencies of the categories in the third.
 import argparse
 import dataclasses
 import functools
-import json
-import os
-import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -32,10 +29,6 @@ import gradest as ge
 from gradest.distributions import Categorical, OneHotCategorical
 
 from . import _measure
-
-HERE = pathlib.Path(__file__).parent
-RESULTS = HERE / "results"
-README = HERE / "README.md"
 
 RUN_GOAL = 1.10
 COMPILE_GOAL = 1.50
@@ -416,21 +409,9 @@ def _render_draws(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def render_all(results: pathlib.Path = RESULTS) -> str:
-    """The tables of every machine whose results are there."""
-    return "\n\n".join(render(json.loads(path.read_text())) for path in result_files(results))
-
-
-def result_files(results: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(results.glob("speed-*.json"))
-
-
-def write_readme() -> None:
-    text = README.read_text()
-    README.write_text(_measure.replace_between_markers(text, "speed", render_all()))
-
-
 # ---- The command ---------------------------------------------------------------------------
+
+fail = functools.partial(_measure.fail, "speed")
 
 SHAPES = ((16384, 64), (128, 200))
 DRAWS = (
@@ -465,12 +446,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--quick", action="store_true", help="tiny shapes and two rounds")
     parser.add_argument("--repeats", type=int, help="rounds of every comparison, default 50")
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        help="folder for the JSON; default: benchmarks/results, where a full run also brings "
-        "benchmarks/README.md up to date, and nowhere for any other run",
-    )
+    _measure.add_out(parser, "any other run")
     args = parser.parse_args(argv)
     if args.list:
         print(*NAMES, sep="\n")
@@ -481,35 +457,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.repeats is not None and args.repeats < 1:
         return fail(f"--repeats: expected at least 1, got {args.repeats}")
     full = not args.names and not args.quick and args.repeats is None
-    out = args.out or (RESULTS if full else None)
-    if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            return fail(f"--out: cannot write to {out}: {error.strerror}")
-        if not os.access(out, os.W_OK):
-            return fail(f"--out: cannot write to {out}: permission denied")
+    out = args.out or (_measure.RESULTS if full else None)
+    if (why := _measure.why_not_writable(out)) is not None:
+        return fail(why)
 
     rounds = args.repeats or (2 if args.quick else 50)
-    machine = _measure.machine()
-    results: dict[str, Any] = {"machine": machine, "rounds": rounds}
+    results: dict[str, Any] = {"machine": _measure.machine(), "rounds": rounds}
     results |= {"run": [], "compile": [], "draws": []}
     # For the results to agree wherever products are rounded to fewer bits by default.
     with jax.default_matmul_precision("highest"):
         for question, row in measure(args.names or NAMES, rounds, args.quick):
             results[question].append(row)
             print(progress(question, row), file=sys.stderr, flush=True)
-    print(render(results))
-    if out is not None:
-        _measure.write_json(out / f"speed-{_measure.slug(machine)}.json", results)
-    if full and out is not None and out.resolve() == RESULTS.resolve():
-        write_readme()
+    _measure.finish("speed", results, render, out, full)
     return 0
-
-
-def fail(message: str) -> int:
-    print(f"benchmarks.speed: {message}", file=sys.stderr)
-    return 2
 
 
 def progress(question: str, row: dict[str, Any]) -> str:

@@ -16,8 +16,6 @@ Before anything is timed, the hand-written programs must give the same value and
 
 import argparse
 import functools
-import json
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,10 +28,6 @@ import gradest as ge
 from gradest.distributions import Bernoulli
 
 from . import _measure
-
-HERE = pathlib.Path(__file__).parent
-RESULTS = HERE / "results"
-README = HERE / "README.md"
 
 TRACE_GOAL = 1.50
 RUN_GOAL = 1.05
@@ -331,20 +325,6 @@ def _render_layers(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def result_files(results: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(results.glob("transform-*.json"))
-
-
-def render_all(results: pathlib.Path = RESULTS) -> str:
-    """The tables of every machine whose results are there."""
-    return "\n\n".join(render(json.loads(path.read_text())) for path in result_files(results))
-
-
-def write_readme() -> None:
-    text = README.read_text()
-    README.write_text(_measure.replace_between_markers(text, "transform", render_all()))
-
-
 # ---- The command ---------------------------------------------------------------------------
 
 
@@ -352,30 +332,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     description = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser("benchmarks.transform", description=description)
     parser.add_argument("--quick", action="store_true", help="few draws and two rounds")
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        help="folder for the JSON; default: benchmarks/results, where a full run also brings "
-        "benchmarks/README.md up to date, and nowhere for a quick one",
-    )
+    _measure.add_out(parser, "a quick one")
     args = parser.parse_args(argv)
-    out = args.out or (None if args.quick else RESULTS)
-    if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            print(
-                f"benchmarks.transform: --out: cannot write to {out}: {error.strerror}",
-                file=sys.stderr,
-            )
-            return 2
+    out = args.out or (None if args.quick else _measure.RESULTS)
+    if (why := _measure.why_not_writable(out)) is not None:
+        return _measure.fail("transform", why)
     results = measure(2 if args.quick else 30, args.quick)
-    print(render(results))
-    if out is not None:
-        slug = _measure.slug(results["machine"])
-        _measure.write_json(out / f"transform-{slug}.json", results)
-    if out == RESULTS and not args.quick:
-        write_readme()
+    _measure.finish("transform", results, render, out, not args.quick)
     return 0
 
 

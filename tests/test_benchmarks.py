@@ -12,13 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gradest as ge
+from gradest.problems.methods import METHODS
+
 ROOT = pathlib.Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 speed = importlib.import_module("benchmarks.speed")
 transform = importlib.import_module("benchmarks.transform")
+estimators = importlib.import_module("benchmarks.estimators")
+problems = importlib.import_module("benchmarks._problems")
 measure = importlib.import_module("benchmarks._measure")
+BENCHMARKS = {"speed": speed, "transform": transform, "estimators": estimators}
 
 
 @pytest.mark.parametrize("name", speed.CASES)
@@ -52,15 +58,15 @@ def test_wrong_frequencies_are_found(monkeypatch):
 
 def test_readme_shows_the_committed_results():
     text = (ROOT / "benchmarks" / "README.md").read_text()
-    assert speed.result_files(speed.RESULTS), "run python -m benchmarks.speed"
-    assert measure.replace_between_markers(text, "speed", speed.render_all()) == text
-    assert transform.result_files(transform.RESULTS), "run python -m benchmarks.transform"
-    assert measure.replace_between_markers(text, "transform", transform.render_all()) == text
+    for name, benchmark in BENCHMARKS.items():
+        assert measure.result_files(name), f"run python -m benchmarks.{name}"
+        tables = measure.render_all(name, benchmark.render)
+        assert measure.replace_between_markers(text, name, tables) == text, name
 
 
 def test_committed_results_are_complete():
     """Every estimator in both shapes, and the machine they were measured on."""
-    for path in speed.result_files(speed.RESULTS):
+    for path in measure.result_files("speed"):
         results = json.loads(path.read_text())
         assert path.name == f"speed-{measure.slug(results['machine'])}.json"
         labels = [case.label for case in speed.CASES.values()]
@@ -72,16 +78,16 @@ def test_committed_results_are_complete():
 
 def test_quick_run_end_to_end(tmp_path, capsys):
     """On some of the names, through every question; the committed files stay as they are."""
-    readme = speed.README.read_bytes()
+    readme = measure.README.read_bytes()
     out = tmp_path / "new" / "folder"
     assert speed.main(["--quick", "--out", str(out), "gumbel_softmax", "draws"]) == 0
-    (path,) = speed.result_files(out)
+    (path,) = measure.result_files("speed", out)
     results = json.loads(path.read_text())
     assert results["machine"]["jax"] == jax.__version__
     lengths = {question: len(results[question]) for question in ("run", "compile", "draws")}
     assert lengths == {"run": len(speed.QUICK_SHAPES), "compile": 1, "draws": 2}
     assert capsys.readouterr().out.strip() == speed.render(results)
-    assert speed.README.read_bytes() == readme
+    assert measure.README.read_bytes() == readme
 
 
 @pytest.mark.parametrize("form", transform.RUNS)
@@ -105,6 +111,8 @@ def test_goal_of_tracing_can_be_missed():
 def test_list_prints_the_names(capsys):
     assert speed.main(["--list"]) == 0
     assert capsys.readouterr().out.split() == list(speed.NAMES)
+    assert estimators.main(["--list"]) == 0
+    assert capsys.readouterr().out.split() == list(problems.PROBLEMS)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +129,93 @@ def test_wrong_arguments_are_one_clear_line(argv, message, capsys):
     assert out == ""
     (line,) = err.splitlines()
     assert re.fullmatch(f"benchmarks.speed: {message}", line)
+
+
+# ---- The estimators, and the guide made of them ---------------------------------------------
+
+
+def test_quick_run_of_the_estimators(tmp_path, capsys):
+    """Of one problem of each kind, a trained baseline among them."""
+    readme, names = measure.README.read_bytes(), ["bits_jumps", "elbo", "loop"]
+    with jax.numpy_dtype_promotion("standard"):  # Adam needs it.
+        assert estimators.main(["--quick", "--out", str(tmp_path), *names]) == 0
+    (path,) = measure.result_files("estimators", tmp_path)
+    results = json.loads(path.read_text())
+    assert list(results["problems"]) == names
+    assert results["problems"]["loop"][0]["trained"]
+    assert capsys.readouterr().out.strip() == estimators.render(results)
+    assert measure.README.read_bytes() == readme
+
+
+def test_unknown_problem_is_one_clear_line(capsys):
+    assert estimators.main(["bit"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("benchmarks.estimators: unknown problem 'bit'; expected some of bits, ")
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The rows of each problem that were committed, by how the estimator is written."""
+    (first, *_) = measure.result_files("estimators")
+    found = json.loads(first.read_text())["problems"]
+    return {name: {row["estimator"]: row for row in rows} for name, rows in found.items()}
+
+
+def test_every_estimator_is_measured(measured):
+    assert {name: list(rows) for name, rows in measured.items()} == {
+        name: list(problem.samplers) for name, problem in problems.PROBLEMS.items()
+    }
+    written = {re.match(r"\w+", name)[0] for rows in measured.values() for name in rows}
+    rows = [method for method in METHODS if method.documented]
+    documented = {method.estimator for method in rows if method.documented.differentiable}
+    assert written == documented
+
+
+def test_samplers_are_what_is_written():
+    about = lambda s: (s.name, s.options, s.static, s.pathwise)
+    for problem in problems.PROBLEMS.values():
+        for name, sampler in problem.samplers.items():
+            if isinstance(sampler, ge.Sampler):
+                assert about(sampler) == about(eval(name, vars(ge))), name
+
+
+def test_bias_is_seen_where_it_is_documented(measured):
+    """And only there; a derivative that the cost does not have is one more bias."""
+    unbiased = {m.estimator: m.documented for m in METHODS if m.documented}
+    for problem, rows in measured.items():
+        for name, row in rows.items():
+            told = unbiased[re.match(r"\w+", name)[0]]
+            right = told.unbiased and not (problem.endswith("_jumps") and told.smooth_cost)
+            assert row["biased"] != right, f"{problem}: {name}"
+
+
+@pytest.mark.parametrize("name", ["normal_jumps", "bound", "loop"])
+def test_exact_gradients_are_exact(name):
+    """Next to an unbiased estimator that is not the one they were made by, and a wrong one."""
+    problem = problems.PROBLEMS[name]
+    sampler = problem.samplers.get("reparameterize()", ge.score_function())
+    if name == "normal_jumps":
+        sampler = ge.score_function(num_samples=8, baseline="leave_one_out")
+    gradients = {name: problems.gradient(problem, sampler)}
+    exact = problem.exact(problem)
+    options = {"num_draws": 40_000, "chunk_size": 4_000}
+    diagnose = lambda exact: ge.diagnose(
+        gradients, jax.random.key(5), problem.dist, exact=exact, **options
+    )
+    assert not diagnose(exact)[name].total.biased
+    wrong = jax.tree.map(lambda g: 1.3 * g, exact)
+    assert diagnose(wrong)[name].total.biased
+
+
+def test_guide_links_to_headings_that_exist():
+    """By GitHub's rule: lower case, hyphens for spaces, no other punctuation."""
+    headings = re.findall(r"^#+ (.*)$", measure.README.read_text(), re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+    guide = (ROOT / "README.md").read_text().split("## Which estimator?")[1].split("\n## ")[0]
+    links = re.findall(r"\(benchmarks/README\.md#([^)]+)\)", guide)
+    assert set(links) <= anchors
+    assert len(set(links)) == len(problems.PROBLEMS)
+    assert guide.count("](") == len(links), "an answer without a row"
 
 
 def test_ratios_are_taken_round_by_round():

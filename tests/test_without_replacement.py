@@ -148,8 +148,8 @@ def test_ratios_in_single_precision(logit, x64):
 def test_nearly_certain_draws(logit):
     """One variable, both of whose values are evaluated: exact."""
     exact = jax.nn.sigmoid(logit) * jax.nn.sigmoid(-logit) * 0.1
+    cost = lambda b: (b - 0.45) ** 2
     for sampler in (ge.unordered_set(2), ge.sum_and_sample()):
-        cost = lambda b: (b - 0.45) ** 2
         loss = lambda l, s=sampler: s.expect(jax.random.key(0), dists.Bernoulli(l), cost)
         g = compiled(jax.grad(loss))(logit)
         np.testing.assert_allclose(g, exact, rtol=1e-5)

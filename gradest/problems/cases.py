@@ -127,7 +127,10 @@ class Normal(Case):
         above = stats.norm.cdf((_weighted_sum(loc) - _THRESHOLD) / deviation)
         jump = jnp.stack([1 - above, above])
         return jnp.stack(
-            [_expected(masses, costs, num_samples), _expected(jump, jnp.arange(2.0), num_samples)]
+            [
+                _expected(jnp.asarray(masses), costs, num_samples),
+                _expected(jump, jnp.arange(2.0), num_samples),
+            ]
         )
 
     def hard(self, draws: np.ndarray) -> np.ndarray:
