@@ -120,7 +120,7 @@ class Normal(Case):
         """By a quadrature, exact for the polynomial itself, and the probability of the jump."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(8 if num_samples == 1 else 32)
         noise = np.array(list(itertools.product(nodes, nodes)), np.float32)
-        masses = (np.outer(weights, weights) / (2 * np.pi)).astype(np.float32).reshape(-1)
+        masses = jnp.asarray(np.outer(weights, weights).reshape(-1) / (2 * np.pi), jnp.float32)
         loc, scale = params
         costs = jax.vmap(lambda noise: smooth(loc + scale * noise))(noise)
         deviation = jnp.sqrt(jnp.sum((_WEIGHTS[:2] * scale) ** 2))
@@ -128,7 +128,7 @@ class Normal(Case):
         jump = jnp.stack([1 - above, above])
         return jnp.stack(
             [
-                _expected(jnp.asarray(masses), costs, num_samples),
+                _expected(masses, costs, num_samples),
                 _expected(jump, jnp.arange(2.0), num_samples),
             ]
         )
