@@ -287,6 +287,7 @@ METHODS: dict[str, Method] = {
     "antithetic": Method(
         variants={"": Variant(ge.antithetic)},
         distributions=_SYMMETRIC,
+        matrix=("Normal", "MultivariateNormal", "Uniform"),
         differentiable_cost=True,
         second_order=True,
         broken={"scaled": scaled(ge.antithetic)},

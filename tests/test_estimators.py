@@ -181,8 +181,9 @@ def test_what_is_not_sampled_is_traced(method, name):
     params = (cell.dist(), methods.weights(cell.dist()))
     loss = expect(cell.sampler(), methods.wave)
     _, gradient = jax.eval_shape(value_and_grad(loss), params, jax.random.key(0))
-    for got, parameter in zip(jax.tree.leaves(gradient), jax.tree.leaves(params), strict=True):
-        assert got.shape == parameter.shape
+    is_float = lambda p: jnp.issubdtype(p.dtype, jnp.floating)
+    expected = [p.shape for p in jax.tree.leaves(params) if is_float(p)]
+    assert [g.shape for g in jax.tree.leaves(gradient)] == expected
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,18 @@ def test_broken_variant_is_found_out(method, broken, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "cell", [cell for cell in CELLS if cell.distribution not in methods.COMPOSED], ids=str
+    "cell",
+    [
+        cell
+        for cell in CELLS
+        if cell.distribution in methods.KINDS
+        # These two do nothing but draw and take log-probabilities, of whatever it is.
+        or (
+            cell.method in ("score_function", "reparameterize")
+            and cell.distribution not in methods.COMPOSED
+        )
+    ],
+    ids=str,
 )
 def test_forms_and_transforms_agree(cell):
     sampler, dist = cell.sampler(), cell.dist()

@@ -153,7 +153,7 @@ def cells_and_dtypes():
                 yield pytest.param(cell, dtype, id=f"{cell}-{np.dtype(dtype).name}")
 
 
-@pytest.mark.parametrize(("cell", "dtype"), cells_and_dtypes())
+@pytest.mark.parametrize(("cell", "dtype"), list(cells_and_dtypes()))
 def test_extreme_logits_and_temperatures(cell, dtype, x64):
     logits = extreme_logits(cell.distribution, dtype)
     certain = np.isinf(np.asarray(logits, np.float64))

@@ -65,10 +65,12 @@ def test_polynomial_is_expected_exactly(power):
 
 
 def test_polynomial_is_minimised():
-    """A hundred of its steps by the exact gradient, which ReinMax has for P = 2."""
-    exact, reinmax = (polynomial.train(name, 2.0, 100, 1) for name in ("exact", "ReinMax"))
-    assert exact < 0.2525 - 1e-3
-    np.testing.assert_allclose(reinmax, exact, atol=2e-5)
+    """From 0.2525, in a hundred steps."""
+    exact, reinmax, reinforce = (
+        polynomial.train(name, 2.0, 100, 1) for name in ("exact", "ReinMax", "REINFORCE")
+    )
+    assert exact < reinmax < reinforce < 0.2525
+    assert exact < 0.2525 - 2e-3
 
 
 # ---- Bayesian logistic regression ----------------------------------------------------------
@@ -77,14 +79,14 @@ def test_polynomial_is_minimised():
 def test_exact_elbo():
     x, y = (jnp.asarray(a, jnp.float32) for a in blr.load())
     params = blr.start(x.shape[1])
-    np.testing.assert_allclose(blr.exact_elbo(params, x, y), blr.START, atol=0.01)
+    np.testing.assert_allclose(blr.exact_elbo(params, x, y), blr.START, atol=blr.TOLERANCE)
     params = {"loc": 0.1 * jnp.cos(jnp.arange(31.0)), "log_scale": jnp.full(31, -1.5)}
 
     def elbo(key):
         w = blr.posterior(params).sample(key)
         return jnp.sum(jax.nn.log_sigmoid(x @ w * y)) - blr.divergence(params)
 
-    draws = compiled(jax.vmap(elbo))(jax.random.split(jax.random.key(0), 4000))
+    draws = compiled(jax.vmap(elbo))(jax.random.split(jax.random.key(0), 20_000))
     error = draws.std() / math.sqrt(len(draws))
     assert error < 0.005 * abs(draws.mean())
     assert abs(draws.mean() - blr.exact_elbo(params, x, y)) < 4.5 * error
@@ -103,7 +105,7 @@ def test_belief_net_is_trained():
     epochs = list(sbn.train(sbn.rebar, seed=0, num_steps=40))
     elbos = [elbo for elbo, _, _ in epochs]
     assert elbos[0] > -500
-    assert elbos[-1] > elbos[0] + 30
+    assert elbos[-1] > elbos[0] + 15
     assert all(math.isfinite(log_variance) for _, log_variance, _ in epochs)
 
 

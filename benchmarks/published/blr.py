@@ -67,8 +67,10 @@ def divergence(params: Params) -> jax.Array:
 
 
 def exact_elbo(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
-    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
-    weights = weights / weights.sum()
+    # The log-sigmoid of a wide Normal variable has a kink, for which Gauss and Hermite's rule takes
+    # hundreds of nodes; this one is exact to within rounding.
+    nodes = np.linspace(-9, 9, 721)
+    weights = np.exp(-(nodes**2) / 2) / np.exp(-(nodes**2) / 2).sum()
     mean, scale = x @ params["loc"], jnp.sqrt(x**2 @ jnp.exp(2 * params["log_scale"]))
     logits = (mean + scale * jnp.asarray(nodes, jnp.float32)[:, None]) * y
     return jnp.sum(weights.astype(np.float32) @ jax.nn.log_sigmoid(logits)) - divergence(params)
@@ -115,7 +117,7 @@ def run(seeds: int, quick: bool) -> list[Row]:
             continue
         ours, of_start = train(method, QUICK_STEPS if quick else NUM_STEPS, seeds)
         if not rows:
-            rows.append(Row("ELBO at the start", Target.within(START, 0.01), [of_start]))
+            rows.append(Row("ELBO at the start", Target.within(START, TOLERANCE), [of_start]))
         if quick:
             target = Target.within(QUICK[method], 1.0)
         else:

@@ -25,11 +25,14 @@ def surrogate(w: Any, relaxed: jax.Array) -> jax.Array:
 
 
 def initial_surrogate(key: jax.Array, width: int = 10) -> Any:
-    keys = jax.random.split(key, 2)
+    """Glorot and Bengio's."""
+    one, two = jax.random.split(key)
+    limit = math.sqrt(6 / (1 + width))
+    weights = lambda key: jax.random.uniform(key, (width,), minval=-limit, maxval=limit)
     return {
-        "in": jax.random.normal(keys[0], (width,)),
+        "in": weights(one),
         "bias": jnp.zeros(width),
-        "out": jax.random.normal(keys[1], (width,)) / jnp.sqrt(width),
+        "out": weights(two),
         "constant": jnp.zeros(()),
     }
 

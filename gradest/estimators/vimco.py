@@ -89,4 +89,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int, mean: 
 
 
 def log_mean_exp(log_w: jax.Array) -> jax.Array:
-    return jax.nn.logsumexp(log_w) - math.log(log_w.size)
+    """Exact where all are the same."""
+    top = jax.lax.stop_gradient(jnp.max(log_w))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    return top + jnp.log(jnp.mean(jnp.exp(log_w - top)))

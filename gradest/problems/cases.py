@@ -36,8 +36,8 @@ def _expected(probs: jax.Array, costs: jax.Array, num_samples: int) -> jax.Array
     """E[log mean_k exp(cost(x_k))] of independent draws."""
     joint, total = probs, costs
     for _ in range(num_samples - 1):
-        joint = (joint[:, None] * probs).reshape(-1)
-        total = jnp.logaddexp(total[:, None], costs).reshape(-1)
+        joint = (joint[:, None] * probs[None, :]).reshape(-1)
+        total = jnp.logaddexp(total[:, None], costs[None, :]).reshape(-1)
     return jnp.sum(joint * (total - math.log(num_samples)))
 
 
