@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A published number, and the interval that ours must be in."""
+    """A published number, and the interval that ours must be in: any, if it is shown only."""
 
     published: float
     low: float = -math.inf
@@ -21,6 +21,8 @@ class Target:
         return cls(published, published - tolerance, published + tolerance)
 
     def __str__(self) -> str:
+        if math.isinf(self.low) and math.isinf(self.high):
+            return ""
         if math.isinf(self.low):
             return f"at most {self.high:g}"
         if math.isinf(self.high):

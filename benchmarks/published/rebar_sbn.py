@@ -186,11 +186,13 @@ def run(seeds: int, quick: bool) -> list[Row]:
     if not quick:
         final = [list(train(leave_one_out, seed))[-1] for seed in range(seeds)]
         elbo, log_variance = LEAVE_ONE_OUT
+        # Beside, not compared: the authors have two joint samples, here each layer has two of its
+        # own, four in all at the second.
         rows += [
-            Row("leave-one-out(2), epoch 4: ELBO", Target.within(elbo, 1.5), [x[0] for x in final]),
+            Row("leave-one-out(2), epoch 4: ELBO", Target(elbo), [x[0] for x in final]),
             Row(
                 "leave-one-out(2), epoch 4: log variance",
-                Target.within(log_variance, 0.15),
+                Target(log_variance),
                 [x[1] for x in final],
             ),
         ]
@@ -201,6 +203,6 @@ REBAR_SBN = Reproduction(
     "rebar_sbn",
     "Tucker et al. 2017, the figures of the authors' code",
     run,
-    seeds=1,
+    seeds=3,
     needs_data=True,
 )
