@@ -58,9 +58,9 @@ def test_toy_is_solved_sooner_by_relax():
 
 @pytest.mark.parametrize("power", polynomial.PUBLISHED)
 def test_polynomial_is_expected_exactly(power):
-    logits = jnp.linspace(-1.0, 1.0, 6)
+    logits = jnp.linspace(-1.0, 1.0, 12).reshape(6, 2) ** 2
     cost = lambda z: polynomial.cost(power, z)
-    want = oracles.expectation(dists.Bernoulli(logits), cost)
+    want = oracles.expectation(dists.OneHotCategorical(logits), cost)
     np.testing.assert_allclose(polynomial.expected(power, logits), want, rtol=1e-5)
 
 

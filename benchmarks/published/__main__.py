@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if what.needs_data and not os.environ.get("GRADEST_DATA"):
             print(f"{what.name}: skipped, GRADEST_DATA names no directory of images.\n")
             continue
-        seeds = args.seeds or (1 if args.quick else what.seeds)
+        seeds = args.seeds or (what.quick_seeds if args.quick else what.seeds)
         machine = _measure.machine()
         result = reproduce(what, seeds, args.quick)
         print(f"{render(result)}\n")

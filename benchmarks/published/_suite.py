@@ -78,6 +78,7 @@ class Reproduction:
       run: from (number of seeds, whether the run is shortened) to rows. A shortened run is
         compared with what the whole one has at that step.
       seeds: their number by default.
+      quick_seeds: the same, for shortened runs.
       needs_data: whether it reads the binarized MNIST images.
     """
 
@@ -85,4 +86,5 @@ class Reproduction:
     source: str
     run: Callable[[int, bool], list[Row]]
     seeds: int
+    quick_seeds: int = 1
     needs_data: bool = False

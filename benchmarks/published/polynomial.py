@@ -1,5 +1,6 @@
 """Polynomial programming: the mean of |z - 0.45|^P over 128 binary variables.
 
+Each is a one-hot variable of two categories, with a logit for each, of which z is the second.
 Uniform initial logits of (-0.01, 0.01), Adam at 1e-3, 64 draws a step, 8,000 steps.
 """
 
@@ -12,26 +13,27 @@ import numpy as np
 import optax
 
 import gradest as ge
-from gradest.distributions import Bernoulli
+from gradest.distributions import OneHotCategorical
 
 from ._suite import Reproduction, Row, Target
 
-NUM_VARIABLES, BATCH, CENTER = 128, 64, 0.45
+NUM_VARIABLES, BATCH, CENTER, NUM_STEPS = 128, 64, 0.45, 8000
 PUBLISHED = {
     2.0: [0.24750, 0.20376, 0.20315, 0.2478, 0.20268],
     1.5: [0.35221, 0.30539, 0.30256, 0.3511, 0.30206],
     3.0: [0.12129, 0.09155, 0.09162, 0.1234, 0.09126],
 }
-# Of the whole run, at step 2,000.
+# Of the whole run for P = 2, at step 2,000.
 QUICK_STEPS = 2000
+QUICK = [0.2475, 0.21471, 0.21493, 0.25146, 0.20812]
 
 
 def cost(power: float, z: jax.Array) -> jax.Array:
-    return jnp.mean(jnp.abs(z - CENTER) ** power)
+    return jnp.mean(jnp.abs(z[..., 1] - CENTER) ** power)
 
 
 def expected(power: float, logits: jax.Array) -> jax.Array:
-    p = jax.nn.sigmoid(logits)
+    p = jax.nn.softmax(logits)[..., 1]
     return jnp.mean(p * (1 - CENTER) ** power + (1 - p) * CENTER**power)
 
 
@@ -39,7 +41,7 @@ def by(make: Callable[[], ge.Sampler], num_samples: int = 1) -> Callable[..., ja
     """The loss by an estimator, averaged over so many of its estimates."""
 
     def loss(logits: jax.Array, key: jax.Array, power: float) -> jax.Array:
-        once = lambda key: make().expect(key, Bernoulli(logits), lambda z: cost(power, z))
+        once = lambda key: make().expect(key, OneHotCategorical(logits), lambda z: cost(power, z))
         return ge.monte_carlo(once, num_samples)(key)
 
     return loss
@@ -66,7 +68,7 @@ def train(method: str, power: float, num_steps: int, num_seeds: int) -> np.ndarr
 
     def run(key: jax.Array) -> jax.Array:
         of_start, of_run = jax.random.split(key)
-        logits = jax.random.uniform(of_start, (NUM_VARIABLES,), minval=-0.01, maxval=0.01)
+        logits = jax.random.uniform(of_start, (NUM_VARIABLES, 2), minval=-0.01, maxval=0.01)
         state = (logits, optimizer.init(logits))
         (logits, _), _ = jax.lax.scan(step, state, jax.random.split(of_run, num_steps))
         return expected(power, logits)
@@ -78,18 +80,14 @@ def train(method: str, power: float, num_steps: int, num_seeds: int) -> np.ndarr
 
 def run(seeds: int, quick: bool) -> list[Row]:
     rows = []
-    for power, published in PUBLISHED.items():
+    for power, published in ({2.0: QUICK} if quick else PUBLISHED).items():
         for method, number in zip(METHODS, published, strict=True):
-            if quick and method != "exact" and power != 2.0:
-                continue
-            ours = train(method, power, QUICK_STEPS if quick else 8000, seeds)
-            # The spread over seeds of the noisy ones is about 0.0005.
-            target = Target.within(QUICK[power, method] if quick else number, 0.002)
+            ours = train(method, power, QUICK_STEPS if quick else NUM_STEPS, seeds)
+            # The noisy ones are about 0.0002 apart from seed to seed.
+            target = Target.within(number, 0.0005)
             rows.append(Row(f"{method}, P = {power:g}", target, ours.tolist()))
     return rows
 
-
-QUICK: dict[tuple[float, str], float] = {}
 
 POLYNOMIAL = Reproduction(
     "polynomial",

@@ -117,4 +117,5 @@ RELAX_TOY = Reproduction(
     "Grathwohl et al. 2018, figure 1; REBAR and REINFORCE as in the same figure",
     run,
     seeds=20,
+    quick_seeds=20,
 )
