@@ -17,7 +17,8 @@ from ._report import Estimate, Leaf, Report
 from ._sampler import Sampler
 
 _MIN_TIMED = 5
-#: Rounding of a gradient, in units in its last place: the deviation that is no bias.
+#: Rounding of a gradient, in units in the last place of a leaf's largest coordinate: the deviation
+#: that is no bias.
 _ROUNDING_ULPS = 100
 
 
@@ -284,9 +285,8 @@ def _leaves(stream: Stream, shape: Any, exact: Any, difference: Stream) -> dict[
         elif difference.leaves:
             bias, bias_error = difference.leaves[i].mean, difference.leaves[i].mean_error
         ulp = float(jnp.finfo(_random.noise_dtype(leaf.dtype)).eps)
-        size = np.abs(np.asarray(target, np.float64))
-        typical = np.sqrt(np.mean(size**2)) if size.size else 0.0
-        rounding = _ROUNDING_ULPS * ulp * np.maximum(size, typical)
+        largest = np.max(np.abs(np.asarray(target, np.float64)), initial=0.0)
+        rounding = np.full(leaf.shape, _ROUNDING_ULPS * ulp * largest)
         moments = found.mean, found.variance, found.variance_error
         leaves[_name(path)] = Leaf(*moments, bias, bias_error, rounding)
     return leaves
