@@ -85,14 +85,15 @@ def attach_gradient(
 
 
 def _attach_(name: str, value: Any, inputs: Any, gradient: Any, log_prob: Any) -> jax.Array:
-    del name, inputs, gradient, log_prob
-    return value
+    del name
+    return _in_every_lane(value, (inputs, gradient, log_prob))
 
 
 _attach = jax.custom_vjp(_attach_, nondiff_argnums=(0,))
 
 
 def _attach_fwd(name: str, value: Any, inputs: Any, gradient: Any, log_prob: Any) -> Any:
+    value = _attach_(name, value, inputs, gradient, log_prob)
     return value, (_once(name, gradient, inputs), log_prob)
 
 
@@ -123,6 +124,18 @@ def _fixed_at_first_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> 
     return primals[0], jax.tree.map(jnp.zeros_like, primals[0])
 
 
+def _in_every_lane(value: jax.Array, beside: Any) -> jax.Array:
+    """`value`, under every `jax.vmap` that one of the arrays `beside` it is under.
+
+    A result that has no lanes has one cotangent, the sum of those of all lanes, whose product
+    with a gradient that has lanes would be too large by their number.
+    """
+    for leaf in jax.tree.leaves(beside):
+        nothing = jax.lax.stop_gradient(leaf).ravel()[:0]
+        value = value + jnp.sum(nothing).astype(value.dtype)
+    return value
+
+
 def _scale(ct: jax.Array, gradient: jax.Array) -> jax.Array:
     return ct.astype(gradient.dtype) * gradient
 
@@ -143,15 +156,15 @@ def attach_variance_gradient(
 
 
 def _attach_variance_(order: int, value: Any, parameters: Any, gradient: Any) -> jax.Array:
-    del order, parameters, gradient
-    return value
+    del order
+    return _in_every_lane(value, (parameters, gradient))
 
 
 _attach_variance = jax.custom_vjp(_attach_variance_, nondiff_argnums=(0,))
 
 
 def _attach_variance_fwd(order: int, value: Any, parameters: Any, gradient: Any) -> Any:
-    del order
+    value = _attach_variance_(order, value, parameters, gradient)
     return value, [g.astype(p.dtype) for p, g in zip(parameters, gradient, strict=True)]
 
 

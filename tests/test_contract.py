@@ -13,6 +13,7 @@ from methods import METHODS, compiled
 from statistical import assert_unbiased
 
 import gradest as ge
+from gradest._gradient import attach_variance_gradient
 from gradest.distributions import Bernoulli, Categorical, Normal, OneHotCategorical
 
 KEY = jax.random.key(3)
@@ -115,6 +116,19 @@ def test_reparameterizing_a_draw_without_a_derivative_raises():
 
 
 # ---- attach_gradient -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attach", [ge.attach_gradient, attach_variance_gradient])
+def test_a_constant_gets_the_cotangent_of_its_own_lane(attach):
+    """And not the sum over lanes, though vmap need not tell the values apart."""
+
+    def loss(inputs):
+        one = lambda x, weight: weight * attach(jnp.array(7.0), x, 3.0 * x)
+        return jnp.sum(jax.vmap(one)(inputs, jnp.ones(4)))
+
+    inputs = jnp.arange(1.0, 5.0)
+    np.testing.assert_array_equal(jax.grad(loss)(inputs), 3 * inputs)
+    np.testing.assert_array_equal(jax.jit(jax.grad(loss))(inputs), 3 * inputs)
 
 
 def test_attach_gradient_scales_by_the_cotangent_and_leaves_the_value_alone():
