@@ -8,6 +8,7 @@ import pathlib
 import sys
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -101,37 +102,133 @@ def test_regression_is_trained():
 
 
 @pytest.mark.skipif(not os.environ.get("GRADEST_DATA"), reason="GRADEST_DATA names no images")
-def test_belief_net_is_trained():
-    epochs = list(sbn.train(sbn.rebar, seed=0, num_steps=40))
+@pytest.mark.parametrize("form", ["plain", "authors'"])
+def test_belief_net_is_trained(form):
+    epochs = list(sbn.train(sbn.FORMS[form], seed=0, num_steps=40))
     elbos = [elbo for elbo, _, _ in epochs]
     assert elbos[0] > -500
     assert elbos[-1] > elbos[0] + 15
     assert all(math.isfinite(log_variance) for _, log_variance, _ in epochs)
 
 
-def test_belief_net_has_the_gradient_of_its_elbo(monkeypatch):
-    """Two dependent layers of three units, against the sum over all 64 configurations."""
+MEAN = jnp.array([0.3, 0.6, 0.5, 0.2])
+IMAGE = jnp.array([1.0, 0.0, 1.0, 1.0])
+
+
+@pytest.fixture
+def small_net(monkeypatch):
+    """Two dependent layers of three units, and the exact gradient: 64 configurations."""
     monkeypatch.setattr(sbn, "PIXELS", 4)
     monkeypatch.setattr(sbn, "UNITS", 3)
-    params = sbn.initial(jax.random.key(1))
-    mean = jnp.array([0.3, 0.6, 0.5, 0.2])
-    image = jnp.array([1.0, 0.0, 1.0, 1.0])
 
-    def loss(make):
-        def of_model(model, key):
-            of = {**params, "model": model}
-            return ge.expectation(lambda key: sbn.negative_elbo(make, mean, of, key, image))(key)
+    def loss(model):
+        samplers = (ge.enumeration(), ge.enumeration())
+        of_key = lambda key: sbn.negative_elbo(samplers, model, MEAN, key, IMAGE)
+        return ge.expectation(of_key)(jax.random.key(0))
 
-        return of_model
+    return lambda model: jax.grad(loss)(model)
 
-    exact = jax.grad(loss(lambda control, x: ge.enumeration()))(params["model"], jax.random.key(0))
-    keys = jax.random.split(jax.random.key(0), 20_000)
-    gradients = compiled(jax.vmap(jax.grad(loss(sbn.rebar)), in_axes=(None, 0)))
-    for g, want in zip(
-        jax.tree.leaves(gradients(params["model"], keys)), jax.tree.leaves(exact), strict=True
-    ):
-        error = np.std(g, axis=0) / math.sqrt(len(keys))
+
+def gradients_of(form, params, num):
+    """Of batches of one image, `num` times."""
+
+    def one(key):
+        return form.gradient(MEAN, params, key[None], IMAGE[None])[1]["model"]
+
+    return compiled(jax.vmap(one))(jax.random.split(jax.random.key(0), num))
+
+
+def assert_mean(gradients, exact):
+    for g, want in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
+        error = np.std(g, axis=0) / math.sqrt(len(g))
         assert (np.abs(np.mean(g, axis=0) - want) < 4.5 * error + 1e-5).all()
+
+
+@pytest.mark.parametrize("form", ["plain", "unbiased", "one pass", "leave-one-out"])
+def test_belief_net_has_the_gradient_of_its_elbo(form, small_net):
+    params = sbn.FORMS[form].initial(jax.random.key(1))
+    exact = small_net(params["model"])
+    assert_mean(gradients_of(sbn.FORMS[form], params, 20_000), exact)
+
+
+def test_authors_form_has_the_second_layers_gradient_again(small_net):
+    """The published figures need it; elsewhere nothing is biased."""
+    form = sbn.FORMS["authors'"]
+    params = form.initial(jax.random.key(1))
+    exact = small_net(params["model"])
+    gradients = gradients_of(form, params, 20_000)
+    g = gradients.pop("q2")["w"]
+    error = np.std(g, axis=0) / math.sqrt(len(g))
+    assert np.max(np.abs(np.mean(g, axis=0) - exact.pop("q2")["w"]) / error) > 10
+    assert_mean(gradients, exact)
+
+
+def test_second_layer_again_is_a_score_at_the_relaxed_first_layer(small_net):
+    """E[-c'(z) dn/dl | ...] = E[c(z) d log p(b) / dl], the loss c at relaxed layers."""
+    del small_net
+    params = sbn.initial_authors(jax.random.key(1))
+    model, control = params["model"], params["control"]
+
+    def both(key):
+        zero = lambda model: sbn.second_layer_again(model, control, MEAN, key, IMAGE)
+        n1, n2 = sbn.noise(key)
+        c = sbn.relaxed_pass(model, control, MEAN, IMAGE, n1, n2)
+        h1 = (sbn.apply(model["q1"], IMAGE - MEAN) + n1 > 0) * 1.0
+
+        def log_prob(model):
+            l2 = sbn.apply(model["q2"], 2 * h1 - 1)
+            b2 = jax.lax.stop_gradient((l2 + n2 > 0) * 1.0)
+            return jnp.sum(dists.Bernoulli(l2).log_prob(b2))
+
+        score = jax.grad(log_prob)(model)["q2"]["w"]
+        return jax.grad(zero)(model)["q2"]["w"], c * score
+
+    g, want = compiled(jax.vmap(both))(jax.random.split(jax.random.key(0), 40_000))
+    error = np.std(g - want, axis=0) / math.sqrt(len(g))
+    assert (np.abs(np.mean(g - want, axis=0)) < 4.5 * error).all()
+    assert np.max(np.abs(np.mean(g, axis=0)) / error) > 10
+
+
+def test_noise_is_that_of_the_sites(small_net):
+    """By the same key, the relaxed pass and the two sites meet the same layers."""
+    del small_net
+    params = sbn.initial_authors(jax.random.key(1))
+    key = jax.random.key(5)
+    sampler = sbn.rebar(params["control"], IMAGE - MEAN, jnp.array(1.0))
+    drawn = []
+
+    def draw(key, dist):
+        drawn.append(sampler(key, dist))
+        return drawn[-1]
+
+    sbn.negative_elbo((draw, draw), params["model"], MEAN, key, IMAGE)
+    h1, h2 = drawn
+    n1, n2 = sbn.noise(key)
+    model = params["model"]
+    np.testing.assert_array_equal(h1, sbn.apply(model["q1"], IMAGE - MEAN) + n1 > 0)
+    np.testing.assert_array_equal(h2, sbn.apply(model["q2"], 2 * h1 - 1) + n2 > 0)
+
+
+def test_control_variates_are_trained_by_the_mean_square_of_the_batch(small_net):
+    """The second derivative, against differences."""
+    del small_net
+    form = sbn.FORMS["unbiased"]
+    params = form.initial(jax.random.key(1))
+    keys = jax.random.split(jax.random.key(2), 3)
+    batch = jnp.stack([IMAGE, 1 - IMAGE, IMAGE[::-1]])
+
+    @compiled
+    def gradient(log_temperature):
+        control = {**params["control"], "log_temperature": log_temperature}
+        return form.gradient(MEAN, {**params, "control": control}, keys, batch)[1]
+
+    def mean_square(log_temperature):
+        flat = jax.flatten_util.ravel_pytree(gradient(log_temperature)["model"])[0]
+        return float(jnp.mean(flat**2))
+
+    at = float(params["control"]["log_temperature"])
+    slope = (mean_square(at + 0.01) - mean_square(at - 0.01)) / 0.02
+    np.testing.assert_allclose(gradient(at)["control"]["log_temperature"], slope, rtol=5e-3)
 
 
 # ---- The command ---------------------------------------------------------------------------
