@@ -22,9 +22,15 @@ if str(ROOT) not in sys.path:
 speed = importlib.import_module("benchmarks.speed")
 transform = importlib.import_module("benchmarks.transform")
 estimators = importlib.import_module("benchmarks.estimators")
+efficiency = importlib.import_module("benchmarks.efficiency")
 problems = importlib.import_module("benchmarks._problems")
 measure = importlib.import_module("benchmarks._measure")
-BENCHMARKS = {"speed": speed, "transform": transform, "estimators": estimators}
+BENCHMARKS = {
+    "speed": speed,
+    "transform": transform,
+    "estimators": estimators,
+    "efficiency": efficiency,
+}
 
 
 @pytest.mark.parametrize("name", speed.CASES)
@@ -265,3 +271,45 @@ def test_machine_is_described():
     gpu = {**machine, "platform": "gpu", "device": "NVIDIA H200"}
     assert measure.slug(gpu) == "gpu-nvidia-h200"
     assert "NVIDIA H200" in measure.describe(gpu)
+
+
+# ---- Efficiency ----------------------------------------------------------------------------
+
+
+def test_quick_run_of_the_efficiency(tmp_path, capsys, monkeypatch):
+    """One that averages and one that draws jointly: a row for each number of samples."""
+    _, make = efficiency.JOINT["score_function_loo"]
+    monkeypatch.setattr(efficiency, "JOINT", {"score_function_loo": ((2, 16), make)})
+    monkeypatch.setattr(efficiency, "COUNTS", (1, 4))
+    readme = measure.README.read_bytes()
+    argv = ["--quick", "--out", str(tmp_path), "straight_through", "score_function_loo"]
+    with jax.numpy_dtype_promotion("standard"):  # Adam needs it.
+        assert efficiency.main(argv) == 0
+    (path,) = measure.result_files("efficiency", tmp_path)
+    results = json.loads(path.read_text())
+    rows = results["latents"]["bernoulli"]
+    counts = {(row["estimator"], row["samples"]) for row in rows}
+    joint = {("score_function_loo", n) for n in (2, 16)}
+    assert counts == joint | {("straight_through", n) for n in (1, 4)}
+    assert capsys.readouterr().out.strip() == efficiency.render(results)
+    slug = measure.slug(results["machine"])
+    assert (tmp_path / efficiency.picture("bernoulli", slug)).stat().st_size > 10_000
+    assert measure.README.read_bytes() == readme
+
+
+def test_moments_of_gradients():
+    """Of mean 3 and variance 4 in two coordinates: a bias of one is seen, none is not."""
+    gradient = lambda shift, key, xs: shift + 3 + 2 * jax.random.normal(key, (2,))
+    reference = efficiency.moments(gradient, 0.0, None, 4_000)
+    np.testing.assert_allclose(reference.variance, 8, rtol=0.05)
+    np.testing.assert_allclose(reference.mean, 3, atol=0.15)
+    other = lambda shift, key, xs: gradient(shift, jax.random.fold_in(key, 1), xs)
+    found = {shift: efficiency.moments(other, shift, None, 1_000) for shift in (0.0, 1.0)}
+    relative = {shift: efficiency.relative_bias(m, reference) for shift, m in found.items()}
+    assert relative[0.0] < 0.03
+    np.testing.assert_allclose(relative[1.0], 1 / 3, rtol=0.1)
+
+
+def test_unknown_estimator_is_one_clear_line(capsys):
+    assert efficiency.main(["rebarr"]) == 2
+    assert "unknown estimator 'rebarr'; expected some of" in capsys.readouterr().err

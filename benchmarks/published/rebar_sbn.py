@@ -18,7 +18,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -87,7 +87,7 @@ def negative_log_weight(
 
 
 def negative_elbo(
-    samplers: tuple[ge.Sampler, ge.Sampler],
+    samplers: Sequence[ge.Sampler],
     model: Params,
     mean: jax.Array,
     key: jax.Array,
@@ -130,11 +130,11 @@ def rebar(control: Params, x: jax.Array, eta: jax.Array) -> ge.Sampler:
 
 
 def plain_loss(mean: jax.Array, params: Params, key: jax.Array, image: jax.Array) -> jax.Array:
-    samplers = (
+    samplers = [
         rebar(control, image - mean, 2 * jax.nn.sigmoid(control["eta"]))
         for control in params["control"]
-    )
-    return negative_elbo(tuple(samplers), params["model"], mean, key, image)
+    ]
+    return negative_elbo(samplers, params["model"], mean, key, image)
 
 
 def plain_gradient(
