@@ -144,7 +144,7 @@ def assert_mean(gradients, exact):
         assert (np.abs(np.mean(g, axis=0) - want) < 4.5 * error + 1e-5).all()
 
 
-@pytest.mark.parametrize("form", ["plain", "unbiased", "one pass", "leave-one-out"])
+@pytest.mark.parametrize("form", ["plain", "plain, live", "unbiased", "one pass", "leave-one-out"])
 def test_belief_net_has_the_gradient_of_its_elbo(form, small_net):
     params = sbn.FORMS[form].initial(jax.random.key(1))
     exact = small_net(params["model"])
