@@ -511,8 +511,8 @@ def numpyro_kind(name: str) -> Any:
 
 @pytest.fixture
 def promotion():
-    """JAX's usual promotion of types, which numpyro's own code relies on."""
-    with jax.numpy_dtype_promotion("standard"):
+    """JAX's usual promotion, which the code of other libraries relies on."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
@@ -609,9 +609,11 @@ def test_foreign_distribution_under_vmap():
     assert_unbiased(got, exact_lanes())
 
 
+@pytest.mark.usefixtures("promotion")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("library", ["distrax", "tensorflow_probability.substrates.jax"])
 def test_distribution_with_a_seed(library):
-    module = pytest.importorskip(library)
+    module = pytest.importorskip(library, exc_type=ImportError)
     kinds = getattr(module, "distributions", module)
     params = (LOGITS, jnp.array([0.9, -0.6, 0.5]))
     sampler = ge.score_function()
