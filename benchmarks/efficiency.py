@@ -1,6 +1,6 @@
 """What a given precision of the gradient costs: a discrete VAE, before and after training.
 
-    python -m benchmarks.efficiency                  # all of it, about ten minutes on two cores
+    python -m benchmarks.efficiency                  # all of it, about five minutes on two cores
     python -m benchmarks.efficiency rebar disarm     # some of the estimators, printed only
     python -m benchmarks.efficiency --list           # their names
     python -m benchmarks.efficiency --quick          # few keys, to see that it runs
