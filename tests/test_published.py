@@ -17,17 +17,32 @@ from methods import compiled
 
 import gradest as ge
 from gradest import distributions as dists
+from gradest.problems import data, methods
 
 ROOT = pathlib.Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 main = importlib.import_module("benchmarks.published.__main__")
-suite, relax_toy, polynomial, blr, sbn = (
+suite, resume, relax_toy, polynomial, blr, sbn, structured, vae = (
     importlib.import_module(f"benchmarks.published.{name}")
-    for name in ("_suite", "relax_toy", "polynomial", "blr", "rebar_sbn")
+    for name in (
+        "_suite",
+        "_resume",
+        "relax_toy",
+        "polynomial",
+        "blr",
+        "rebar_sbn",
+        "structured",
+        "vae",
+    )
 )
 measure = importlib.import_module("benchmarks._measure")
+
+
+needs_images = pytest.mark.skipif(
+    not os.environ.get("GRADEST_DATA"), reason="GRADEST_DATA names no images"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +116,7 @@ def test_regression_is_trained():
 # ---- The sigmoid belief net ----------------------------------------------------------------
 
 
-@pytest.mark.skipif(not os.environ.get("GRADEST_DATA"), reason="GRADEST_DATA names no images")
+@needs_images
 @pytest.mark.parametrize("form", ["plain", "authors'"])
 def test_belief_net_is_trained(form):
     epochs = list(sbn.train(sbn.FORMS[form], seed=0, num_steps=40))
@@ -138,7 +153,8 @@ def gradients_of(form, params, num):
     return compiled(jax.vmap(one))(jax.random.split(jax.random.key(0), num))
 
 
-def assert_mean(gradients, exact):
+def assert_unbiased(gradients, exact):
+    """Gradients, one per key, against their expectation."""
     for g, want in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
         error = np.std(g, axis=0) / math.sqrt(len(g))
         assert (np.abs(np.mean(g, axis=0) - want) < 4.5 * error + 1e-5).all()
@@ -148,7 +164,7 @@ def assert_mean(gradients, exact):
 def test_belief_net_has_the_gradient_of_its_elbo(form, small_net):
     params = sbn.FORMS[form].initial(jax.random.key(1))
     exact = small_net(params["model"])
-    assert_mean(gradients_of(sbn.FORMS[form], params, 20_000), exact)
+    assert_unbiased(gradients_of(sbn.FORMS[form], params, 20_000), exact)
 
 
 def test_authors_form_has_the_second_layers_gradient_again(small_net):
@@ -160,7 +176,7 @@ def test_authors_form_has_the_second_layers_gradient_again(small_net):
     g = gradients.pop("q2")["w"]
     error = np.std(g, axis=0) / math.sqrt(len(g))
     assert np.max(np.abs(np.mean(g, axis=0) - exact.pop("q2")["w"]) / error) > 10
-    assert_mean(gradients, exact)
+    assert_unbiased(gradients, exact)
 
 
 def test_second_layer_again_is_a_score_at_the_relaxed_first_layer(small_net):
@@ -231,6 +247,169 @@ def test_control_variates_are_trained_by_the_mean_square_of_the_batch(small_net)
     np.testing.assert_allclose(gradient(at)["control"]["log_temperature"], slope, rtol=5e-3)
 
 
+# ---- Structured prediction -----------------------------------------------------------------
+
+IMAGES = np.random.default_rng(0).integers(0, 2, (40, 8), dtype=np.uint8)
+
+
+@pytest.fixture
+def tiny_halves(monkeypatch):
+    """From four pixels over two layers of three units to four pixels."""
+    for name, value in {"HALF": 4, "UNITS": 3, "BATCH": 10, "NUM_SAMPLES": 5}.items():
+        monkeypatch.setattr(structured, name, value)
+
+
+@pytest.mark.parametrize("name", ["arm", "disarm", "score_function_loo", "muprop", "rebar"])
+def test_structured_loss_has_the_gradient_of_its_expectation(name, tiny_halves):
+    method, exact_method = methods.choose([name, "enumeration"], "bernoulli")
+    params = structured.initial(method, jax.random.key(1))
+    image = jnp.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0])
+
+    def of(method, control):
+        def loss(layers, key):
+            params = {"layers": layers, "control": control}
+            expected = lambda key: structured.loss(method, params, key, image)
+            return ge.expectation(expected)(key)
+
+        return jax.grad(loss)
+
+    exact = of(exact_method, [{}, {}])(params["layers"], jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    gradients = compiled(jax.vmap(of(method, params["control"]), in_axes=(None, 0)))
+    assert_unbiased(gradients(params["layers"], keys), exact)
+
+
+def test_structured_test_loss(tiny_halves, monkeypatch):
+    """With many samples, the negative logarithm of the sum over all 64 configurations."""
+    monkeypatch.setattr(structured, "NUM_SAMPLES", 100_000)
+    (method,) = methods.choose(["arm"], "bernoulli")
+    layers = structured.initial(method, jax.random.key(1))["layers"]
+    image = jnp.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0])
+    h = jnp.array(list(np.ndindex(2, 2, 2)), float)
+    log_prob = lambda layer, x, y: dists.Bernoulli(x @ layer["w"] + layer["b"]).log_prob(y).sum(-1)
+    first = jnp.exp(log_prob(layers[0], image[:4], h))
+    second = jnp.exp(log_prob(layers[1], h[:, None], h))
+    last = jnp.exp(log_prob(layers[2], h, image[4:]))
+    structured.test_loss.clear_cache()
+    ours = structured.test_loss(layers, jax.random.key(0), image[None])
+    structured.test_loss.clear_cache()
+    np.testing.assert_allclose(ours, -jnp.log(first @ second @ last), rtol=2e-3)
+
+
+@needs_images
+@pytest.mark.parametrize("name", ["arm", "st_gumbel_softmax"])
+def test_structured_prediction_is_trained(name):
+    (method,) = methods.choose([name], "bernoulli")
+    images = data.load_binarized_mnist(os.environ["GRADEST_DATA"])
+    how = structured.Training(1e-3, 3, images.train[:2000], images.test[:20])
+    _, told = how.run(method, seed=0)
+    losses = [of_epoch["loss"] for of_epoch in told[:-1]]
+    assert losses[-1] < losses[0] - 40
+    assert told[-1]["test"] < losses[-1]
+
+
+# ---- The discrete variational autoencoder --------------------------------------------------
+
+
+@pytest.fixture
+def tiny_autoencoder(monkeypatch):
+    for name, value in {"PIXELS": 8, "HIDDEN": 3, "VARIABLES": 2, "BATCH": 10}.items():
+        monkeypatch.setattr(vae, name, value)
+
+
+@pytest.mark.parametrize("arity", [2, 3])
+def test_autoencoder_has_the_gradient_of_its_elbo(arity, tiny_autoencoder):
+    mean, image = jnp.asarray(IMAGES.mean(axis=0), jnp.float32), jnp.asarray(IMAGES[0], jnp.float32)
+    params = vae.initial(arity, mean, jax.random.key(1))
+
+    def of(make):
+        def loss(layers, key):
+            of = {**params, "layers": layers}
+            expected = lambda key: vae.negative_elbo(make, arity, mean, of, key, image)
+            return ge.expectation(expected)(key)
+
+        return jax.grad(loss)
+
+    exact = of(lambda temperature: ge.enumeration())(params["layers"], jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    gradients = compiled(jax.vmap(of(vae.METHODS["REINFORCE"]), in_axes=(None, 0)))
+    assert_unbiased(gradients(params["layers"], keys), exact)
+
+
+@needs_images
+@pytest.mark.parametrize("name", ["GS", "GR-MC10"])
+def test_autoencoder_is_trained(name):
+    images = data.load_binarized_mnist(os.environ["GRADEST_DATA"])
+    few = data.Images("mnist", images.train[:5000], images.test[:100])
+    _, told = vae.train(name, 16, 0, few, num_epochs=2)
+    assert told[1]["loss"] < told[0]["loss"] - 10
+    assert told[1]["test"] < 190
+
+
+# ---- Going on after an interruption --------------------------------------------------------
+
+
+def structured_run(file):
+    (method,) = methods.choose(["rebar"], "bernoulli")
+    return structured.Training(1e-3, 4, IMAGES, IMAGES[:5]).run(method, 0, file)
+
+
+def autoencoder_run(file):
+    return vae.train("ST-GS", 3, 0, data.Images("tiny", IMAGES, IMAGES[:5]), 4, file)
+
+
+@pytest.mark.parametrize("run", [structured_run, autoencoder_run])
+def test_interrupted_run_goes_on(run, tmp_path, monkeypatch, tiny_halves, tiny_autoencoder):
+    """It ends with the parameters and the figures of one that was not interrupted."""
+    file = tmp_path / "state" / "run.npz"
+    whole_params, whole = run(None)
+    with monkeypatch.context() as patched:
+
+        def interrupt(file, state, told):
+            resume_save(file, state, told)
+            if len(told) == 2:
+                raise KeyboardInterrupt
+
+        resume_save = resume.save
+        patched.setattr(resume, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(file)
+    params, told = run(file)
+    for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(whole_params), strict=True):
+        np.testing.assert_array_equal(x, y)
+    for of_stage, want in zip(told, whole, strict=True):
+        assert {**of_stage, "ms": 0} == {**want, "ms": 0}
+    # All stages are done: it only reads.
+    assert run(file)[1] == told
+
+
+def test_interruption_while_saving(tmp_path, monkeypatch):
+    """The former state stays."""
+    file = tmp_path / "run.npz"
+    resume.save(file, jnp.ones(2), [1])
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", lambda file, **arrays: file.write_bytes(b"PK"))
+        patched.setattr(resume.os, "replace", lambda *files: pytest.fail("not a whole file"))
+        with pytest.raises(BaseException, match="not a whole file"):
+            resume.save(file, jnp.zeros(2), [1, 2])
+    state, told = resume.load(file, jnp.zeros(2))
+    np.testing.assert_array_equal(state, [1.0, 1.0])
+    assert told == [1]
+
+
+@pytest.mark.parametrize("like", [jnp.zeros(3), jnp.zeros(2, int), (jnp.zeros(2), jnp.zeros(2))])
+def test_state_of_another_run(like, tmp_path):
+    resume.save(tmp_path / "run.npz", jnp.ones(2), [1])
+    with pytest.raises(ValueError, match=r"run.npz: expected a run's state .* Delete the file."):
+        resume.load(tmp_path / "run.npz", like)
+
+
+def test_damaged_state(tmp_path):
+    (tmp_path / "run.npz").write_bytes(b"PK nothing else")
+    with pytest.raises(ValueError, match=r"run.npz: expected .* cannot be read"):
+        resume.load(tmp_path / "run.npz", jnp.zeros(2))
+
+
 # ---- The command ---------------------------------------------------------------------------
 
 
@@ -263,6 +442,24 @@ def test_data_that_is_missing_is_said(monkeypatch, capsys):
     monkeypatch.delenv("GRADEST_DATA", raising=False)
     assert main.main(["rebar_sbn"]) == 0
     assert "rebar_sbn: skipped" in capsys.readouterr().out
+
+
+def test_interruption_keeps_the_state(monkeypatch, tmp_path, capsys):
+    def stage(state, number):
+        if number == 1:
+            raise KeyboardInterrupt
+        return state, number
+
+    def run(seeds, quick, state):
+        resume.run(resume.file_of(state, "toy", seeds), jnp.zeros(2), stage, 3)
+
+    what = suite.Reproduction("toy", "nobody", run, seeds=1, resumable=True)
+    monkeypatch.setattr(main, "ALL", {"toy": what})
+    assert main.main(["--state", str(tmp_path)]) == main.INTERRUPTED
+    assert "toy: interrupted. The same command goes on." in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["toy-1.npz"]
+    resume.forget(tmp_path, "toy")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -12,20 +12,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import _measure
+from . import _resume
 from ._suite import Reproduction
 from .blr import BLR
 from .polynomial import POLYNOMIAL
 from .rebar_sbn import REBAR_SBN
 from .relax_toy import RELAX_TOY
+from .structured import STRUCTURED
+from .vae import VAE
 
-ALL = {r.name: r for r in (REBAR_SBN, POLYNOMIAL, BLR, RELAX_TOY)}
+ALL = {r.name: r for r in (REBAR_SBN, POLYNOMIAL, BLR, RELAX_TOY, STRUCTURED, VAE)}
 FOLDER = pathlib.Path(__file__).parents[1]
 RESULTS, README = FOLDER / "results", FOLDER / "README.md"
-FAILED, UNUSABLE = 1, 2
+STATE = FOLDER / ".state"
+FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
 
-def reproduce(what: Reproduction, seeds: int, quick: bool) -> dict[str, Any]:
-    rows = [row.as_dict() for row in what.run(seeds, quick)]
+def reproduce(
+    what: Reproduction, seeds: int, quick: bool, state: pathlib.Path | None = None
+) -> dict[str, Any]:
+    options = {"state": state} if what.resumable else {}
+    rows = [row.as_dict() for row in what.run(seeds, quick, **options)]
     return {"name": what.name, "source": what.source, "seeds": seeds, "rows": rows}
 
 
@@ -62,6 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="list them and their sources")
     parser.add_argument("--seeds", type=int, help="how many runs of each")
     parser.add_argument("--quick", action="store_true", help="shortened runs, not recorded")
+    parser.add_argument(
+        "--state",
+        type=pathlib.Path,
+        default=STATE,
+        metavar="DIR",
+        help="where long runs save what they need to go on after an interruption, which they then "
+        "do unless it is deleted; default: benchmarks/.state",
+    )
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in ALL]
     if unknown:
@@ -81,7 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         seeds = args.seeds or (what.quick_seeds if args.quick else what.seeds)
         machine = _measure.machine()
-        result = reproduce(what, seeds, args.quick)
+        try:
+            result = reproduce(what, seeds, args.quick, None if args.quick else args.state)
+        except KeyboardInterrupt:
+            if what.resumable and not args.quick:
+                print(f"{what.name}: interrupted. The same command goes on.", file=sys.stderr)
+            return INTERRUPTED
         print(f"{render(result)}\n")
         passed = passed and all(row["passed"] for row in result["rows"])
         if not args.quick:
@@ -90,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             text = README.read_text()
             README.write_text(_measure.replace_between_markers(text, "published", render_all()))
+            _resume.forget(args.state, what.name)
     return 0 if passed else FAILED
 
 

@@ -10,9 +10,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A published number, and the interval that ours must be in: any, if it is shown only."""
+    """A published number, and the interval that ours must be in: any, if it is shown only.
 
-    published: float
+    A claim of an order may have no number.
+    """
+
+    published: float | None
     low: float = -math.inf
     high: float = math.inf
 
@@ -80,11 +83,14 @@ class Reproduction:
       seeds: their number by default.
       quick_seeds: the same, for shortened runs.
       needs_data: whether it reads the binarized MNIST images.
+      resumable: whether `run` also takes a folder, `state`, for what it needs to go on after an
+        interruption.
     """
 
     name: str
     source: str
-    run: Callable[[int, bool], list[Row]]
+    run: Callable[..., list[Row]]
     seeds: int
     quick_seeds: int = 1
     needs_data: bool = False
+    resumable: bool = False
