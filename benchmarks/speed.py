@@ -329,18 +329,23 @@ def check_frequencies(draws: Draws) -> dict[str, Callable[[], jax.Array]]:
         name: functools.partial(jax.jit(sampler), key, logits)
         for name, sampler in draws.samplers().items()
     }
-    p = np.asarray(jax.nn.softmax(logits), np.float64)
-    mean, variance = (draws.draws * v.sum(axis=0) for v in (p, p * (1 - p)))
     for name, sampler in compiled.items():
-        x = np.asarray(sampler())
-        if x.shape != (draws.draws, draws.rows):
-            raise AssertionError(f"{name}: {draws} came in the shape {x.shape}")
-        counts = np.bincount(x.ravel(), minlength=draws.categories)
-        # Beyond standard deviations, for the tails of a count of a few.
-        wrong = np.abs(counts - mean) > 6 * np.sqrt(variance) + 3
-        if wrong.any():
-            raise AssertionError(f"{name}: frequencies of {np.flatnonzero(wrong)} in {draws}")
+        check_counts(name, np.asarray(sampler()), draws)
     return compiled
+
+
+def check_counts(name: str, x: np.ndarray, draws: Draws) -> None:
+    """Raises AssertionError unless `x`, of shape (draws, rows), has every category as often as
+    it should."""
+    if x.shape != (draws.draws, draws.rows):
+        raise AssertionError(f"{name}: {draws} came in the shape {x.shape}")
+    p = np.asarray(jax.nn.softmax(draws.logits()), np.float64)
+    mean, variance = (draws.draws * v.sum(axis=0) for v in (p, p * (1 - p)))
+    counts = np.bincount(x.ravel(), minlength=draws.categories)
+    # Beyond standard deviations, for the tails of a count of a few.
+    wrong = np.abs(counts - mean) > 6 * np.sqrt(variance) + 3
+    if wrong.any():
+        raise AssertionError(f"{name}: frequencies of {np.flatnonzero(wrong)} in {draws}")
 
 
 def measure_draws(draws: Draws, rounds: int) -> dict[str, Any]:
