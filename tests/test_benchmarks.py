@@ -23,6 +23,11 @@ speed = importlib.import_module("benchmarks.speed")
 transform = importlib.import_module("benchmarks.transform")
 estimators = importlib.import_module("benchmarks.estimators")
 efficiency = importlib.import_module("benchmarks.efficiency")
+peers = importlib.import_module("benchmarks.peers.__main__")
+peers_vae, peers_gradient, peers_policy, peers_memory, peers_draws, compared = (
+    importlib.import_module(f"benchmarks.peers.{name}")
+    for name in ("vae", "gradient", "policy", "memory", "draws", "_peers")
+)
 problems = importlib.import_module("benchmarks._problems")
 measure = importlib.import_module("benchmarks._measure")
 BENCHMARKS = {
@@ -30,6 +35,7 @@ BENCHMARKS = {
     "transform": transform,
     "estimators": estimators,
     "efficiency": efficiency,
+    "peers": peers,
 }
 
 
@@ -313,3 +319,61 @@ def test_moments_of_gradients():
 def test_unknown_estimator_is_one_clear_line(capsys):
     assert efficiency.main(["rebarr"]) == 2
     assert "unknown estimator 'rebarr'; expected some of" in capsys.readouterr().err
+
+
+# ---- Peers ---------------------------------------------------------------------------------
+
+
+def test_quick_run_of_the_peers(tmp_path, capsys, monkeypatch):
+    """With whatever is installed: what is not is said to be missing."""
+    monkeypatch.setattr(peers_vae, "ESTIMATORS", ("gumbel_softmax",))
+    monkeypatch.setattr(peers_gradient, "BY_HAND", dict([*peers_gradient.BY_HAND.items()][:1]))
+    readme, parts = measure.README.read_bytes(), ["gradient", "vae", "draws", "bandwidth"]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert peers.main(["--quick", "--out", str(tmp_path), *parts]) == 0
+    (path,) = measure.result_files("peers", tmp_path)
+    results = json.loads(path.read_text())
+    assert list(results["parts"]) == parts
+    assert {row["peer"] for row in results["parts"]["gradient"]} >= {"by hand", "numpyro"}
+    out = capsys.readouterr().out.strip()
+    assert out == peers.render(results)
+    missing = [name for name, version in results["versions"].items() if version is None]
+    assert all(f"{name} not installed" in out for name in missing)
+    assert measure.README.read_bytes() == readme
+
+
+@pytest.mark.parametrize("estimator", peers_vae.ESTIMATORS)
+def test_training_steps_by_hand_equal_gradest(estimator, x64):
+    del x64
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        peers_vae.check_agreement(estimator, 3)
+
+
+def test_policy_by_hand_equals_gradest():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        peers_policy.check_agreement(4, 3)
+
+
+def test_goals_of_the_peers_can_be_missed():
+    slow, fast = np.full(5, 2.0), np.full(5, 1.0)
+    met = lambda ours, theirs: compared.compare("", {"gradest": ours, "x": theirs})[0]["met"]
+    assert met(fast, slow)
+    assert not met(slow, fast)
+    with pytest.raises(AssertionError, match=r"vae: \['w'\]"):
+        compared.check_same("vae", {"w": jnp.ones(2)}, {"w": jnp.array([1.0, 1.01])})
+    with pytest.raises(AssertionError, match="the value by x"):
+        compared.check_alike("vae", {"gradest": 1.0, "x": 1.1})
+
+
+def test_memory_of_a_chunk():
+    """What is set aside on the way does not grow with the draws, but with the chunk."""
+    few, many = (peers_memory.temporaries(draws, 10) for draws in (20, 200))
+    assert many <= 1.1 * few
+    assert peers_memory.temporaries(200, None) > 5 * few
+    rows = [{"megabytes": [m, m, m], "temporaries": 1.0} for m in (10.0, 10.5, 20.0)]
+    assert [peers_memory.goal_met(rows, row) for row in rows] == [True, True, False]
+
+
+def test_unknown_part_is_one_clear_line(capsys):
+    assert peers.main(["vea"]) == 2
+    assert "unknown part 'vea'; expected some of gradient, vae" in capsys.readouterr().err

@@ -28,7 +28,9 @@ class Library:
 
 LIBRARIES = {
     "numpyro": Library("numpyro.distributions", ("numpyro",)),
-    "TFP": Library("tensorflow_probability.substrates.jax", ("tfp-nightly", "tensorflow-probability")),
+    "TFP": Library(
+        "tensorflow_probability.substrates.jax", ("tfp-nightly", "tensorflow-probability")
+    ),
     "distrax": Library("distrax", ("distrax",)),
     "PyTorch": Library("torch", ("torch",)),
     "Pyro": Library("pyro", ("pyro-ppl",)),

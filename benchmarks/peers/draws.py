@@ -20,15 +20,17 @@ Sample = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 WITH_JAX: dict[str, Callable[[Any], Sample]] = {
     "numpyro": lambda numpyro: lambda key, l, n: numpyro.Categorical(logits=l).sample(key, (n,)),
-    "TFP": lambda tfp: lambda key, l, n: tfp.distributions.Categorical(logits=l).sample(n, seed=key),
-    "distrax": lambda distrax: lambda key, l, n: distrax.Categorical(logits=l).sample(
-        seed=key, sample_shape=(n,)
+    "TFP": lambda tfp: (
+        lambda key, l, n: tfp.distributions.Categorical(logits=l).sample(n, seed=key)
+    ),
+    "distrax": lambda distrax: (
+        lambda key, l, n: distrax.Categorical(logits=l).sample(seed=key, sample_shape=(n,))
     ),
 }
 WITH_TORCH: dict[str, Callable[[Any], Callable[[Any, int], Any]]] = {
-    "PyTorch": lambda torch: lambda l, n: torch.multinomial(
-        torch.softmax(l, -1), n, replacement=True
-    ).T,
+    "PyTorch": lambda torch: (
+        lambda l, n: torch.multinomial(torch.softmax(l, -1), n, replacement=True).T
+    ),
     "Pyro": lambda pyro: lambda l, n: pyro.distributions.Categorical(logits=l).sample((n,)),
 }
 

@@ -119,9 +119,9 @@ WITH_JAX: dict[str, dict[str, Callable[[Any], ValueAndGrad]]] = {
             lambda key, l: jax.nn.softmax(numpyro.Gumbel(l, 1.0).sample(key) / TEMPERATURE)
         ),
         "TFP": lambda tfp: pathwise(
-            lambda key, l: tfp.distributions.RelaxedOneHotCategorical(
-                TEMPERATURE, logits=l
-            ).sample(seed=key)
+            lambda key, l: tfp.distributions.RelaxedOneHotCategorical(TEMPERATURE, logits=l).sample(
+                seed=key
+            )
         ),
     },
     "straight_through": {
@@ -146,18 +146,20 @@ WITH_JAX: dict[str, dict[str, Callable[[Any], ValueAndGrad]]] = {
 WITH_TORCH: dict[str, dict[str, Callable[[Any], Callable[[Any], Any]]]] = {
     "gumbel_softmax": {
         "PyTorch": lambda torch: lambda l: torch.nn.functional.gumbel_softmax(l, tau=TEMPERATURE),
-        "Pyro": lambda pyro: lambda l: pyro.distributions.RelaxedOneHotCategorical(
-            _peers.to_torch(np.float32(TEMPERATURE)), logits=l
-        ).rsample(),
+        "Pyro": lambda pyro: (
+            lambda l: pyro.distributions.RelaxedOneHotCategorical(
+                _peers.to_torch(np.float32(TEMPERATURE)), logits=l
+            ).rsample()
+        ),
     },
     "straight_through": {
-        "Pyro": lambda pyro: lambda l: pyro.distributions.OneHotCategoricalStraightThrough(
-            logits=l
-        ).rsample(),
+        "Pyro": lambda pyro: (
+            lambda l: pyro.distributions.OneHotCategoricalStraightThrough(logits=l).rsample()
+        ),
     },
     "score_function": {
-        "PyTorch": lambda torch: lambda l: _torch_with_score(
-            torch.distributions.OneHotCategorical(logits=l)
+        "PyTorch": lambda torch: (
+            lambda l: _torch_with_score(torch.distributions.OneHotCategorical(logits=l))
         ),
     },
 }
@@ -205,8 +207,8 @@ def programs(estimator: str, shape: tuple[int, int]) -> dict[str, _measure.Progr
     programs: dict[str, _measure.Program] = {
         name: functools.partial(jax.jit(function), *args) for name, function in functions.items()
     }
-    for name, draw in _peers.installed(WITH_TORCH[estimator]).items():
-        programs[name] = torch_program(draw, estimator, logits, target)
+    for name, with_score in _peers.installed(WITH_TORCH[estimator]).items():
+        programs[name] = torch_program(with_score, estimator, logits, target)
     where = f"{estimator} {shape}"
     _peers.check_same(where, programs["gradest"](), programs[_peers.HAND]())
     # Few draws, as of a quick run, tell nothing.

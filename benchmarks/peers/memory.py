@@ -1,6 +1,6 @@
 """The memory of an estimate from very many draws, each number of them in processes of its own.
 
-    python -m benchmarks.peers.memory DRAWS CHUNK    # what one process needed, as JSON
+python -m benchmarks.peers.memory DRAWS CHUNK    # what one process needed, as JSON
 """
 
 import argparse

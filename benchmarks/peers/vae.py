@@ -252,13 +252,17 @@ def programs(estimator: str, batch: int) -> dict[str, _measure.Program]:
             programs[name] = _peers.synchronized(make(init(estimator), images(batch)))
     # The losses of the first step.
     losses = {name: run() for name, run in programs.items()}
-    first = {name: float(loss[0] if isinstance(loss, tuple) else loss) for name, loss in losses.items()}
+    first = {
+        name: float(loss[0] if isinstance(loss, tuple) else loss) for name, loss in losses.items()
+    }
     _peers.check_alike(f"vae by {estimator}", first)
     return programs
 
 
 def measure(rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
-    goals = dict.fromkeys(("PyTorch", "Storchastic"), _peers.FOUR_TIMES_FASTER)
+    goals: dict[str, _peers.Goal] = dict.fromkeys(
+        ("PyTorch", "Storchastic"), _peers.FOUR_TIMES_FASTER
+    )
     for estimator in ESTIMATORS:
         times = _peers.times(programs(estimator, 3 if quick else BATCH), rounds)
         yield from _peers.compare(estimator, times, goals)

@@ -57,10 +57,15 @@ def render(result: dict[str, Any]) -> str:
 
 def render_all(folder: pathlib.Path = RESULTS) -> str:
     """What the README has of the committed results."""
-    found = [folder / f"published-{name}.json" for name in ALL]
-    results = [json.loads(path.read_text()) for path in found if path.is_file()]
-    described = [f"{render(r)}\n\n{_measure.describe(r['machine'])}" for r in results]
-    return "\n\n".join(described)
+    parts = []
+    for name, what in ALL.items():
+        path = folder / f"published-{name}.json"
+        if path.is_file():
+            result = json.loads(path.read_text())
+            parts += [render(result), _measure.describe(result["machine"])]
+            if what.picture is not None:
+                parts.append(f"![{name}](results/{path.with_suffix('.png').name})")
+    return "\n\n".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,9 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{render(result)}\n")
         passed = passed and all(row["passed"] for row in result["rows"])
         if not args.quick:
-            _measure.write_json(
-                RESULTS / f"published-{what.name}.json", {"machine": machine, **result}
-            )
+            path = RESULTS / f"published-{what.name}.json"
+            _measure.write_json(path, {"machine": machine, **result})
+            if what.picture is not None:
+                what.picture(result["rows"]).savefig(path.with_suffix(".png"), dpi=110)
             text = README.read_text()
             README.write_text(_measure.replace_between_markers(text, "published", render_all()))
             _resume.forget(args.state, what.name)

@@ -53,7 +53,9 @@ def run(file: pathlib.Path | None, state: Any, stage: Stage, count: int) -> tupl
 def save(file: pathlib.Path, state: Any, told: list[Told]) -> None:
     """Writes both, or nothing: an interruption leaves the former file as it was."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    leaves: dict[str, Any] = {
+        str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))
+    }
     unfinished = file.with_suffix(".unfinished.npz")
     np.savez(unfinished, told=json.dumps(told), **leaves)
     os.replace(unfinished, file)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Reproduction:
       seeds: their number by default.
       quick_seeds: the same, for shortened runs.
       needs_data: whether it reads the binarized MNIST images.
+      picture: of the rows, as they are recorded; None for no picture.
       resumable: whether `run` also takes a folder, `state`, for what it needs to go on after an
         interruption.
     """
@@ -94,3 +96,4 @@ class Reproduction:
     quick_seeds: int = 1
     needs_data: bool = False
     resumable: bool = False
+    picture: Callable[[Sequence[Mapping[str, Any]]], Figure] | None = None
