@@ -305,7 +305,7 @@ def test_structured_prediction_is_trained(name):
     _, told = how.run(method, seed=0)
     losses = [of_epoch["loss"] for of_epoch in told[:-1]]
     assert losses[-1] < losses[0] - 40
-    assert told[-1]["test"] < losses[-1]
+    assert told[-1]["test"] < losses[0] - 10
 
 
 # ---- The discrete variational autoencoder --------------------------------------------------
