@@ -183,7 +183,7 @@ def torch_program(
             value, surrogate = c.sum(), (c * log_p).sum()
         else:
             value = surrogate = costs(draw(logits), target).sum()
-        return value, *torch.autograd.grad(surrogate, logits)
+        return value.detach(), *torch.autograd.grad(surrogate, logits)
 
     return _peers.synchronized(run)
 

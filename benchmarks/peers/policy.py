@@ -108,7 +108,7 @@ def with_torch(torch: Any) -> Callable[[int, int], _measure.Program]:
             costs = torch.stack(costs)
             to_go = costs.flip(0).cumsum(0).flip(0)
             surrogate = (torch.stack(log_ps) * to_go).sum(0).mean()
-            return costs.sum(0).mean(), *torch.autograd.grad(surrogate, (hidden, out))
+            return costs.sum(0).mean().detach(), *torch.autograd.grad(surrogate, (hidden, out))
 
         return _peers.synchronized(run)
 
