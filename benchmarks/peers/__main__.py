@@ -1,6 +1,6 @@
 """How fast gradest is next to other libraries, and next to JAX by hand.
 
-    python -m benchmarks.peers                  # all of it, about ten minutes on two cores
+    python -m benchmarks.peers                  # all of it, about four minutes on two cores
     python -m benchmarks.peers vae draws        # some of the parts, printed only
     python -m benchmarks.peers --list           # their names
     python -m benchmarks.peers --quick          # tiny shapes, to see that it runs
@@ -59,7 +59,14 @@ def render_bandwidth(rows: Rows) -> str:
 
 
 def render_memory(rows: Rows) -> str:
-    columns = ["draws", "chunk", "peak, MB", "temporaries, MB", "in one chunk, MB", "goal met"]
+    columns = [
+        "draws",
+        "chunk",
+        "peak of the process, MB",
+        "temporaries, MB",
+        "temporaries in one chunk, MB",
+        "goal met",
+    ]
     return _measure.table(
         columns,
         [
