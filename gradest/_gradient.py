@@ -175,6 +175,33 @@ def _attach_variance_bwd(order: int, gradient: Any, ct: jax.Array) -> Any:
 _attach_variance.defvjp(_attach_variance_fwd, _attach_variance_bwd)
 
 
+def attach_squared_norm(value: jax.Array, squared_norm: jax.Array) -> jax.Array:
+    """`value`, whose cotangent ct reaches `squared_norm` as ct**2.
+
+    Of a gradient estimate that is differentiable in nothing but what the variance depends on.
+    Where that is the weights of a network, lanes of a vmap are then summed over in the products of
+    the backward pass, while `attach_variance_gradient` would hold a gradient of the weights for
+    each.
+    """
+    return _attach_squared_norm(value, squared_norm)
+
+
+@jax.custom_vjp
+def _attach_squared_norm(value: jax.Array, squared_norm: jax.Array) -> jax.Array:
+    return _in_every_lane(value, squared_norm)
+
+
+def _attach_squared_norm_fwd(value: jax.Array, squared_norm: jax.Array) -> Any:
+    return _in_every_lane(value, squared_norm), jnp.zeros((), squared_norm.dtype)
+
+
+def _attach_squared_norm_bwd(like: jax.Array, ct: jax.Array) -> Any:
+    return ct, (ct * ct).astype(like.dtype)
+
+
+_attach_squared_norm.defvjp(_attach_squared_norm_fwd, _attach_squared_norm_bwd)
+
+
 def with_variance_gradient(
     gradient: Callable[[Mapping[str, jax.Array]], jax.Array], hyper: Mapping[str, Any]
 ) -> tuple[jax.Array, dict[str, Any], dict[str, jax.Array]]:

@@ -3,16 +3,16 @@
 import importlib.metadata
 import os
 
-JAXLIB = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:3]))
-
 # Before JAX is imported: a few CPU devices, so that sharding is tested for real; where there is a
 # choice, the emitters that compile in half the time; and jaxlib 0.10.2 without what makes some of
 # its sums wrong (README, limits).
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=4"
-    + " --xla_cpu_use_fusion_emitters=false" * (JAXLIB < (0, 11))
-    + " --xla_cpu_experimental_ynn_fusion_type=" * (JAXLIB == (0, 10, 2))
+    + " --xla_cpu_use_fusion_emitters=false"
+    * (tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11))
+    + " --xla_cpu_experimental_ynn_fusion_type="
+    * (importlib.metadata.version("jaxlib") == "0.10.2")
 )
 os.environ.setdefault("MPLBACKEND", "agg")
 

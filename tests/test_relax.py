@@ -457,3 +457,23 @@ def test_options():
         linear().expect(key, dists.Categorical(jnp.zeros(3)), jnp.sum)
     with pytest.raises(ValueError, match=r"surrogate: .* real scalar, got shape \(3,\) and type"):
         ge.relax(lambda w, x: w * x, 0.4).expect(key, BITS, jnp.sum)
+
+
+def test_lanes_share_the_gradient_of_a_network():
+    """Of each weight it is summed over lanes as it goes: no lane holds one of its own."""
+    lanes, size, hidden = 7, 5, 11
+    w = {"in": jnp.full((size, hidden), 0.1), "out": jnp.linspace(-1.0, 1.0, hidden)}
+    surrogate = lambda w, x: jnp.dot(w["out"], jnp.tanh(jnp.dot(x, w["in"])))
+
+    def loss(w, logits):
+        def one(key, logits):
+            sampler = ge.relax(surrogate, w)
+            return sampler.expect(key, dists.Bernoulli(logits), lambda b: jnp.prod(b - 0.3))
+
+        return jnp.mean(jax.vmap(one)(jax.random.split(jax.random.key(0), lanes), logits))
+
+    logits = jnp.linspace(-1.0, 1.0, lanes * size).reshape(lanes, size)
+    program = str(jax.make_jaxpr(jax.grad(loss))(w, logits))
+    assert f"[{lanes},{hidden}]" in program
+    assert f"[{lanes},{size},{hidden}]" not in program
+    assert f"[{lanes},{hidden},{size}]" not in program

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._gradient import attach_gradient, attach_variance_gradient, with_variance_gradient
+from .._gradient import attach_gradient, attach_squared_norm
 from .._sampler import Cost, Sampler
 from ..distributions import Bernoulli, OneHotCategorical, base
 from . import _relaxation
@@ -167,9 +167,16 @@ def _estimate(
     fixed = jax.lax.stop_gradient(dist)
     x, gradient = (_relax if _discrete(dist) else _lax)(key, fixed, control, coupled)
     f = cost(x)
-    g, traced, variance_gradient = with_variance_gradient(lambda hyper: gradient(hyper, f), hyper)
+    traced = {name: x for name, x in hyper.items() if not _check.is_concrete(x)}
+
+    def estimate(traced: Mapping[str, Any]) -> jax.Array:
+        return gradient({k: jnp.asarray(v) for k, v in {**hyper, **traced}.items()}, f)
+
+    # Whatever the surrogate closes over, only what is trained is to be differentiated.
+    converted, closed_over = jax.closure_convert(estimate, traced)
+    g = converted(traced, *jax.lax.stop_gradient(closed_over))
     value = attach_gradient(f, dist, _unflatten(fixed, g), log_prob=base.log_prob(dist, x))
-    return attach_variance_gradient(value, traced, variance_gradient)
+    return attach_squared_norm(value, jnp.sum(g * g)) if traced else value
 
 
 def _relax(
