@@ -54,6 +54,9 @@ class Ledger:
 
     def draw(self, log_prob: jax.Array, baseline: Any) -> "Ledger":
         l = log_prob.astype(self.log_prob.dtype)
+        if isinstance(baseline, float) and baseline == 0:
+            # In a loop, its terms of the value zero would be kept for every step.
+            return dataclasses.replace(self, log_prob=self.log_prob + l)
         b = jnp.asarray(baseline, self.cost.dtype)
         fixed_b, before = jax.lax.stop_gradient((b, self.cost))
         baselines = self.baselines
