@@ -127,6 +127,15 @@ def _tempered_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 tempered.defjvp(_tempered_jvp, symbolic_zeros=True)
 
 
+def below_top(z: jax.Array) -> jax.Array:
+    """z less its maximum along the last axis: the same softmax, at every temperature.
+
+    For use before z is divided by t: in z / t - max(z / t) compilers round the two quotients
+    differently, and at t = 1e-10 the exponential of what is left at the maximum overflows.
+    """
+    return z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+
+
 def check(dist: Any) -> None:
     """Raises unless `dist` is a distribution whose parameters gradients can reach."""
     _sample_method(type(dist))

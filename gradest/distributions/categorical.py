@@ -7,7 +7,7 @@ from jax.scipy.special import gammaln, logsumexp
 from jax.typing import ArrayLike
 
 from .. import _random
-from .base import Distribution, Shape, align, as_float, tempered
+from .base import Distribution, Shape, align, as_float, below_top, tempered
 from .bernoulli import weighted
 
 
@@ -156,7 +156,8 @@ class _Relaxed(Distribution):
     def _sample_log(self, key: ArrayLike, shape: Shape) -> jax.Array:
         noise = _random.noise(jax.random.gumbel, key, (*shape, *self.shape), self.logits.dtype)
         noise, logits, temperature = align(noise, self.logits, self.temperature[..., None])
-        z = tempered(logits.astype(noise.dtype) + noise, temperature.astype(noise.dtype))
+        z = below_top(logits.astype(noise.dtype) + noise)
+        z = tempered(z, temperature.astype(noise.dtype))
         return jax.nn.log_softmax(z, axis=-1)
 
     def _log_prob_of_log(self, y: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from ..distributions import Bernoulli, OneHotCategorical
-from ..distributions.base import tempered
+from ..distributions.base import below_top, tempered
 
 Relaxable = Bernoulli | OneHotCategorical
 
@@ -47,9 +47,11 @@ def harden(dist: Relaxable, z: jax.Array) -> jax.Array:
 
 def soften(dist: Relaxable, z: jax.Array, temperature: ArrayLike) -> jax.Array:
     """The relaxed draw: sigmoid(z / temperature), or softmax(z / temperature)."""
-    y = tempered(z, jnp.asarray(temperature, z.dtype))
-    relaxed = jax.nn.sigmoid(y) if isinstance(dist, Bernoulli) else jax.nn.softmax(y, axis=-1)
-    return relaxed.astype(dist.logits.dtype)
+    t = jnp.asarray(temperature, z.dtype)
+    if isinstance(dist, Bernoulli):
+        return jax.nn.sigmoid(tempered(z, t)).astype(dist.logits.dtype)
+    weights = jnp.exp(tempered(below_top(z), t))
+    return (weights / jnp.sum(weights, axis=-1, keepdims=True)).astype(dist.logits.dtype)
 
 
 def log_odds(dist: Relaxable) -> jax.Array:
