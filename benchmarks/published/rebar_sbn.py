@@ -42,6 +42,8 @@ PUBLISHED = [(-231.03, -3.647), (-156.87, -4.427), (-143.47, -4.856), (-137.65, 
 LEAVE_ONE_OUT = (-142.20, -2.702)
 ONE_PASS = (-139.98, -4.298)
 UNTRAINED = (-145.45, -2.517)
+# What a step of the plain form may take on two cores.
+MS_ON_TWO_CORES = 3.0
 
 Params = dict[str, Any]
 
@@ -447,10 +449,12 @@ def at_the_end(
     return rows_of(name, runs, {EPOCHS: (elbo, log_variance)})[-2:]
 
 
-def ms_for_a_step(name: str, runs: list[list[tuple[float, float, float]]]) -> Row:
+def ms_for_a_step(
+    name: str, runs: list[list[tuple[float, float, float]]], target: Target | None = None
+) -> Row:
     """Medians of the epochs', against whatever else the machine does."""
     ours = [float(np.median([epoch[2] for epoch in run])) for run in runs]
-    return Row(f"{name}: ms for a step", None, ours, np.median)
+    return Row(f"{name}: ms for a step", target, ours, np.median)
 
 
 def run(seeds: int, quick: bool) -> list[Row]:
@@ -476,7 +480,7 @@ def run(seeds: int, quick: bool) -> list[Row]:
         return rows_of("plain", plain, of_plain) + rows_of("authors'", authors, {1: first})
     return [
         *rows_of("plain", plain, {4: (Target.within(elbo, 1.0), low_variance)}),
-        ms_for_a_step("plain", plain),
+        ms_for_a_step("plain", plain, Target(None, high=MS_ON_TWO_CORES)),
         *at_the_end(
             "plain, with the parameters of q live in log q",
             runs("plain, live"),
