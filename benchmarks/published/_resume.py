@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 #: What a stage tells, anything that JSON has.
 Told = Any
@@ -26,7 +28,8 @@ def run(file: pathlib.Path | None, state: Any, stage: Stage, count: int) -> tupl
     """Goes through so many stages, all or those that a former run has not finished.
 
     Args:
-      file: where state and stages are saved after every one; None for nowhere.
+      file: where state and stages are saved after every one, its name beside a progress bar; None
+        for nowhere.
       state: before the first.
       stage: from state and number, 0 to `count` - 1, to the next state and what is told of it.
         It may donate the state.
@@ -42,7 +45,10 @@ def run(file: pathlib.Path | None, state: Any, stage: Stage, count: int) -> tupl
     if file is not None and file.is_file():
         state, told = load(file, state)
         print(f"{file}: goes on after stage {len(told)} of {count}.", file=sys.stderr)
-    for number in range(len(told), count):
+    stages = range(len(told), count)
+    if file is not None:
+        stages = track(stages, file.stem, console=Console(stderr=True), transient=True)
+    for number in stages:
         state, new = stage(state, number)
         told.append(new)
         if file is not None:
