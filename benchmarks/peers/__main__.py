@@ -35,7 +35,7 @@ def render_comparison(rows: Rows) -> str:
                 _measure.spread(row["gradest_ms"]),
                 _measure.spread(row["ratio"]),
                 row["goal"],
-                "yes" if row["met"] else "NO",
+                ("yes" if row["met"] else "NO") if row["goal"] else "",
             ]
             for row in rows
         ],
