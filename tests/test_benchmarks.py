@@ -24,9 +24,9 @@ transform = importlib.import_module("benchmarks.transform")
 estimators = importlib.import_module("benchmarks.estimators")
 efficiency = importlib.import_module("benchmarks.efficiency")
 peers = importlib.import_module("benchmarks.peers.__main__")
-peers_vae, peers_gradient, peers_policy, peers_memory, peers_draws, compared = (
+peers_vae, peers_gradient, peers_policy, peers_memory, compared = (
     importlib.import_module(f"benchmarks.peers.{name}")
-    for name in ("vae", "gradient", "policy", "memory", "draws", "_peers")
+    for name in ("vae", "gradient", "policy", "memory", "_peers")
 )
 problems = importlib.import_module("benchmarks._problems")
 measure = importlib.import_module("benchmarks._measure")
@@ -372,8 +372,20 @@ def test_memory_of_a_chunk():
     few, many = (peers_memory.temporaries(draws, 10) for draws in (20, 200))
     assert many <= 1.1 * few
     assert peers_memory.temporaries(200, None) > 5 * few
+    # Which is less than what this process has: a child's peak is its own.
+    held = np.ones(1_000_000_000 // 8)
+    run = peers_memory.in_process(20, 10)
+    assert 50e6 < run["bytes"] < held.nbytes
     rows = [{"megabytes": [m, m, m], "temporaries": 1.0} for m in (10.0, 10.5, 20.0)]
     assert [peers_memory.goal_met(rows, row) for row in rows] == [True, True, False]
+
+
+def test_what_has_no_draw_is_shown_beside():
+    times = {"gradest": np.full(5, 2.0), "no draw": np.ones(5)}
+    (row,) = compared.compare("", times)
+    assert row["met"]
+    assert not row["goal"]
+    assert peers.render_comparison([row]).splitlines()[-1].endswith("|      |          |")
 
 
 def test_unknown_part_is_one_clear_line(capsys):

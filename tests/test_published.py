@@ -1,5 +1,6 @@
 """The reproductions of published results: what they train, and how they report."""
 
+import gzip
 import importlib
 import json
 import math
@@ -154,8 +155,21 @@ def gradients_of(form, params, num):
 
 
 def assert_unbiased(gradients, exact):
-    """Gradients, one per key, against their expectation."""
-    for g, want in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
+    """Gradients, one per key, against their expectation; a twentieth more than that is found."""
+    check_mean(gradients, exact)
+    with pytest.raises(AssertionError, match="along the exact gradient"):
+        check_mean(jax.tree.map(lambda g: 1.05 * g, gradients), exact)
+
+
+def check_mean(gradients, exact):
+    """In every coordinate, and along the exact gradient, where the error is that of one number."""
+    leaves = list(zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True))
+    square = sum(np.sum(want**2) for _, want in leaves)
+    along = sum(np.sum(g * want, axis=tuple(range(1, g.ndim))) for g, want in leaves) / square
+    error = np.std(along) / math.sqrt(len(along))
+    assert error < 0.01, "too few keys"
+    assert abs(np.mean(along) - 1) < 4.5 * error, "along the exact gradient"
+    for g, want in leaves:
         error = np.std(g, axis=0) / math.sqrt(len(g))
         assert (np.abs(np.mean(g, axis=0) - want) < 4.5 * error + 1e-5).all()
 
@@ -189,10 +203,10 @@ def test_second_layer_again_is_a_score_at_the_relaxed_first_layer(small_net):
         zero = lambda model: sbn.second_layer_again(model, control, MEAN, key, IMAGE)
         n1, n2 = sbn.noise(key)
         c = sbn.relaxed_pass(model, control, MEAN, IMAGE, n1, n2)
-        h1 = (sbn.apply(model["q1"], IMAGE - MEAN) + n1 > 0) * 1.0
+        h1 = (sbn.affine(model["q1"], IMAGE - MEAN) + n1 > 0) * 1.0
 
         def log_prob(model):
-            l2 = sbn.apply(model["q2"], 2 * h1 - 1)
+            l2 = sbn.affine(model["q2"], 2 * h1 - 1)
             b2 = jax.lax.stop_gradient((l2 + n2 > 0) * 1.0)
             return jnp.sum(dists.Bernoulli(l2).log_prob(b2))
 
@@ -221,8 +235,8 @@ def test_noise_is_that_of_the_sites(small_net):
     h1, h2 = drawn
     n1, n2 = sbn.noise(key)
     model = params["model"]
-    np.testing.assert_array_equal(h1, sbn.apply(model["q1"], IMAGE - MEAN) + n1 > 0)
-    np.testing.assert_array_equal(h2, sbn.apply(model["q2"], 2 * h1 - 1) + n2 > 0)
+    np.testing.assert_array_equal(h1, sbn.affine(model["q1"], IMAGE - MEAN) + n1 > 0)
+    np.testing.assert_array_equal(h2, sbn.affine(model["q2"], 2 * h1 - 1) + n2 > 0)
 
 
 def test_control_variates_are_trained_by_the_mean_square_of_the_batch(small_net):
@@ -306,6 +320,20 @@ def test_structured_prediction_is_trained(name):
     losses = [of_epoch["loss"] for of_epoch in told[:-1]]
     assert losses[-1] < losses[0] - 40
     assert told[-1]["test"] < losses[0] - 10
+
+
+def test_grey_images_are_thresholded_or_drawn(tmp_path):
+    assert structured.halves_of_grey(tmp_path) is None
+    grey = np.zeros((1200, 784), np.uint8)
+    grey[:, 0], grey[:, 1] = 127, 128
+    with gzip.open(tmp_path / structured.GREY_FILE, "wb") as file:
+        file.write(bytes(16) + grey.tobytes())
+    for name, how in structured.halves_of_grey(tmp_path).items():
+        assert how.train.shape == (200, 784)
+        assert how.test.shape == (1000, 784)
+        assert not how.test[:, 2:].any()
+        means = how.test[:, :2].mean(axis=0)
+        np.testing.assert_allclose(means, [0, 1] if name == "thresholded" else 0.5, atol=0.08)
 
 
 # ---- The discrete variational autoencoder --------------------------------------------------
@@ -419,14 +447,20 @@ def test_lists_its_names(capsys):
     assert all(f"{name}: " in listed for name in main.ALL)
 
 
-def test_unknown_name(capsys):
-    assert main.main(["rebar_snb"]) == main.UNUSABLE
-    assert "expected names of rebar_sbn, polynomial" in capsys.readouterr().err
-
-
-def test_too_few_seeds(capsys):
-    assert main.main(["--seeds", "0"]) == main.UNUSABLE
-    assert "--seeds: expected at least 1" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["rebar_snb"], "unknown name 'rebar_snb'; expected some of rebar_sbn, polynomial"),
+        (["--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["--out", "/dev/null/x"], "--out: cannot write to /dev/null/x"),
+    ],
+)
+def test_wrong_option_is_one_clear_line(argv, says, capsys):
+    assert main.main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("benchmarks.published: ")
+    assert says in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("ours", "status"), [(1.04, 0), (1.2, main.FAILED)])
@@ -440,8 +474,29 @@ def test_status_tells_a_failure(ours, status, monkeypatch, capsys):
 
 def test_data_that_is_missing_is_said(monkeypatch, capsys):
     monkeypatch.delenv("GRADEST_DATA", raising=False)
-    assert main.main(["rebar_sbn"]) == 0
-    assert "rebar_sbn: skipped" in capsys.readouterr().out
+    monkeypatch.setattr(main, "ALL", {"rebar_sbn": main.ALL["rebar_sbn"]})
+    assert main.main([]) == 0
+    assert "rebar_sbn: skipped, GRADEST_DATA names no directory" in capsys.readouterr().out
+    assert main.main(["rebar_sbn"]) == 2
+    assert "rebar_sbn: GRADEST_DATA names no directory" in capsys.readouterr().err
+
+
+def test_results_are_recorded(monkeypatch, tmp_path, capsys):
+    """In the folder named; other runs than whole ones of all seeds nowhere."""
+    rows = [suite.Row("loss", suite.Target("1 to 2", 1.0, 2.0), [1.5, 1.6])]
+    what = suite.Reproduction("toy", "nobody", lambda seeds, quick: rows, seeds=2)
+    monkeypatch.setattr(main, "ALL", {"toy": what})
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    readme = measure.README.read_bytes()
+    assert main.main(["--seeds", "1"]) == main.main(["--quick"]) == 0
+    assert not list(tmp_path.iterdir())
+    assert main.main(["--out", str(tmp_path / "out")]) == 0
+    (path,) = (tmp_path / "out").iterdir()
+    result = json.loads(path.read_text())
+    assert path.name == f"published-toy-{measure.slug(result['machine'])}.json"
+    assert result["rows"][0]["ours"] == [1.5, 1.6]
+    assert "|    1 to 2 | 1.55 (1.5 to 1.6) |  1 to 2 |    yes |" in capsys.readouterr().out
+    assert measure.README.read_bytes() == readme
 
 
 def test_interruption_keeps_the_state(monkeypatch, tmp_path, capsys):
@@ -476,9 +531,19 @@ def test_targets(target, inside, outside):
     assert not suite.Row("", target, [math.nan]).passed
 
 
+# What is not reproduced, for a reason that benchmarks/README.md gives.
+MISSED = {"structured": {"arm, as published, 2,000 epochs at 0.0001: test loss"}}
+
+
 def test_readme_shows_the_committed_results():
-    text = main.README.read_text()
+    text = measure.README.read_text()
     assert measure.replace_between_markers(text, "published", main.render_all()) == text
-    for path in main.RESULTS.glob("published-*.json"):
-        result = json.loads(path.read_text())
-        assert all(row["passed"] for row in result["rows"]), path.name
+    for name, what in main.ALL.items():
+        files = measure.result_files(f"published-{name}")
+        assert files, f"run python -m benchmarks.published {name}"
+        for path in files:
+            result = json.loads(path.read_text())
+            assert result["source"] == what.source
+            assert path.name == f"published-{name}-{measure.slug(result['machine'])}.json"
+            missed = {row["name"] for row in result["rows"] if not row["passed"]}
+            assert missed == MISSED.get(name, set()), path.name

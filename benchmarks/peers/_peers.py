@@ -107,7 +107,7 @@ class Goal:
 
     Attributes:
       at_most: the largest ratio.
-      quartile: which of lower quartile, median and upper quartile is meant, from 0.
+      quartile: which one is meant, 0 for the lower quartile and 1 for the median.
     """
 
     at_most: float

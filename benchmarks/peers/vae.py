@@ -28,7 +28,6 @@ SURROGATE_HIDDEN = 50
 TEMPERATURE = 0.5
 LEARNING_RATE = 1e-3
 ESTIMATORS = ("gumbel_softmax", "leave_one_out", "rebar", "relax")
-COMPILED = ("gumbel_softmax", "rebar")
 
 Params = dict[str, Any]
 #: (parameters, key, images) -> (loss, gradients).
@@ -282,7 +281,7 @@ def measure(rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
 
 def measure_compile(rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
     """From a Python function to the compiled step, from empty caches."""
-    for estimator in COMPILED[: 1 if quick else None]:
+    for estimator in ESTIMATORS[: 1 if quick else None]:
         stages = _measure.compile_times(
             {
                 "gradest": lambda e=estimator: step(with_gradest(e)),

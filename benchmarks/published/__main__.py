@@ -4,6 +4,7 @@ python -m benchmarks.published [name ...]
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -22,10 +23,8 @@ from .structured import STRUCTURED
 from .vae import VAE
 
 ALL = {r.name: r for r in (REBAR_SBN, POLYNOMIAL, BLR, RELAX_TOY, STRUCTURED, VAE)}
-FOLDER = pathlib.Path(__file__).parents[1]
-RESULTS, README = FOLDER / "results", FOLDER / "README.md"
-STATE = FOLDER / ".state"
-FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
+STATE = pathlib.Path(__file__).parents[1] / ".state"
+FAILED, INTERRUPTED = 1, 130
 
 
 def reproduce(
@@ -44,7 +43,7 @@ def render(result: dict[str, Any]) -> str:
         spread = f" ({min(ours):.5g} to {max(ours):.5g})" if len(ours) > 1 else ""
         return [
             row["name"],
-            "" if published is None else f"{published:g}",
+            f"{published:g}" if isinstance(published, float) else published or "",
             f"{row['result']:.5g}{spread}",
             row["allowed"],
             ("yes" if row["passed"] else "NO") if row["allowed"] else "",
@@ -55,12 +54,11 @@ def render(result: dict[str, Any]) -> str:
     return head + _measure.table(columns, map(cells, result["rows"]))
 
 
-def render_all(folder: pathlib.Path = RESULTS) -> str:
-    """What the README has of the committed results."""
+def render_all(folder: pathlib.Path = _measure.RESULTS) -> str:
+    """What the README has of the committed results, those of every machine."""
     parts = []
     for name, what in ALL.items():
-        path = folder / f"published-{name}.json"
-        if path.is_file():
+        for path in _measure.result_files(f"published-{name}", folder):
             result = json.loads(path.read_text())
             parts += [render(result), _measure.describe(result["machine"])]
             if what.picture is not None:
@@ -68,12 +66,27 @@ def render_all(folder: pathlib.Path = RESULTS) -> str:
     return "\n\n".join(parts)
 
 
+def record(what: Reproduction, result: dict[str, Any], out: pathlib.Path) -> None:
+    """The JSON and the picture, and in benchmarks/results what the README has of them."""
+    path = out / f"published-{what.name}-{_measure.slug(result['machine'])}.json"
+    _measure.write_json(path, result)
+    if what.picture is not None:
+        what.picture(result["rows"]).savefig(path.with_suffix(".png"), dpi=110)
+    if out.resolve() == _measure.RESULTS.resolve():
+        text = _measure.README.read_text()
+        text = _measure.replace_between_markers(text, "published", render_all())
+        _measure.README.write_text(text)
+
+
+fail = functools.partial(_measure.fail, "published")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.published", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(ALL)}")
     parser.add_argument("--list", action="store_true", help="list them and their sources")
-    parser.add_argument("--seeds", type=int, help="how many runs of each")
-    parser.add_argument("--quick", action="store_true", help="shortened runs, not recorded")
+    parser.add_argument("--seeds", type=int, help="how many runs of each, instead of its number")
+    parser.add_argument("--quick", action="store_true", help="shortened runs")
     parser.add_argument(
         "--state",
         type=pathlib.Path,
@@ -82,22 +95,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where long runs save what they need to go on after an interruption, which they then "
         "do unless it is deleted; default: benchmarks/.state",
     )
+    _measure.add_out(parser, "shortened runs and another number of seeds")
     args = parser.parse_args(argv)
-    unknown = [name for name in args.names if name not in ALL]
-    if unknown:
-        print(f"expected names of {', '.join(ALL)}, got {unknown[0]!r}.", file=sys.stderr)
-        return UNUSABLE
+    for name in args.names:
+        if name not in ALL:
+            return fail(f"unknown name {name!r}; expected some of {', '.join(ALL)}")
     if args.seeds is not None and args.seeds < 1:
-        print(f"--seeds: expected at least 1, got {args.seeds}.", file=sys.stderr)
-        return UNUSABLE
+        return fail(f"--seeds: expected at least 1, got {args.seeds}")
+    if (why := _measure.why_not_writable(args.out)) is not None:
+        return fail(why)
     if args.list:
         for what in ALL.values():
             print(f"{what.name}: {what.source}")
         return 0
+    out = args.out or (None if args.quick or args.seeds else _measure.RESULTS)
     passed = True
     for what in [ALL[name] for name in args.names or ALL]:
         if what.needs_data and not os.environ.get("GRADEST_DATA"):
-            print(f"{what.name}: skipped, GRADEST_DATA names no directory of images.\n")
+            missing = "GRADEST_DATA names no directory of images"
+            if args.names:
+                return fail(f"{what.name}: {missing}")
+            print(f"{what.name}: skipped, {missing}.\n")
             continue
         seeds = args.seeds or (what.quick_seeds if args.quick else what.seeds)
         machine = _measure.machine()
@@ -109,13 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         print(f"{render(result)}\n")
         passed = passed and all(row["passed"] for row in result["rows"])
-        if not args.quick:
-            path = RESULTS / f"published-{what.name}.json"
-            _measure.write_json(path, {"machine": machine, **result})
-            if what.picture is not None:
-                what.picture(result["rows"]).savefig(path.with_suffix(".png"), dpi=110)
-            text = README.read_text()
-            README.write_text(_measure.replace_between_markers(text, "published", render_all()))
+        if out is not None:
+            record(what, {"machine": machine, **result}, out)
             _resume.forget(args.state, what.name)
     return 0 if passed else FAILED
 

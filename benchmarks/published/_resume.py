@@ -8,6 +8,7 @@ finished stages are all there is to be saved: a run that goes on ends as if it h
 import json
 import os
 import pathlib
+import re
 import sys
 import zipfile
 from collections.abc import Callable
@@ -92,5 +93,6 @@ def forget(folder: pathlib.Path | None, name: str) -> None:
 
 
 def file_of(folder: pathlib.Path | None, *names: object) -> pathlib.Path | None:
-    """The file of a run, of which the names say everything that it depends on."""
-    return None if folder is None else folder / f"{'-'.join(map(str, names))}.npz"
+    """The file of a run, with names for what tells it from the others."""
+    name = re.sub(r"[^\w.]+", "-", "-".join(map(str, names)))
+    return None if folder is None else folder / f"{name}.npz"

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A published number, and the interval that ours must be in: any, if it is shown only.
+    """A published number or range, and the interval that ours must be in: any, if it is shown only.
 
-    A claim of an order may have no number.
+    A claim of an order has no number, and what is not from the source has none either.
     """
 
-    published: float | None
+    published: float | str | None
     low: float = -math.inf
     high: float = math.inf
 
@@ -80,7 +80,7 @@ class Reproduction:
       name: on the command line.
       source: of the published numbers.
       run: from (number of seeds, whether the run is shortened) to rows. A shortened run is
-        compared with what the whole one has at that step.
+        compared with what the paper, or else the whole run, has at that step.
       seeds: their number by default.
       quick_seeds: the same, for shortened runs.
       needs_data: whether it reads the binarized MNIST images.

@@ -6,7 +6,6 @@ exact: logits are Normal, so their expected log-likelihood is a one-dimensional 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,11 @@ import gradest as ge
 from gradest.distributions import Normal
 
 from ._suite import Reproduction, Row, Target
+from ._training import step_of
 
 BATCH, NUM_SAMPLES, NUM_STEPS, QUICK_STEPS = 32, 50, 5000, 1000
-START, OPTIMUM = -1226.7252, -67.46338
+# In double precision, by the quadrature of `exact_elbo`; and the largest ELBO of any posterior.
+START, OPTIMUM = -1226.5925, -67.46338
 
 METHODS: dict[str, tuple[Callable[[], ge.Sampler], int]] = {
     # How often it is called, each time with as many samples as it takes.
@@ -96,14 +97,10 @@ def train(method: str, num_steps: int, num_seeds: int) -> tuple[np.ndarray, floa
         once = lambda key: make().expect(key, posterior(params), cost)
         return ge.monte_carlo(once, calls)(of_draws) + divergence(params)
 
-    def step(state: Any, key: jax.Array) -> tuple[Any, None]:
-        params, moments = state
-        updates, moments = optimizer.update(jax.grad(loss)(params, key), moments)
-        return (optax.apply_updates(params, updates), moments), None
-
     def run(key: jax.Array) -> jax.Array:
         params = start(x.shape[1])
         state = (params, optimizer.init(params))
+        step = step_of(optimizer, loss)
         (params, _), _ = jax.lax.scan(step, state, jax.random.split(key, num_steps))
         return exact_elbo(params, x, y)
 
@@ -119,18 +116,21 @@ def run(seeds: int, quick: bool) -> list[Row]:
             continue
         ours, of_start = train(method, QUICK_STEPS if quick else NUM_STEPS, seeds)
         if not rows:
-            rows.append(Row("ELBO at the start", Target.within(START, TOLERANCE), [of_start]))
+            target = Target(None, START - 0.01, START + 0.01)
+            rows.append(Row("ELBO at the start", target, [of_start]))
         if quick:
             target = Target.within(*QUICK[method])
         else:
-            target = Target((low + high) / 2, low - TOLERANCE, high + TOLERANCE)
+            published = f"{low:.2f}" + (f" to {high:.2f}" if high > low else "")
+            # Single precision may be off in the fifth digit.
+            target = Target(published, low - TOLERANCE, min(high + TOLERANCE, OPTIMUM + 1e-3))
         rows.append(Row(f"{method}, final ELBO", target, ours.tolist()))
     return rows
 
 
 BLR = Reproduction(
     "blr",
-    "Mohamed et al. 2020, section 8 (Bayesian logistic regression); the optimum is -67.46338",
+    f"Mohamed et al. 2020, section 8 (Bayesian logistic regression); the optimum is {OPTIMUM}",
     run,
     seeds=3,
 )

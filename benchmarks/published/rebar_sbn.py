@@ -11,7 +11,7 @@ parameters of q fixed in log q, whose own gradient has mean zero and is noise th
 not see. The *authors'* has one
 temperature, one baseline and an eta for every tensor of the model, trained by the squared
 gradient of the minibatch; and it has their `second_layer_again`, without which it is unbiased, has
-less variance and ends one nat lower.
+less variance and ends half a nat lower.
 """
 
 import dataclasses
@@ -33,28 +33,22 @@ import gradest as ge
 from gradest.distributions import Bernoulli
 from gradest.problems import data
 
+from .. import _measure
 from ._suite import Reproduction, Row, Target
+from ._training import Params, affine, compiled, mean_over_batch
 
 PIXELS, UNITS, BATCH, EPOCHS = 784, 200, 24, 4
 # Of epochs 1 to 4: training ELBO, log of the mean variance of a parameter's gradient.
 PUBLISHED = [(-231.03, -3.647), (-156.87, -4.427), (-143.47, -4.856), (-137.65, -4.956)]
-# At the end of epoch 4.
+# At the end of epoch 4, as another implementation has it.
 LEAVE_ONE_OUT = (-142.20, -2.702)
-ONE_PASS = (-139.98, -4.298)
-UNTRAINED = (-145.45, -2.517)
 # What a step of the plain form may take on two cores.
 MS_ON_TWO_CORES = 3.0
-
-Params = dict[str, Any]
 
 
 def dense(key: jax.Array, inputs: int, outputs: int) -> Params:
     w = jax.random.truncated_normal(key, -2.0, 2.0, (inputs, outputs)) * jnp.sqrt(2.6 / inputs)
     return {"w": w, "b": jnp.zeros(outputs)}
-
-
-def apply(layer: Params, x: jax.Array) -> jax.Array:
-    return x @ layer["w"] + layer["b"]
 
 
 def baseline_network(key: jax.Array) -> Params:
@@ -63,7 +57,7 @@ def baseline_network(key: jax.Array) -> Params:
 
 
 def baseline(network: Params, x: jax.Array) -> jax.Array:
-    return apply(network["out"], jnp.tanh(apply(network["hidden"], x)))[0]
+    return affine(network["out"], jnp.tanh(affine(network["hidden"], x)))[0]
 
 
 def initial_model(key: jax.Array) -> Params:
@@ -82,9 +76,9 @@ def negative_log_weight(
 ) -> jax.Array:
     """log q(hidden) - log p(hidden, image), where `logits` are those of q."""
     h1, h2 = hidden
-    p1 = Bernoulli(apply(model["p2"], 2 * h2 - 1))
+    p1 = Bernoulli(affine(model["p2"], 2 * h2 - 1))
     bias = jax.scipy.special.logit(jnp.clip(mean, 0.001, 0.999))
-    output = Bernoulli(apply(model["p1"], 2 * h1 - 1) + bias)
+    output = Bernoulli(affine(model["p1"], 2 * h1 - 1) + bias)
     log_q = sum(jnp.sum(Bernoulli(l).log_prob(h)) for l, h in zip(logits, hidden, strict=True))
     log_p = jnp.sum(Bernoulli(model["prior"]).log_prob(h2)) + jnp.sum(p1.log_prob(h1))
     return log_q - log_p - jnp.sum(output.log_prob(image))
@@ -100,17 +94,12 @@ def negative_elbo(
 ) -> jax.Array:
     """Two dependent sites, by a sampler each; log q has its parameters from `log_q` if given."""
     first, second = jax.random.split(key)
-    l1 = lambda q: apply(q["q1"], image - mean)
-    l2 = lambda q: apply(q["q2"], 2 * h1 - 1)
+    l1 = lambda q: affine(q["q1"], image - mean)
+    l2 = lambda q: affine(q["q2"], 2 * h1 - 1)
     h1 = samplers[0](first, Bernoulli(l1(model)))
     h2 = samplers[1](second, Bernoulli(l2(model)))
     q = model if log_q is None else log_q
     return negative_log_weight(model, mean, image, (h1, h2), (l1(q), l2(q)))
-
-
-def mean_over_batch(loss: Callable[..., jax.Array], keys: jax.Array, batch: jax.Array) -> jax.Array:
-    """Of `loss(key, image)`."""
-    return jnp.mean(jax.vmap(loss)(keys, batch))
 
 
 # ---- The plain form ------------------------------------------------------------------------
@@ -250,9 +239,9 @@ def relaxed_pass(
     model: Params, control: Params, mean: jax.Array, image: jax.Array, n1: jax.Array, n2: jax.Array
 ) -> jax.Array:
     """The loss where both layers are relaxed."""
-    l1 = apply(model["q1"], image - mean)
+    l1 = affine(model["q1"], image - mean)
     h1 = relaxed(l1 + n1, l1, control)
-    l2 = apply(model["q2"], 2 * h1 - 1)
+    l2 = affine(model["q2"], 2 * h1 - 1)
     h2 = relaxed(l2 + n2, l2, control)
     return negative_log_weight(model, mean, image, (h1, h2), (l1, l2))
 
@@ -269,8 +258,8 @@ def second_layer_again(
     fixed = jax.lax.stop_gradient(model)
     n1, n2 = noise(key)
     slope = jax.grad(relaxed_pass, argnums=5)(fixed, control, mean, image, n1, n2)
-    h1 = (apply(fixed["q1"], image - mean) + n1 > 0).astype(n1.dtype)
-    l2 = apply(model["q2"], 2 * h1 - 1)
+    h1 = (affine(fixed["q1"], image - mean) + n1 > 0).astype(n1.dtype)
+    l2 = affine(model["q2"], 2 * h1 - 1)
     l2_fixed = jax.lax.stop_gradient(l2)
     gradient = -slope * slope_given_sign(l2_fixed + n2, l2_fixed)
     return ge.attach_gradient(jnp.zeros(()), l2, gradient)
@@ -287,9 +276,9 @@ def one_pass_loss(
     """One control variate for both layers, all of them relaxed: not "quadratic"."""
     fixed = jax.lax.stop_gradient(model)
     n1, n2 = noise(key)
-    l1 = apply(model["q1"], image - mean)
+    l1 = affine(model["q1"], image - mean)
     h1 = jax.lax.stop_gradient((l1 + n1 > 0).astype(l1.dtype))
-    l2 = apply(model["q2"], 2 * h1 - 1)
+    l2 = affine(model["q2"], 2 * h1 - 1)
     h2 = jax.lax.stop_gradient((l2 + n2 > 0).astype(l2.dtype))
     f = negative_log_weight(model, mean, image, (h1, h2), (l1, l2))
     c, slopes = jax.value_and_grad(relaxed_pass, argnums=(4, 5))(
@@ -318,7 +307,7 @@ class Posterior:
     layer: Params
 
     def second(self, h1: jax.Array) -> Bernoulli:
-        return Bernoulli(apply(self.layer, 2 * h1 - 1))
+        return Bernoulli(affine(self.layer, 2 * h1 - 1))
 
     def sample(self, key: jax.Array) -> jax.Array:
         first, second = jax.random.split(key)
@@ -338,7 +327,7 @@ def leave_one_out_gradient(
         model = params["model"]
 
         def per_example(key: jax.Array, image: jax.Array) -> jax.Array:
-            q = Posterior(Bernoulli(apply(model["q1"], image - mean)), model["q2"])
+            q = Posterior(Bernoulli(affine(model["q1"], image - mean)), model["q2"])
 
             def cost(h: jax.Array) -> jax.Array:
                 logits = (q.first.logits, q.second(h[0]).logits)
@@ -408,20 +397,20 @@ def train(
         variance = jnp.mean(second - first * first)
         return (optax.apply_updates(params, updates), moments, first, second), (value, variance)
 
-    epoch = jax.jit(functools.partial(jax.lax.scan, step), donate_argnums=0)
+    epoch = compiled(step)
     params = form.initial(jax.random.key(seed))
     zeros = lambda: jnp.zeros_like(ravel_pytree(params["model"])[0])
     state = (params, optimizer.init(params), zeros(), zeros())
     shuffle = np.random.default_rng(seed)
     per_epoch = len(images) // BATCH + 1
-    compiled = None
+    run = None
     for number in range(EPOCHS):
         order = np.resize(shuffle.permutation(len(images)), per_epoch * BATCH)
         rows = jnp.asarray(order.reshape(per_epoch, BATCH)[:num_steps])
         keys = jax.random.split(jax.random.key(seed + 1000 * (number + 1)), len(rows))
-        compiled = compiled or epoch.lower(state, (keys, rows)).compile()
+        run = run or epoch.lower(state, (keys, rows)).compile()
         began = time.perf_counter()
-        state, (values, variances) = compiled(state, (keys, rows))
+        state, (values, variances) = run(state, (keys, rows))
         elbo = -float(jnp.mean(values))
         seconds = (time.perf_counter() - began) / len(rows)
         yield elbo, float(jnp.log(jnp.mean(variances))), 1e3 * seconds
@@ -468,19 +457,21 @@ def run(seeds: int, quick: bool) -> list[Row]:
         return Target.within(published[0], elbo), Target.within(published[1], log_variance)
 
     elbo, log_variance = PUBLISHED[-1]
-    low_variance = Target(log_variance, high=log_variance + 0.05)
-    # Controls, which are to miss the published numbers.
-    lower = lambda published: Target(published, high=elbo - 0.4)
-    noisier = lambda published: Target(published, low=log_variance + 0.05)
+    at_most = lambda log_variance: Target(log_variance, high=log_variance + 0.05)
+    low_variance = at_most(log_variance)
+    # Of the controls, which are to miss the published numbers.
+    lower, noisier = Target(None, high=elbo - 0.4), Target(None, low=log_variance + 0.05)
 
     plain, authors = runs("plain"), runs("authors'")
     first = targets(1, 1.0, 0.05)
     if quick:
-        of_plain = {1: (Target.within(PUBLISHED[0][0], 3.0), first[1])}
+        of_plain = {1: (Target.within(PUBLISHED[0][0], 3.0), at_most(PUBLISHED[0][1]))}
         return rows_of("plain", plain, of_plain) + rows_of("authors'", authors, {1: first})
+    on_two_cores = _measure.slug(_measure.machine()) == "cpu-2cores"
+    fast = Target(None, high=MS_ON_TWO_CORES) if on_two_cores else None
     return [
         *rows_of("plain", plain, {4: (Target.within(elbo, 1.0), low_variance)}),
-        ms_for_a_step("plain", plain, Target(None, high=MS_ON_TWO_CORES)),
+        ms_for_a_step("plain", plain, fast),
         *at_the_end(
             "plain, with the parameters of q live in log q",
             runs("plain, live"),
@@ -497,22 +488,22 @@ def run(seeds: int, quick: bool) -> list[Row]:
             "authors', without `second_layer_again`", runs("unbiased"), Target(elbo), low_variance
         ),
         *at_the_end(
-            "authors', one relaxed pass for both layers (a control)",
+            "authors', one relaxed pass for both layers (a control, one seed)",
             runs("one pass", 1),
-            lower(ONE_PASS[0]),
-            noisier(ONE_PASS[1]),
+            lower,
+            noisier,
         ),
         *at_the_end(
-            "authors', control variates untrained (a control)",
+            "authors', control variates untrained (a control, one seed)",
             runs("untrained", 1),
-            lower(UNTRAINED[0]),
-            noisier(UNTRAINED[1]),
+            lower,
+            noisier,
         ),
         *at_the_end(
             "leave-one-out, two joint samples",
             runs("leave-one-out"),
-            Target.within(LEAVE_ONE_OUT[0], 1.0),
-            Target.within(LEAVE_ONE_OUT[1], 0.1),
+            Target(None, LEAVE_ONE_OUT[0] - 1.0, LEAVE_ONE_OUT[0] + 1.0),
+            Target(None, LEAVE_ONE_OUT[1] - 0.1, LEAVE_ONE_OUT[1] + 0.1),
         ),
     ]
 

@@ -18,6 +18,7 @@ import gradest as ge
 from gradest.distributions import Bernoulli
 
 from ._suite import Reproduction, Row, Target
+from ._training import step_of
 
 
 def surrogate(w: Any, relaxed: jax.Array) -> jax.Array:
@@ -63,10 +64,7 @@ def train(method: str, t: float, num_steps: int, num_seeds: int) -> tuple[np.nda
         sampler = make(params["control"])
         return sampler.expect(key, Bernoulli(params["phi"]), lambda b: (b - t) ** 2)
 
-    def step(state: Any, key: jax.Array) -> tuple[Any, None]:
-        params, moments = state
-        updates, moments = optimizer.update(jax.grad(loss)(params, key), moments)
-        return (optax.apply_updates(params, updates), moments), None
+    step = step_of(optimizer, loss)
 
     def tenth(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         of_training, of_measuring = jax.random.split(key)
@@ -89,6 +87,8 @@ def train(method: str, t: float, num_steps: int, num_seeds: int) -> tuple[np.nda
 
 CURVE = "RELAX, t = 0.499: log variance at"
 PUBLISHED_MEAN = -13.77
+# Of the three at t = 0.45, as another implementation has them.
+AFTER_3000_STEPS = {"REINFORCE": 0.2072, "REBAR": 0.2073, "RELAX": 0.2032}
 
 
 def run(seeds: int, quick: bool) -> list[Row]:
@@ -98,7 +98,7 @@ def run(seeds: int, quick: bool) -> list[Row]:
     rows = [
         Row(
             f"{CURVE} {num_steps * (i + 1) // 10:,} steps",
-            Target(PUBLISHED_MEAN, high=-8),
+            Target(None, high=-8),
             log_variances[:, i].tolist(),
             np.median,
         )
@@ -113,14 +113,15 @@ def run(seeds: int, quick: bool) -> list[Row]:
         ),
         Row(
             "RELAX, t = 0.499: final loss",
-            Target(0.2490, 0.2490, 0.2493),
+            # At least that of b = 0, which is the smaller one by a thousandth.
+            Target(None, 0.2490, 0.2493),
             losses.tolist(),
             np.median,
         ),
     ]
-    for name, published in {"REINFORCE": 0.2072, "REBAR": 0.2073, "RELAX": 0.2032}.items():
+    for name, loss in AFTER_3000_STEPS.items():
         _, losses = train(name, 0.45, 3000, seeds)
-        target = Target.within(published, 0.001)
+        target = Target(None, loss - 0.001, loss + 0.001)
         rows.append(
             Row(f"{name}, t = 0.45: loss after 3,000 steps", target, losses.tolist(), np.median)
         )
@@ -147,7 +148,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 RELAX_TOY = Reproduction(
     "relax_toy",
-    "Grathwohl et al. 2018, figure 1; REBAR and REINFORCE as in the same figure",
+    "Grathwohl et al. 2018, figure 1, of which the published number is the curve's mean",
     run,
     seeds=20,
     quick_seeds=20,

@@ -9,15 +9,17 @@ relaxed draws is beside it for the Gumbel-softmax, which trains nothing else: it
 a temperature of 0.5 many nats better than what the model is worth.
 
 The paper has a network that it does not describe in full, 50,000 steps, hyperparameters searched
-for each estimator, and a tighter bound: what is compared is the order of the estimators.
+for each estimator, and a tighter bound: what is compared is the order of the estimators. Where the
+Gumbel-softmax stands among 16-ary ones is shown only: at the temperature where the annealing stops,
+what it trains is too far from exact draws.
 """
 
 import functools
+import itertools
 import math
 import os
 import pathlib
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +34,7 @@ from gradest.problems import data
 
 from . import _resume
 from ._suite import Reproduction, Row, Target
+from ._training import Params, affine, batches, compiled, epoch, mean_over_batch, step_of
 
 PIXELS, HIDDEN, VARIABLES, BATCH, DRAWS, EPOCHS = 784, 200, 20, 20, 10, 8
 ARITIES = {"binary": 2, "16-ary": 16}
@@ -50,19 +53,10 @@ PUBLISHED = {
     "binary": {"GS": 98.2, "GR-MC10": 100.7, "ST-GS": 100.7, "ST": 105.5, "REINFORCE": 202.6},
     "16-ary": {"GS": 96.8, "GR-MC10": 97.9, "ST-GS": 98.8, "ST": 108.2, "REINFORCE": 169.4},
 }
-# Which is the worse and which the better one, where the paper has a difference.
-ORDER = {
-    "binary": [("ST-GS", "GS"), ("ST", "ST-GS"), ("ST", "GR-MC10"), ("REINFORCE", "ST")],
-    "16-ary": [
-        ("ST-GS", "GS"),
-        ("ST-GS", "GR-MC10"),
-        ("ST", "ST-GS"),
-        ("ST", "GR-MC10"),
-        ("REINFORCE", "ST"),
-    ],
-}
-
-Params = dict[str, Any]
+# Of whom the one that is the better in the paper is the worse here, for the reason above.
+OTHERWISE = {("16-ary", "GS", "GR-MC10"), ("16-ary", "GS", "ST-GS")}
+# Test losses of the whole run's first epoch, and how far runs are apart there.
+QUICK = {"ST-GS": (141.0, 0.6)}
 
 
 def initial(arity: int, mean: jax.Array, key: jax.Array) -> Params:
@@ -83,14 +77,10 @@ def initial(arity: int, mean: jax.Array, key: jax.Array) -> Params:
     return {"layers": layers, "temperature": jnp.float32(SCHEDULE(0))}
 
 
-def apply(layer: Params, x: jax.Array) -> jax.Array:
-    return x @ layer["w"] + layer["b"]
-
-
 def posterior(
     layers: Params, arity: int, mean: jax.Array, image: jax.Array
 ) -> Bernoulli | OneHotCategorical:
-    logits = apply(layers["q2"], jax.nn.relu(apply(layers["q1"], image - mean)))
+    logits = affine(layers["q2"], jax.nn.relu(affine(layers["q1"], image - mean)))
     return Bernoulli(logits) if arity == 2 else OneHotCategorical(logits.reshape(VARIABLES, arity))
 
 
@@ -104,8 +94,8 @@ def divergence(q: Bernoulli | OneHotCategorical) -> jax.Array:
 
 
 def log_likelihood(layers: Params, z: jax.Array, image: jax.Array) -> jax.Array:
-    hidden = jax.nn.relu(apply(layers["p2"], z.reshape(-1)))
-    return jnp.sum(Bernoulli(apply(layers["p1"], hidden)).log_prob(image))
+    hidden = jax.nn.relu(affine(layers["p2"], z.reshape(-1)))
+    return jnp.sum(Bernoulli(affine(layers["p1"], hidden)).log_prob(image))
 
 
 def negative_elbo(
@@ -160,34 +150,23 @@ def train(
     file: pathlib.Path | None = None,
 ) -> tuple[Params, list[dict[str, float]]]:
     """The parameters; of every epoch its mean loss, milliseconds per step and the test loss."""
-    num_steps = len(images.train) // BATCH
     pixels, test = jnp.asarray(images.train), jnp.asarray(images.test, jnp.float32)
     mean = jnp.asarray(images.train.mean(axis=0), jnp.float32)
     loss = ge.expectation(functools.partial(negative_elbo, METHODS[name], arity, mean))
     optimizer = ge.with_annealing(optax.adam(1e-3), {"temperature": SCHEDULE})
 
-    def batch_loss(params: Params, key: jax.Array, batch: jax.Array) -> jax.Array:
-        keys = jax.random.split(key, len(batch))
-        return jnp.mean(jax.vmap(loss, in_axes=(None, 0, 0))(params, keys, batch))
-
-    def step(state: Any, inputs: Any) -> tuple[Any, jax.Array]:
-        params, moments = state
+    def batch_loss(params: Params, inputs: Any) -> jax.Array:
         key, rows = inputs
         batch = pixels[rows].astype(jnp.float32)
-        value, gradient = jax.value_and_grad(batch_loss)(params, key, batch)
-        updates, moments = optimizer.update(gradient, moments, params)
-        return (optax.apply_updates(params, updates), moments), value
+        keys = jax.random.split(key, len(batch))
+        return mean_over_batch(functools.partial(loss, params), keys, batch)
 
-    steps = jax.jit(functools.partial(jax.lax.scan, step), donate_argnums=0)
+    steps = compiled(step_of(optimizer, batch_loss))
 
-    def epoch(state: Any, number: int) -> tuple[Any, dict[str, float]]:
+    def stage(state: Any, number: int) -> tuple[Any, dict[str, float]]:
         of_steps, of_test = jax.random.split(jax.random.fold_in(of_run, number))
         order = np.random.default_rng([seed, number]).permutation(len(pixels))
-        rows = jnp.asarray(order[: num_steps * BATCH].reshape(num_steps, BATCH))
-        began = time.perf_counter()
-        state, losses = steps(state, (jax.random.split(of_steps, num_steps), rows))
-        told = {"loss": float(jnp.mean(losses))}
-        told["ms"] = 1e3 * (time.perf_counter() - began) / num_steps
+        state, told = epoch(steps, state, of_steps, batches(order, BATCH))
         evaluate = lambda relaxed: test_loss(state[0], arity, relaxed, mean, of_test, test)
         told["test"] = float(evaluate(False))
         if name == "GS":
@@ -196,7 +175,7 @@ def train(
 
     of_start, of_run = jax.random.split(jax.random.key(seed))
     params = initial(arity, mean, of_start)
-    (params, _), told = _resume.run(file, (params, optimizer.init(params)), epoch, num_epochs)
+    (params, _), told = _resume.run(file, (params, optimizer.init(params)), stage, num_epochs)
     return params, told
 
 
@@ -210,9 +189,12 @@ def run(seeds: int, quick: bool, state: pathlib.Path | None = None) -> list[Row]
             rows.append(Row(f"{name}, epoch 1: test loss", Target.within(loss, tolerance), ours))
         return rows
     for kind, arity in ARITIES.items():
-        losses, relaxed = {}, []
+        losses = {}
         for name in METHODS:
-            files = [_resume.file_of(state, "vae", kind, name, seed) for seed in range(seeds)]
+            files = [
+                _resume.file_of(state, "vae", kind, name, f"{EPOCHS} epochs", seed)
+                for seed in range(seeds)
+            ]
             told = [train(name, arity, s, images, file=file)[1] for s, file in enumerate(files)]
             losses[name] = np.array([of_seed[-1]["test"] for of_seed in told])
             # Beside: the paper's is a tighter bound of another network.
@@ -223,20 +205,15 @@ def run(seeds: int, quick: bool, state: pathlib.Path | None = None) -> list[Row]
                 rows.append(Row(f"{kind}, GS: test loss of relaxed draws", None, relaxed))
             ms = [statistics.median(t["ms"] for t in of_seed) for of_seed in told]
             rows.append(Row(f"{kind}, {name}: ms for a step", None, ms))
-        for worse, better in ORDER[kind]:
+        for better, worse in itertools.combinations(METHODS, 2):
             difference = round(PUBLISHED[kind][worse] - PUBLISHED[kind][better], 1)
-            ours = (losses[worse] - losses[better]).tolist()
-            # Exact draws are not what the Gumbel-softmax trains: shown.
-            target = Target(difference) if better == "GS" else Target(difference, low=0.0)
-            rows.append(Row(f"{kind}: {worse} less {better}", target, ours))
-        ours = (losses["ST-GS"] - np.array(relaxed)).tolist()
-        target = Target(None, low=0.0)
-        rows.append(Row(f"{kind}: ST-GS less GS, each on the draws it trains on", target, ours))
+            if difference > 0:
+                low = -math.inf if (kind, better, worse) in OTHERWISE else 0.0
+                target = Target(difference, low)
+                ours = (losses[worse] - losses[better]).tolist()
+                rows.append(Row(f"{kind}: {worse} less {better}", target, ours))
     return rows
 
-
-# Test losses of the whole run's first epoch, and how far runs are apart there.
-QUICK = {"ST-GS": (141.0, 0.6)}
 
 VAE = Reproduction(
     "vae",
