@@ -261,9 +261,12 @@ def alt(latent: str) -> str:
     return f"Variance against time for one gradient, {latent} variables, before and after training"
 
 
+def _rank(row: dict[str, Any]) -> tuple[bool, float]:
+    """Best first. Those with a bias come last, for it does not average out."""
+    return not row["unbiased"], product(row, STATES[1])
+
+
 def _render_rows(rows: Sequence[dict[str, Any]]) -> str:
-    # Those with a bias come last, for it does not average out.
-    rows = sorted(rows, key=lambda row: (not row["unbiased"], product(row, STATES[1])))
     states = [f"{what}, {state}" for state in STATES for what in ("bias, %", "variance x ms")]
     return _measure.table(
         ["estimator", "samples", "ms", *states],
@@ -280,7 +283,7 @@ def _render_rows(rows: Sequence[dict[str, Any]]) -> str:
                     for state in STATES
                 ),
             ]
-            for row in rows
+            for row in sorted(rows, key=_rank)
         ],
     )
 
@@ -293,7 +296,8 @@ def figure(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     """Variance against time: a line for each estimator, a point for each number of samples."""
     it = Figure(figsize=(11, 5), layout="constrained")
     panels = it.subplots(1, 2, sharex=True)
-    names = list(dict.fromkeys(row["estimator"] for row in rows))
+    # The legend begins with the best; those with a bias come last.
+    names = list(dict.fromkeys(row["estimator"] for row in sorted(rows, key=_rank)))
     for axes, state in zip(panels, STATES, strict=True):
         for i, name in enumerate(names):
             of_name = [row for row in rows if row["estimator"] == name]

@@ -8,10 +8,10 @@ from ._diagnostics import diagnose as diagnose
 from ._expectation import cost as cost
 from ._expectation import expectation as expectation
 from ._gradient import UnestimatedGradientError as UnestimatedGradientError
+from ._gradient import UnestimatedGradientWarning as UnestimatedGradientWarning
 from ._gradient import attach_gradient as attach_gradient
 from ._monte_carlo import monte_carlo as monte_carlo
 from ._sampler import Sampler as Sampler
-from ._sites import UnestimatedGradientWarning as UnestimatedGradientWarning
 from .estimators.antithetic import antithetic as antithetic
 from .estimators.arm import arm as arm
 from .estimators.arm import disarm as disarm

@@ -8,6 +8,7 @@ of the program, and each is credited with what comes after it alone.
 import contextvars
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,14 @@ import numpy as np
 from . import _jaxpr, _program
 from ._loops import Ledger, Position, account, advance
 from ._sampler import Cost
-from ._sites import Mode, check_lanes, clone_keys, read_site
+from ._sites import (
+    Mode,
+    check_collectives,
+    check_lanes,
+    check_rule,
+    clone_keys,
+    read_site,
+)
 
 
 def expectation(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
@@ -128,7 +136,8 @@ class _Staged:
         """Auxiliary output of a run with plain draws; equal work is shared when compiled."""
         jaxpr = _program.without_costs(self.jaxpr, [False] + [True] * (len(self.jaxpr.outvars) - 1))
         values = jax.lax.stop_gradient(clone_keys(self.values))
-        return jax.tree.unflatten(self.aux_treedef, jaxpr(*values))
+        # A constant output is a literal of the program, which is not yet an array.
+        return jax.tree.unflatten(self.aux_treedef, map(jnp.asarray, jaxpr(*values)))
 
 
 def _stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> _Staged:
@@ -205,7 +214,16 @@ class _Rest(Cost):
 def _evaluate(jaxpr: Any, values: Sequence[Any]) -> jax.Array:
     program = _program.Program.of(jaxpr, [True] + [False] * (len(jaxpr.outvars) - 1))
     check_lanes(program.marks())
-    return _run(program, values, Mode(), lambda outs, _: outs[0])
+    check_collectives(program)
+    try:
+        return _run(program, values, Mode(), lambda outs, _: outs[0])
+    except RecursionError:
+        raise RecursionError(
+            f"expectation: {len(program.marks())} draws and costs in sequence are nested too deep "
+            f"for Python's recursion limit of {sys.getrecursionlimit()}: each draw is given what "
+            "follows it as a function. Raise it with sys.setrecursionlimit, draw several variables "
+            "at one site, or use score_function with one sample, which does not nest."
+        ) from None
 
 
 def _run(program: _program.Program, values: Sequence[Any], mode: Mode, then: _Then) -> jax.Array:
@@ -244,6 +262,7 @@ def _continue(
     if eqn.primitive is _jaxpr.sample_p:
         return _sample(eqn, operands, mode, then)
     if (called := _jaxpr.called(eqn)) is not None:
+        check_rule(eqn, used)
         return _run_closed(called, used, mode, then, *operands)
     if (branches := _jaxpr.branches(eqn)) is not None:
         index, *args = operands

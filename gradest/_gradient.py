@@ -24,6 +24,12 @@ class UnestimatedGradientError(RuntimeError):
     __module__ = "gradest"
 
 
+class UnestimatedGradientWarning(UserWarning):
+    """A part of a derivative that no estimator provides counts as zero."""
+
+    __module__ = "gradest"
+
+
 def magic(log_prob: jax.Array) -> jax.Array:
     """exp(l - stop_gradient(l)): one, whose derivative is that of l (Foerster 2018, eq. 4).
 
@@ -131,7 +137,7 @@ def _in_every_lane(value: jax.Array, beside: Any) -> jax.Array:
     with a gradient that has lanes would be too large by their number.
     """
     for leaf in jax.tree.leaves(beside):
-        nothing = jax.lax.stop_gradient(leaf).ravel()[:0]
+        nothing = jnp.ravel(jax.lax.stop_gradient(leaf))[:0]
         value = value + jnp.sum(nothing).astype(value.dtype)
     return value
 
@@ -215,7 +221,11 @@ def with_variance_gradient(
       The estimate; those of `hyper` that are traced (a concrete one is not differentiated, and
       spared the second derivatives of the cost); the derivative with respect to them.
     """
-    traced = {name: x for name, x in hyper.items() if not _check.is_concrete(x)}
+    traced = {
+        name: x
+        for name, x in hyper.items()
+        if not _check.is_concrete(x) and jnp.issubdtype(jax.dtypes.result_type(x), jnp.floating)
+    }
 
     def squared_norm(traced: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
         g = gradient({name: jnp.asarray(x) for name, x in {**hyper, **traced}.items()})
@@ -229,6 +239,18 @@ def with_variance_gradient(
 
 
 # ---- Refused derivatives -------------------------------------------------------------------
+
+
+def noting(x: jax.Array, note: Callable[[], None]) -> jax.Array:
+    """`x`, which calls `note` if a derivative is traced back to it."""
+
+    def bwd(_: None, ct: jax.Array) -> tuple[jax.Array]:
+        note()
+        return (ct,)
+
+    function = jax.custom_vjp(lambda x: x)
+    function.defvjp(lambda x: (x, None), bwd)
+    return function(x)
 
 
 def undifferentiable(

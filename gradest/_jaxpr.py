@@ -8,10 +8,11 @@ mean is read here, and nowhere else.
 
 import abc
 import dataclasses
+import functools
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -42,7 +43,8 @@ class Site(abc.ABC):
         """
 
 
-sample_p.def_impl(lambda *args, site: site.draw(*args))
+# Run by itself, it may meet a number of the program that is not yet an array.
+sample_p.def_impl(lambda *args, site: site.draw(*map(jnp.asarray, args)))
 mlir.register_lowering(
     sample_p, mlir.lower_fun(lambda *args, site: site.draw(*args), multiple_results=True)
 )
@@ -288,6 +290,42 @@ def called(eqn: Any) -> core.ClosedJaxpr | None:
     return None if name is None else _closed(eqn.params[name])
 
 
+def has_rule(eqn: Any) -> bool:
+    """Whether `eqn` runs a function of the user's that has a derivative rule of its own.
+
+    The one around each draw, which refuses the derivative, is gradest's.
+    """
+    if not eqn.primitive.name.startswith("custom_"):
+        return False
+    closed = called(eqn)
+    return closed is None or all(inner.primitive is not sample_p for inner in closed.jaxpr.eqns)
+
+
+def rerun(eqn: Any) -> Callable[..., Any] | None:
+    """The transformation under which `eqn` runs its jaxpr, if it is a `jax.checkpoint`."""
+    if eqn.primitive.name not in ("remat2", "checkpoint"):
+        return None
+    options = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
+    return functools.partial(jax.checkpoint, **options)
+
+
+# Those that mix the lanes of a named axis, under the names that JAX gave them over time.
+_COLLECTIVES = {
+    *("psum", "psum2", "psum_invariant", "pmax", "pmin", "ppermute", "all_to_all"),
+    *("all_gather", "all_gather_invariant", "reduce_scatter"),
+}
+
+
+def collective_in(eqn: Any) -> Any | None:
+    """An equation in `eqn`, at any depth, that mixes the lanes of a named axis, if there is one."""
+    if eqn.primitive.name in _COLLECTIVES:
+        axes = eqn.params.get("axes", eqn.params.get("axis_name"))
+        if any(isinstance(axis, str) for axis in (axes if isinstance(axes, tuple) else (axes,))):
+            return eqn
+    inner = (collective_in(e) for jaxpr in subjaxprs(eqn) for e in jaxpr.eqns)
+    return next(filter(None, inner), None)
+
+
 def branches(eqn: Any) -> list[core.ClosedJaxpr] | None:
     """The branches of a cond or switch, whose first operand is the index, or None."""
     if eqn.primitive.name != "cond":
@@ -366,6 +404,22 @@ def open_jaxpr(closed: core.ClosedJaxpr) -> tuple[core.Jaxpr, list[Any]]:
     jaxpr = closed.jaxpr
     invars = [*jaxpr.constvars, *jaxpr.invars]
     return jaxpr.replace(constvars=[], invars=invars), list(closed.consts)
+
+
+def needed(jaxpr: core.Jaxpr, outputs: Iterable[Any]) -> tuple[list[Any], set[Any]]:
+    """The equations and the variables of `jaxpr` on which some of its variables depend."""
+    variables_needed, eqns = set(filter(is_var, outputs)), []
+    for eqn in reversed(jaxpr.eqns):
+        if not variables_needed.isdisjoint(eqn.outvars):
+            variables_needed.update(variables(eqn))
+            eqns.insert(0, eqn)
+    return eqns, variables_needed
+
+
+def depends(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether the result of `function` depends on its arguments at all."""
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return not needed(jaxpr, jaxpr.outvars)[1].isdisjoint(jaxpr.invars)
 
 
 def variables(eqn: Any) -> list[Any]:

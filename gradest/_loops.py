@@ -17,6 +17,7 @@ from . import _jaxpr, _program
 from ._gradient import attach_variance_gradient, magic
 from ._sites import (
     Mode,
+    check_rule,
     has_traced_options,
     needs_continuation,
     only_scores,
@@ -138,7 +139,10 @@ def account(
         draw, log_prob, baseline = sampler._score(key, dist)
         return jax.tree.leaves(draw), ledger.draw(log_prob, baseline)
     if (called := _jaxpr.called(eqn)) is not None:
-        return _account_all(called, operands, used, mode, ledger)
+        check_rule(eqn, used)
+        run = lambda operands, ledger: _account_all(called, operands, used, mode, ledger)
+        rerun = _jaxpr.rerun(eqn)
+        return (run if rerun is None else rerun(run))(operands, ledger)
     if (branches := _jaxpr.branches(eqn)) is not None:
         index, *args = operands
 

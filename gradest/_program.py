@@ -18,11 +18,15 @@ from ._jaxpr import (
     as_while,
     branches,
     called,
+    collective_in,
     cost_p,
+    has_rule,
     holds_cost,
     is_var,
     marks_in,
+    needed,
     raw_draw,
+    sample_p,
     subjaxprs,
     variables,
 )
@@ -93,6 +97,18 @@ class Program:
         eqns = ((i, eqn) for i, eqn in enumerate(self.jaxpr.eqns) if self.live[i])
         return [mark for i, eqn in eqns if any(marks_in(eqn)) for mark in self.marks_at(i)]
 
+    def collectives(self) -> Iterable[Any]:
+        """The equations that mix the lanes of a named axis, between a draw and what it costs."""
+        costs = [eqn for eqn in self.jaxpr.eqns if holds_cost(eqn)]
+        ends = [*self.outputs, *(v for eqn in costs for v in (*variables(eqn), *eqn.outvars))]
+        drawn: set[Any] = set()
+        for eqn in needed(self.jaxpr, ends)[0]:
+            draws = any(mark.primitive is sample_p for mark in marks_in(eqn))
+            if draws or not drawn.isdisjoint(variables(eqn)):
+                drawn.update(eqn.outvars)
+                if (collective := collective_in(eqn)) is not None:
+                    yield collective
+
     def marks_at(self, position: int) -> list[Any]:
         """Those in the equation at `position`."""
         return live_marks(self.jaxpr.eqns[position], self.used(position))
@@ -107,13 +123,13 @@ class Program:
 
     def run(self, start: int, stop: int, env: Env) -> Env:
         """Evaluates the equations from `start` up to `stop`; returns what is needed from there."""
-        needed = lambda v: self.last_use.get(v, -1) >= stop
-        kept = {v: x for v, x in env.items() if needed(v)}
+        later = lambda v: self.last_use.get(v, -1) >= stop
+        kept = {v: x for v, x in env.items() if later(v)}
         eqns = [self.jaxpr.eqns[i] for i in range(start, stop) if self.live[i]]
         if not eqns:
             return kept
         produced = dict.fromkeys(v for eqn in eqns for v in eqn.outvars)
-        outvars = [v for v in produced if needed(v)]
+        outvars = [v for v in produced if later(v)]
         invars = list(dict.fromkeys(v for eqn in eqns for v in variables(eqn) if v not in produced))
         segment = self.jaxpr.replace(constvars=[], invars=invars, outvars=outvars, eqns=eqns)
         results = core.jaxpr_as_fun(core.ClosedJaxpr(segment, ()))(*(env[v] for v in invars))
@@ -136,7 +152,7 @@ def _holds_raw_draw(eqn: Any) -> bool:
 
     What has a derivative of its own is taken at its word.
     """
-    if eqn.primitive.name.startswith("custom_"):
+    if has_rule(eqn):
         return False
     if not (called(eqn) or branches(eqn) or as_scan(eqn) or as_while(eqn)):
         return False
@@ -193,9 +209,13 @@ def _used_in_body(
 
 
 def without_costs(jaxpr: core.Jaxpr, used: Sequence[bool]) -> Callable[..., list[Any]]:
-    """The wanted outputs of `jaxpr` as a function of its inputs; costs are left out."""
+    """The wanted outputs of `jaxpr` as a function of its inputs.
+
+    Costs are left out, and so are effects on which no wanted output depends: those have taken
+    place where the program was evaluated for its value.
+    """
     outvars = [v for v, u in zip(jaxpr.outvars, used, strict=True) if u]
-    stripped = _strip(jaxpr.replace(outvars=outvars))
+    stripped = _strip(jaxpr.replace(outvars=outvars, eqns=needed(jaxpr, outvars)[0]))
     return core.jaxpr_as_fun(core.ClosedJaxpr(stripped, ()))
 
 

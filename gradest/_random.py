@@ -126,6 +126,7 @@ def _first_above(probs: jax.Array, cumulative: jax.Array, u: jax.Array) -> jax.A
     num = probs.shape[-1]
     category = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32), probs.shape)
     above = cumulative > u[..., None] * cumulative[..., -1:]
-    rank = jnp.where(above, category, category + num)
+    # A sum, since a mesh with explicit axes allows no choice between arrays of unlike sharding.
+    rank = category + num * (~above).astype(category.dtype)
     best = jnp.min(jnp.where(probs > 0, rank, 2 * num - 1), axis=-1)
     return jnp.where(best >= num, best - num, best).astype(int)

@@ -79,7 +79,7 @@ class Leaf:
         """How likely chance alone makes a coordinate's |z| as large, by Bonferroni's bound."""
         if self.max_z is None:
             return None
-        p = self.mean.size * math.erfc(self.max_z / math.sqrt(2))
+        p = max(self.mean.size, 1) * math.erfc(self.max_z / math.sqrt(2))
         return min(p, 1.0) if p == p else math.nan
 
     @property

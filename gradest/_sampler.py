@@ -101,6 +101,13 @@ class Sampler:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     static: Mapping[str, Hashable] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.estimate is None and (self.score is not None or self.relaxed is not None):
+            raise ValueError(
+                f"{self.name}: expected an estimate beside score or relaxed, got None. Without "
+                "one a sampler is pathwise: its draw is differentiated as it is."
+            )
+
     @property
     def pathwise(self) -> bool:
         return self.estimate is None

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from . import _jaxpr, _program, _random
+from ._gradient import UnestimatedGradientWarning
 from ._sampler import Sampler, SamplerSite
 from .distributions import base
 
@@ -92,6 +93,31 @@ def _check_site(site: SamplerSite) -> None:
         )
 
 
+def check_collectives(program: _program.Program) -> None:
+    """Warns where draws reach other lanes, whose costs they are not credited with."""
+    for eqn in program.collectives():
+        warnings.warn(
+            f"expectation: a `{eqn.primitive.name}`{_jaxpr.line_of(eqn)} in the loss mixes lanes "
+            "of a named axis, and depends on a draw. A draw is credited with the loss of its own "
+            "lane only: what it does to that of others is missing from the gradient. Mix the "
+            "lanes after gradest.expectation, or draw those of all lanes in one loss.",
+            UnestimatedGradientWarning,
+            stacklevel=2,
+        )
+
+
+def check_rule(eqn: Any, used: Sequence[bool]) -> None:
+    """Warns where a draw is in a function whose own derivative rule is not used for that."""
+    for site in _sites(_program.live_marks(eqn, used)):
+        if _jaxpr.has_rule(eqn):
+            warnings.warn(
+                f"expectation: a draw by {site.sampler.name}{site.where} is inside a function with "
+                "a derivative rule of its own, by jax.custom_vjp or jax.custom_jvp. The rule is "
+                "not used: the function is differentiated as it is written. Draw outside of it.",
+                stacklevel=2,
+            )
+
+
 def needs_continuation(marks: Iterable[Any]) -> bool:
     """Whether one of these draws needs the rest of the program as a function."""
     return any(site.sampler.score is None for site in _sites(marks))
@@ -122,7 +148,8 @@ def unsupported(eqn: Any, used: Sequence[bool]) -> Exception:
 
 _REMEDIES = {
     "while": "Use jax.lax.scan with a fixed number of steps, and a mask for those that are over.",
-    "shard_map": "Put the expectation inside: jax.shard_map(gradest.expectation(loss), ...).",
+    "shard_map": "Put the expectation inside: jax.shard_map(gradest.expectation(loss), ..., "
+    "check_vma=False).",
     "xla_pmap": "Put the expectation inside: jax.pmap(gradest.expectation(loss)).",
 }
 
@@ -133,7 +160,7 @@ def only_scores(eqn: Any) -> Exception:
         f"{site.sampler.name}: a draw{site.where} is inside a `scan`, where the rest of the "
         "program cannot be evaluated at several points. There use score_function with one sample "
         "(baseline: None or a scalar), averaged with gradest.monte_carlo, or a pathwise sampler "
-        "such as reparameterize or gumbel_softmax; or unroll the loop in Python."
+        "such as reparameterize() or gumbel_softmax; or unroll the loop in Python."
     )
 
 
@@ -141,10 +168,6 @@ def clone_keys(tree: Any) -> Any:
     """Marks keys as used again on purpose: for common random numbers."""
     is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return jax.tree.map(lambda x: jax.random.clone(x) if is_key(x) else x, tree)
-
-
-class UnestimatedGradientWarning(UserWarning):
-    """A draw by jax.random in a loss depends on what is being differentiated."""
 
 
 def watched(eqn: Any, env: _program.Env, name: str) -> _program.Env:

@@ -1,5 +1,6 @@
 """The contract: what raises, what is attached to what, what is retraced."""
 
+import dataclasses
 import functools
 
 import chex
@@ -359,6 +360,11 @@ def test_an_estimator_names_itself_in_the_program():
             ValueError,
             "baseline: expected a scalar",
         ),
+        (
+            lambda: ge.Sampler("mine", score=lambda key, dist: (0.0, 0.0, 0.0)),
+            ValueError,
+            "mine: expected an estimate beside score or relaxed, got None",
+        ),
         (lambda: Bernoulli(), TypeError, "exactly one of the two, got neither"),
         (lambda: Bernoulli(0.0, probs=0.5), TypeError, "exactly one of the two, got both"),
         (lambda: ge.rebar()(KEY, Normal()), TypeError, "rebar: expected one of .*got Normal"),
@@ -379,6 +385,56 @@ def test_an_estimator_names_itself_in_the_program():
 def test_errors_name_the_argument_and_what_was_given(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+# ---- Numbers in the place of arrays ----------------------------------------------------------
+
+TRAINED = {
+    "rebar": ge.rebar,
+    "rebar, eta": lambda x: ge.rebar(eta=x),
+    "rebar, baseline": lambda x: ge.rebar(baseline=x),
+    "score_function": lambda x: ge.score_function(baseline=x),
+    "muprop": lambda x: ge.muprop(baseline=x),
+    "relax": lambda x: ge.relax(lambda w, z: w * jnp.tanh(z), x),
+}
+
+
+@pytest.mark.parametrize("make", TRAINED.values(), ids=TRAINED)
+def test_what_is_trained_may_be_a_python_number(make):
+    loss = lambda x: make(x).expect(KEY, Bernoulli(0.3), cost)
+    want = jax.grad(loss)(jnp.float32(0.5))
+    assert want != 0
+    np.testing.assert_allclose(jax.grad(loss)(0.5), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", TRAINED.values(), ids=TRAINED)
+def test_a_traced_integer_is_a_number_that_is_not_trained(make):
+    loss = lambda logit, x: make(x).expect(KEY, Bernoulli(logit), cost)
+    with jax.numpy_dtype_promotion("standard"):
+        got, want = (jax.jit(jax.grad(loss))(0.3, x) for x in (1, 1.0))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Seeded:
+    """A Normal variable of a library that says `seed` and takes a raw key of JAX's default."""
+
+    loc: jax.Array
+
+    def sample(self, seed):
+        return self.loc + jax.random.normal(jax.random.wrap_key_data(seed))
+
+    def log_prob(self, x):
+        return Normal(self.loc, 1.0).log_prob(x)
+
+
+def test_keys_of_another_implementation_reach_other_libraries():
+    draw = lambda key: ge.score_function()(key, Seeded(jnp.float32(0.0)))
+    keys = jax.random.split(jax.random.key(0, impl="rbg"), 2_000)
+    x = jnp.stack([draw(key) for key in keys[:2]])
+    assert x[0] != x[1]
+    np.testing.assert_array_equal(draw(KEY), draw(jax.random.key_data(KEY)))
 
 
 # ---- Per-lane credit -------------------------------------------------------------------------

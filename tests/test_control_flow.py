@@ -1,6 +1,7 @@
 """Losses with control flow around their draws, against the programs' exact expectations."""
 
 import functools
+import warnings
 
 import flax.linen as nn
 import jax
@@ -449,6 +450,7 @@ def gradients_without_calls(samplers):
     return gradients_with_calls(lambda f: f, samplers)
 
 
+@pytest.mark.filterwarnings("ignore:.*a derivative rule of its own")
 @pytest.mark.parametrize("name", CALLS)
 def test_calls(name):
     """A call is as good as its body, by any estimator and to the last bit."""
@@ -456,6 +458,53 @@ def test_calls(name):
     got, want = gradients_with_calls(CALLS[name], samplers), gradients_without_calls(samplers)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, got, want)
+
+
+@pytest.mark.parametrize("sampler", [score, rebar], ids=["score", "rebar"])
+@pytest.mark.parametrize("rule", [with_custom_vjp, with_custom_jvp])
+def test_a_rule_around_a_draw_is_said_to_be_unused(rule, sampler):
+    """Once for the draw, with its place; a rule around anything else is as it was."""
+    harmless = with_custom_jvp(lambda a, key: a + jax.random.uniform(key))
+    for function, number in {rule(draws(sampler)): 1, harmless: 0}.items():
+        loss = lambda a, key, f=function: jnp.sum(f(a, key)) + bit(score, key, a[0])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            jax.make_jaxpr(ge.expectation(loss))(jnp.ones(2), keys(1)[0])
+        messages = [str(warning.message) for warning in caught]
+        assert len(messages) == number
+        assert all(f"(at {programs.__file__}:" in m for m in messages)
+
+
+def test_checkpoint_around_a_step_is_kept():
+    """A scan whose steps are recomputed needs the memory of one, draws in it or not."""
+
+    def memory(around):
+        def loss(w, key):
+            @around
+            def step(x, key):
+                for _ in range(8):
+                    x = jnp.tanh(x @ w)
+                return x + 0.1 * bit(score, key, x), None
+
+            x, _ = jax.lax.scan(step, jnp.ones((16, 16)), split(key, 50))
+            return jnp.sum(x**2)
+
+        gradient = jax.jit(jax.grad(ge.expectation(loss))).lower(jnp.eye(16), keys(1)[0]).compile()
+        return gradient.memory_analysis().temp_size_in_bytes, gradient(jnp.eye(16), keys(1)[0])
+
+    (kept, want), (recomputed, got) = memory(lambda step: step), memory(jax.checkpoint)
+    assert recomputed < kept / 4
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * np.max(np.abs(want)))
+
+
+@pytest.mark.parametrize("num", [60, 200])
+def test_too_many_draws_in_sequence(num):
+    def loss(logit, key):
+        draw = lambda key: bit(ge.relax(lambda w, z: w * z, 1.0), key, logit)
+        return sum(map(draw, split(key, num)))
+
+    with pytest.raises(RecursionError, match=f"expectation: {num} draws .*setrecursionlimit"):
+        ge.expectation(loss)(0.0, keys(1)[0])
 
 
 def test_a_called_function_is_estimated():
@@ -654,7 +703,37 @@ def test_aux_output_may_hold_any_draw():
     assert gradient != 0
 
 
+def test_effects_happen_once():
+    """Beside auxiliary output too, which is that of another run."""
+    seen = []
+
+    def loss(logit, key):
+        x = bit(score, key, logit)
+        jax.debug.callback(seen.append, x)
+        return (x - 0.3) ** 2, x
+
+    run = jax.jit(jax.value_and_grad(ge.expectation(loss, has_aux=True), has_aux=True))
+    (_, aux), _ = run(jnp.float32(0.3), keys(1)[0])
+    jax.effects_barrier()
+    assert seen == [aux]
+
+
 # ---- Arguments -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("logit", [0.3, jnp.float32(0.3)], ids=["float", "array"])
+def test_numbers_that_are_no_arrays(logit):
+    """As a parameter, of a draw that has constant ones, and among the auxiliary output."""
+
+    def loss(logit, key):
+        x = bit(score, key, logit) + bit(score, key, 0.0)
+        return x, {"logit": logit, "number": 3, "key": key, "draw": x}
+
+    run = jax.value_and_grad(ge.expectation(loss, has_aux=True), has_aux=True)
+    (_, aux), gradient = run(logit, keys(1)[0])
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(aux))
+    assert aux["number"] == 3
+    assert jnp.isfinite(gradient)
 
 
 class Network(nn.Module):

@@ -320,6 +320,13 @@ def test_an_integer_parameter_has_no_gradient():
     assert report["sf"].total.biased is False
 
 
+def test_an_empty_leaf_is_not_biased():
+    empty = Bernoulli(jnp.zeros((0,)))
+    gradients = {"rebar": ge.rebar(), "exact": ge.enumeration()}
+    report = diagnose(gradients, empty, cost=jnp.sum, reference="exact", num_draws=100)
+    assert report["rebar"].total.biased is False
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision(dtype):
     fn = lambda key: jax.random.normal(key).astype(dtype)

@@ -114,6 +114,27 @@ def samples(name: str, coupled: bool) -> dict[str, jax.Array]:
 
 
 @pytest.mark.parametrize("coupled", [True, False], ids=["coupled", "independent"])
+@pytest.mark.parametrize("parameter", ["loc", "scale"])
+def test_later_draws_are_shared_if_coupled(parameter, coupled):
+    """A pair that makes no difference has none then, and noise of mean zero else."""
+
+    def loss(dist, key):
+        first, second = jax.random.split(key)
+        x = ge.measure_valued(coupled=coupled)(first, dist)
+        return ge.score_function()(second, dists.Normal(0.0, 1.0)) + 0 * x
+
+    gradients = jax.vmap(jax.grad(ge.expectation(loss)), in_axes=(None, 0))
+    keys = jax.random.split(jax.random.key(0), 1_000)
+    g = getattr(gradients(dists.Normal(0.0, 1.0), keys), parameter)
+    if coupled:
+        assert not jnp.any(g)
+    else:
+        # Of two independent draws, of variance one, times the constant.
+        constant = {"loc": 1 / np.sqrt(2 * np.pi), "scale": 1.0}[parameter]
+        np.testing.assert_allclose(np.std(g), constant * np.sqrt(2), rtol=0.1)
+
+
+@pytest.mark.parametrize("coupled", [True, False], ids=["coupled", "independent"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("x64")
 def test_closed_form(name, coupled):

@@ -317,6 +317,37 @@ def test_results_may_be_sharded(kind, chunk_size):
         np.testing.assert_allclose(jax.jit(mean)(jax.random.key(0), data), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["score_function", "straight_through", "gumbel_rao", "reinmax"])
+def test_categorical_draws_of_logits_on_an_explicit_mesh(name):
+    sampler = {"gumbel_rao": lambda: ge.gumbel_rao(0.5)}.get(name, getattr(ge, name))()
+
+    def loss(logits, key):
+        return jnp.sum(sampler(key, ge.distributions.OneHotCategorical(logits)) * W[None]) ** 2
+
+    gradient = jax.jit(jax.grad(ge.expectation(loss)))
+    logits = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)
+    want = gradient(logits, jax.random.key(0))
+    with jax.set_mesh(mesh(EXPLICIT)):
+        got = gradient(jax.device_put(logits, PartitionSpec("a")), jax.random.key(0))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_expectation_inside_shard_map():
+    """As its error for a draw in a shard_map recommends."""
+
+    def per_device(logit, keys):
+        loss = lambda logit, key: (ge.rebar()(key, ge.distributions.Bernoulli(logit)) - 0.3) ** 2
+        return jax.lax.pmean(jax.grad(ge.expectation(loss))(logit, keys[0]), "a")
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    with jax.set_mesh(mesh(AUTO)):
+        specs = {"in_specs": (PartitionSpec(), PartitionSpec("a")), "out_specs": PartitionSpec()}
+        got = jax.jit(jax.shard_map(per_device, check_vma=False, **specs))(jnp.float32(0.2), keys)
+    alone = jax.vmap(per_device, (None, 0), axis_name="a")(jnp.float32(0.2), keys[:, None])
+    np.testing.assert_allclose(got, alone[0], rtol=1e-5)
+    assert got != 0
+
+
 def test_inside_shard_map_every_device_draws_for_itself():
     mean = ge.monte_carlo(noisy, 12, 4)
 

@@ -208,6 +208,60 @@ def raw_loss(draw, place=CONSTRUCTS["none"]):
     return loss
 
 
+# Of a draw, without a derivative in it.
+CUTS = {
+    "comparison": lambda x: jnp.where(x > 0.5, 1.0, 0.3),
+    "branch": lambda x: jax.lax.cond(x > 0.5, lambda: 1.0, lambda: 0.3),
+    "rounding": jnp.round,
+    "stop_gradient": jax.lax.stop_gradient,
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"coupled": False}, {"nested": True}], ids=str)
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_rebar_warns_of_a_cost_without_derivative(cut, options):
+    """By itself its gradient would be zero, whatever the cost: a draw at another place."""
+    loss = lambda logit, key: cut(ge.rebar(**options)(key, dists.Bernoulli(logit)))
+    (message,) = unestimated(lambda: jax.grad(ge.expectation(loss))(0.3, keys(1)[0]))
+    assert message.startswith("rebar: the cost depends on the relaxed draw, but has no derivative")
+    assert "Use disarm, relax or score_function" in message
+
+
+@pytest.mark.parametrize("name", ["part", "unused", "reinforce", "other"])
+def test_rebar_does_not_warn_needlessly(name):
+    def loss(logit, key):
+        x = ge.rebar(eta=0.0 if name == "reinforce" else 1.0)(key, dists.Bernoulli(logit))
+        if name == "part":
+            return jnp.where(x > 0.5, x, 0.3 * x)
+        if name == "unused":
+            return jnp.where(jnp.zeros_like(x) > 1, 1.0, 2.0) + 0 * logit
+        if name == "reinforce":
+            return CUTS["comparison"](x)
+        return CUTS["comparison"](ge.score_function()(key, dists.Bernoulli(x)))
+
+    assert not unestimated(lambda: jax.grad(ge.expectation(loss))(0.3, keys(1)[0]))
+
+
+@pytest.mark.parametrize("collective", [jax.lax.pmean, jax.lax.psum, jax.lax.all_gather])
+@pytest.mark.parametrize("place", ["after", "in a call", "before", "metric"])
+def test_mixing_lanes_warns(collective, place):
+    """Of what depends on a draw, at any depth, and nothing else."""
+
+    def loss(logit, key):
+        mix = lambda x: jnp.sum(collective(x, "lanes"))
+        if place == "before":
+            logit = mix(logit)
+        x = ge.score_function()(key, dists.Bernoulli(logit))
+        mixed = {"after": mix, "in a call": jax.jit(mix)}.get(place, lambda x: x)(x)
+        return (mixed - 0.3) ** 2, mix(x) if place == "metric" else None
+
+    of_lane = jax.grad(ge.expectation(loss, has_aux=True), has_aux=True)
+    run = lambda: jax.vmap(of_lane, axis_name="lanes")(jnp.zeros(3), keys(3))
+    messages = unestimated(run)
+    assert len(messages) == (place in ("after", "in a call"))
+    assert all("mixes lanes of a named axis" in m and __file__ in m for m in messages)
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 @pytest.mark.parametrize("name", RAW)
 def test_raw_draw_warns(name, transform):

@@ -172,8 +172,17 @@ def _sample_method(kind: type) -> Callable[[Any, jax.Array], Any]:
             f"{kind.__name__}. The distribution comes second: sampler(key, dist)."
         )
     if "seed" in inspect.signature(sample).parameters:
-        return lambda dist, key: dist.sample(seed=jax.random.key_data(key))
+        return lambda dist, key: dist.sample(seed=_raw(key))
     return lambda dist, key: dist.sample(key)
+
+
+def _raw(key: jax.Array) -> jax.Array:
+    """A raw key, which JAX takes for one of its default implementation."""
+    default = jax.random.key(0)
+    if key.dtype == default.dtype:
+        return jax.random.key_data(key)
+    like = jax.random.key_data(default)
+    return jax.random.bits(key, like.shape, like.dtype)
 
 
 class Lanes:

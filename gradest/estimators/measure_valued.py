@@ -110,9 +110,10 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool) -> jax.Ar
 
     def of_pair(weight: jax.Array, plus: jax.Array, minus: jax.Array | None = None) -> jax.Array:
         """One batch for each parameter: XLA drops those of parameters not differentiated."""
-        at = lambda new: costs(_replaced(x, new, weight)).astype(weight.dtype)
-        difference = at(plus) - (value.astype(weight.dtype) if minus is None else at(minus))
-        difference = difference.reshape(weight.shape)
+        points = [_replaced(x, new, weight) for new in (plus, minus) if new is not None]
+        at = costs(jnp.concatenate(points)).astype(weight.dtype)
+        at = at.reshape(len(points), *weight.shape)
+        difference = at[0] - (value.astype(weight.dtype) if minus is None else at[1])
         # A value that is impossible counts for nothing, even if its cost is not finite.
         return jnp.where(weight != 0, weight * jnp.where(weight != 0, difference, 0), 0)
 

@@ -1,5 +1,6 @@
 """REBAR: REINFORCE with the relaxed draw as a control variate, its mean taken pathwise."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -8,7 +9,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._gradient import attach_gradient, attach_variance_gradient, with_variance_gradient
+from .._gradient import (
+    UnestimatedGradientWarning,
+    attach_gradient,
+    attach_variance_gradient,
+    noting,
+    with_variance_gradient,
+)
+from .._jaxpr import depends
 from .._sampler import Cost, Sampler
 from ..distributions import base
 from . import _relaxation
@@ -32,7 +40,8 @@ def rebar(
     .. math:: \nabla_l E[f(b)] = E[(f(b) - \beta - \eta c(z')) \nabla_l \log p(b)
               + \eta \nabla_l c(z) - \eta \nabla_l c(z')]
 
-    Assumptions: the cost is defined and differentiable between the corners of the simplex.
+    Assumptions: the cost is defined and differentiable between the corners of the simplex. One
+    that has no derivative there at all, but depends on the draw, makes it warn.
     Bias: none, at any temperature, eta and baseline.
     Variance: trained. The cotangents of `temperature`, `eta` and `baseline` are those of the
     squared norm of the gradient estimate, times the square of the loss's own: put them into the
@@ -61,6 +70,7 @@ def rebar(
     Raises:
       ValueError: if the temperature is not positive, or eta or the baseline not finite.
       TypeError: from the sampler, for another distribution.
+      NotImplementedError: when differentiated twice with respect to the distribution.
 
     Example:
       >>> import gradest as ge, jax
@@ -94,6 +104,13 @@ def rebar(
 def _keys(key: jax.Array) -> jax.Array:
     """One for z and one for z'."""
     return _random.split(key, 2)
+
+
+_NO_SLOPE = (
+    "rebar: the cost depends on the relaxed draw, but has no derivative in it, as after a "
+    "comparison, a rounding or a choice of a branch. What the draw does there is missing from the "
+    "gradient. Use disarm, relax or score_function, which do not differentiate the cost."
+)
 
 
 def _draw(key: jax.Array, dist: Any, **_: Any) -> jax.Array:
@@ -136,16 +153,21 @@ def _estimate(
     b = _relaxation.harden(fixed, z)
     z_given_b = z if coupled else _relaxation.conditional(key_conditional, fixed, l, b)
     f = cost(b)
+    controlled = not (_check.is_concrete(hyper["eta"]) and hyper["eta"] == 0)
 
     def gradient(hyper: Mapping[str, jax.Array]) -> jax.Array:
         """With respect to the logits, eq. 5."""
         t, eta = hyper["temperature"].astype(z.dtype), hyper["eta"].astype(z.dtype)
+        reached = []
 
         def c(z: jax.Array, l: jax.Array) -> jax.Array:
             relaxed = _relax(fixed, z, l, t, relaxation)
+            relaxed = noting(relaxed, lambda: reached.append(True))
             return (cost(relaxed) if nested else cost.relaxed(relaxed)).astype(z.dtype)
 
         value, (dz, dl) = jax.value_and_grad(c, argnums=(0, 1))(z, l)
+        if controlled and not reached and depends(c, z, l):
+            warnings.warn(_NO_SLOPE, UnestimatedGradientWarning, stacklevel=2)
         dz_given_b, dl_given_b = dz, dl
         if not coupled:
             value, (dz_given_b, dl_given_b) = jax.value_and_grad(c, argnums=(0, 1))(z_given_b, l)

@@ -57,8 +57,9 @@ def score_function(
 
     Raises:
       ValueError: for leave-one-out or the optimal baseline with fewer than two samples, or a
-        baseline that is neither finite nor known.
-      TypeError: from the sampler, for a distribution whose support moves.
+        baseline that is known and not finite.
+      TypeError: from the sampler, for one of gradest's distributions whose support moves. (Of
+        other libraries' that is not known: there the gradient is wrong.)
       NotImplementedError: with the optimal baseline, when differentiated twice with respect to
         the distribution.
 
