@@ -92,7 +92,8 @@ def cost(c: jax.typing.ArrayLike) -> None:
     spares their gradient estimates the variance that it would add.
 
     Args:
-      c: real; an array adds the sum of its elements.
+      c: real; an array adds the sum of its elements. In a function under `jax.vmap`, one that is
+        the same in all lanes is added once.
 
     Raises:
       RuntimeError: when run outside `gradest.expectation`.
@@ -176,10 +177,15 @@ def _real_scalar(value: Any, has_aux: bool) -> Any:
         raise TypeError(f"expectation: expected the loss to be a scalar, got {structure}.{hint}")
     shape, dtype = np.shape(value), jax.dtypes.result_type(value)
     if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+        remedy = (
+            "Convert it to floating point; return 0.0 where all of it goes to gradest.cost."
+            if shape == ()
+            else "Wrap the loss of one example and vmap the result: "
+            f"jax.vmap(gradest.expectation(per_example_loss)).{hint}"
+        )
         raise ValueError(
             f"expectation: expected the loss to be a real scalar, got shape {shape} and type "
-            f"{dtype}. Wrap the loss of one example and vmap the result: "
-            f"jax.vmap(gradest.expectation(per_example_loss)).{hint}"
+            f"{dtype}. {remedy}"
         )
     return value
 

@@ -46,10 +46,15 @@ class Cost:
         c = self._function(draw)
         shape, dtype = np.shape(c), jax.dtypes.result_type(c)
         if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+            remedy = (
+                "Convert it to a floating-point number."
+                if shape == ()
+                else "Sum or average it; to give every example its own credit, vmap the "
+                "expectation of a per-example loss."
+            )
             raise ValueError(
                 f"{self._sampler}: expected the cost to be a real scalar, got shape {shape} and "
-                f"type {dtype}. Sum or average it; to give every example its own credit, vmap "
-                "the expectation of a per-example loss."
+                f"type {dtype}. {remedy}"
             )
         return jnp.asarray(c)
 

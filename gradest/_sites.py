@@ -160,7 +160,7 @@ def only_scores(eqn: Any) -> Exception:
         f"{site.sampler.name}: a draw{site.where} is inside a `scan`, where the rest of the "
         "program cannot be evaluated at several points. There use score_function with one sample "
         "(baseline: None or a scalar), averaged with gradest.monte_carlo, or a pathwise sampler "
-        "such as reparameterize() or gumbel_softmax; or unroll the loop in Python."
+        "such as reparameterize or gumbel_softmax; or unroll the loop in Python."
     )
 
 

@@ -96,7 +96,7 @@ def test_polynomial_is_minimised():
 def test_exact_elbo():
     x, y = (jnp.asarray(a, jnp.float32) for a in blr.load())
     params = blr.start(x.shape[1])
-    np.testing.assert_allclose(blr.exact_elbo(params, x, y), blr.START, atol=blr.TOLERANCE)
+    np.testing.assert_allclose(blr.exact_elbo(params, x, y), blr.START, atol=0.01)
     params = {"loc": 0.1 * jnp.cos(jnp.arange(31.0)), "log_scale": jnp.full(31, -1.5)}
 
     def elbo(key):

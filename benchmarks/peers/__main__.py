@@ -130,7 +130,7 @@ PARTS: dict[str, Part] = {
 def render(results: dict[str, Any]) -> str:
     """The tables of one machine, in Markdown."""
     versions = ", ".join(
-        f"{name} {version}" if version else f"{name} not installed"
+        f"{name} {version}" if version else f"{name} not there, or not for this JAX"
         for name, version in results["versions"].items()
     )
     parts = [f"### {_measure.describe(results['machine'])}", f"Peers: {versions}."]

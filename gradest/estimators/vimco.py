@@ -46,7 +46,7 @@ def vimco(num_samples: int, *, mean: Literal["geometric", "arithmetic"] = "geome
 
     Raises:
       ValueError: if `num_samples` is less than 2, or `mean` is neither.
-      TypeError: from the sampler, for a distribution whose support moves.
+      TypeError: from the sampler, for one of gradest's distributions whose support moves.
       NotImplementedError: when differentiated twice with respect to the distribution, and in a
         loss with a later cost-based draw or under `jax.vmap` inside it.
 
