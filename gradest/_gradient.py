@@ -137,7 +137,7 @@ def _in_every_lane(value: jax.Array, beside: Any) -> jax.Array:
     with a gradient that has lanes would be too large by their number.
     """
     for leaf in jax.tree.leaves(beside):
-        nothing = jnp.ravel(jax.lax.stop_gradient(leaf))[:0]
+        nothing = jax.lax.stop_gradient(leaf).ravel()[:0]
         value = value + jnp.sum(nothing).astype(value.dtype)
     return value
 
@@ -156,7 +156,8 @@ def attach_variance_gradient(
     with its magnitude (order 1), whose sign must not matter: a loss is minimised or a reward
     maximised, the distance is minimised in both.
     """
-    leaves = jax.tree.leaves(parameters)
+    # A number that is differentiated may not yet be an array.
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(parameters)]
     fixed = _fixed_at_first(jax.tree.leaves(gradient), (value, leaves))
     return _attach_variance(order, value, leaves, fixed)
 
