@@ -405,8 +405,7 @@ def test_interrupted_run_goes_on(run, tmp_path, monkeypatch, tiny_halves, tiny_a
     params, told = run(file)
     for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(whole_params), strict=True):
         np.testing.assert_array_equal(x, y)
-    for of_stage, want in zip(told, whole, strict=True):
-        assert {**of_stage, "ms": 0} == {**want, "ms": 0}
+    assert told == whole
     # All stages are done: it only reads.
     assert run(file)[1] == told
 

@@ -1,7 +1,6 @@
 """What the reproductions share: affine maps, and steps and epochs of training."""
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +50,7 @@ def batches(order: np.ndarray, size: int) -> jax.Array:
 def epoch(
     steps: Callable[..., Any], state: State, key: jax.Array, rows: jax.Array
 ) -> tuple[State, dict[str, float]]:
-    """All batches once; the mean loss, and milliseconds for a step.
+    """All batches once; the mean loss.
 
     Args:
       steps: a compiled scan of steps, whose inputs are a key and a batch's rows.
@@ -59,7 +58,5 @@ def epoch(
       key: of the epoch.
       rows: shape (batches, size).
     """
-    began = time.perf_counter()
     state, losses = steps(state, (jax.random.split(key, len(rows)), rows))
-    told = {"loss": float(jnp.mean(losses))}
-    return state, told | {"ms": 1e3 * (time.perf_counter() - began) / len(rows)}
+    return state, {"loss": float(jnp.mean(losses))}

@@ -23,7 +23,6 @@ import itertools
 import math
 import os
 import pathlib
-import statistics
 from typing import Any
 
 import jax
@@ -129,7 +128,7 @@ class Training:
     def run(
         self, method: methods.Method, seed: int, file: pathlib.Path | None = None
     ) -> tuple[Params, list[dict[str, float]]]:
-        """The parameters; of every epoch its mean loss and milliseconds per step; the test loss."""
+        """The parameters; of every epoch its mean loss; the test loss."""
         num_steps = len(self.train) // BATCH
         schedule = training.jang_schedule(self.num_epochs * num_steps)
         optimizer = optax.multi_transform(
@@ -192,28 +191,24 @@ def run(seeds: int, quick: bool, state: pathlib.Path | None = None) -> list[Row]
         losses = [short.run(arm, seed)[1][QUICK_EPOCHS - 1]["loss"] for seed in range(seeds)]
         return [Row(f"ARM, epoch {QUICK_EPOCHS}: loss", Target.within(*QUICK), losses)]
 
-    def rows(method: methods.Method, what: str, how: Training, target: Target | None) -> list[Row]:
+    def row(method: methods.Method, what: str, how: Training, target: Target | None) -> Row:
         name = f"{method.name}, {what}, {how}"
         files = (_resume.file_of(state, "structured", name, seed) for seed in range(seeds))
         told = [how.run(method, seed, file)[1] for seed, file in enumerate(files)]
-        ms = [statistics.median(t["ms"] for t in of_seed[:-1]) for of_seed in told]
-        return [
-            Row(f"{name}: test loss", target, [of_seed[-1]["test"] for of_seed in told]),
-            Row(f"{name}: ms for a step", None, ms),
-        ]
+        return Row(f"{name}: test loss", target, [of_seed[-1]["test"] for of_seed in told])
 
     whole = Training(1e-4, EPOCHS, images.train, images.test)
-    found = rows(arm, "as published", whole, Target.within(PUBLISHED, 0.5))
+    rows = [row(arm, "as published", whole, Target.within(PUBLISHED, 0.5))]
     beside = Training(1e-3, EPOCHS_BESIDE, images.train, images.test)
     for method in methods.choose(BESIDE, "bernoulli"):
         published = PUBLISHED_BESIDE.get(method.name)
         # Of runs that were longer: shown.
         target = None if published is None else Target(published)
-        found += rows(method, "beside", beside, target)
+        rows.append(row(method, "beside", beside, target))
     for binarized, how in (halves_of_grey(directory) or {}).items():
         for method in methods.choose(["arm", "straight_through"], "bernoulli"):
-            found += rows(method, f"grey images {binarized}", how, None)[:1]
-    return found
+            rows.append(row(method, f"grey images {binarized}", how, None))
+    return rows
 
 
 STRUCTURED = Reproduction(

@@ -19,7 +19,6 @@ import itertools
 import math
 import os
 import pathlib
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -149,7 +148,7 @@ def train(
     num_epochs: int = EPOCHS,
     file: pathlib.Path | None = None,
 ) -> tuple[Params, list[dict[str, float]]]:
-    """The parameters; of every epoch its mean loss, milliseconds per step and the test loss."""
+    """The parameters; of every epoch its mean loss and the test loss."""
     pixels, test = jnp.asarray(images.train), jnp.asarray(images.test, jnp.float32)
     mean = jnp.asarray(images.train.mean(axis=0), jnp.float32)
     loss = ge.expectation(functools.partial(negative_elbo, METHODS[name], arity, mean))
@@ -203,8 +202,6 @@ def run(seeds: int, quick: bool, state: pathlib.Path | None = None) -> list[Row]
             if name == "GS":
                 relaxed = [of_seed[-1]["relaxed"] for of_seed in told]
                 rows.append(Row(f"{kind}, GS: test loss of relaxed draws", None, relaxed))
-            ms = [statistics.median(t["ms"] for t in of_seed) for of_seed in told]
-            rows.append(Row(f"{kind}, {name}: ms for a step", None, ms))
         for better, worse in itertools.combinations(METHODS, 2):
             difference = round(PUBLISHED[kind][worse] - PUBLISHED[kind][better], 1)
             if difference > 0:
