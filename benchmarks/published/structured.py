@@ -9,7 +9,8 @@ same number. What they have besides (a temperature, an eta, a surrogate) is the 
 one for each layer, annealed or trained by its own cotangent at 1e-3. Those of discrete draws that
 are missing have no use here: `measure_valued` evaluates the second layer 201 times for each of the
 first one's 201, `enumeration` and `sum_and_sample` sum over 2^200 configurations or the most
-probable of them, and `vimco` has another loss.
+probable of them, `unordered_set` is leave-one-out where hardly any is drawn twice, and `vimco` has
+another loss.
 
 ARM's authors report on other data with another network: their code sets a pixel to one where it is
 above one half, instead of drawing it, and has 300 units with a leaky rectifier before every layer.
@@ -56,7 +57,6 @@ BESIDE = [
     "reinmax",
     "score_function",
     "score_function_loo",
-    "unordered_set",
     "arm",
     "disarm",
     "muprop",
