@@ -245,6 +245,7 @@ def test_forms_and_transforms_agree(cell):
                 close(got, want[: len(got)], err_msg=f"{form}, {transform}")
 
 
+@pytest.mark.filterwarnings("ignore:.*the cost depends on the relaxed draw")
 @pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.estimates])
 def test_which_estimators_need_the_gradient_of_the_cost(method):
     """With a cost that is flat but for a jump, an estimator that needs its gradient is wrong."""
