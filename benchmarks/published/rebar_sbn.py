@@ -40,7 +40,7 @@ from ._training import Params, affine, compiled, mean_over_batch
 PIXELS, UNITS, BATCH, EPOCHS = 784, 200, 24, 4
 # Of epochs 1 to 4: training ELBO, log of the mean variance of a parameter's gradient.
 PUBLISHED = [(-231.03, -3.647), (-156.87, -4.427), (-143.47, -4.856), (-137.65, -4.956)]
-# At the end of epoch 4, as another implementation has it.
+# At the end of epoch 4: what this benchmark is held to, of no source that could be named.
 LEAVE_ONE_OUT = (-142.20, -2.702)
 # What a step of the plain form may take on two cores.
 MS_ON_TWO_CORES = 3.0

@@ -87,7 +87,7 @@ def train(method: str, t: float, num_steps: int, num_seeds: int) -> tuple[np.nda
 
 CURVE = "RELAX, t = 0.499: log variance at"
 PUBLISHED_MEAN = -13.77
-# Of the three at t = 0.45, as another implementation has them.
+# Of the three at t = 0.45: what this benchmark is held to, of no source that could be named.
 AFTER_3000_STEPS = {"REINFORCE": 0.2072, "REBAR": 0.2073, "RELAX": 0.2032}
 
 
