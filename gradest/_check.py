@@ -20,6 +20,11 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
+def is_zero(value: Any) -> bool:
+    """Whether the number `value` is known now, and is zero."""
+    return is_concrete(value) and float(value) == 0
+
+
 def scalar(name: str, value: Any) -> Any:
     """`value`, a number or a scalar array (traced or not) of real type."""
     shape = np.shape(value)

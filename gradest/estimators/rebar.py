@@ -153,7 +153,7 @@ def _estimate(
     b = _relaxation.harden(fixed, z)
     z_given_b = z if coupled else _relaxation.conditional(key_conditional, fixed, l, b)
     f = cost(b)
-    controlled = not (_check.is_concrete(hyper["eta"]) and float(hyper["eta"]) == 0)
+    controlled = not _check.is_zero(hyper["eta"])
 
     def gradient(hyper: Mapping[str, jax.Array]) -> jax.Array:
         """With respect to the logits, eq. 5."""
