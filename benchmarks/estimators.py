@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 import gradest as ge
-from gradest._jaxpr import count_evaluations, evaluation_p
+from gradest._diagnostics.evaluations import count_evaluations, evaluation_p
 
 from . import _measure
 from ._problems import PROBLEMS, Problem, Trained, gradient

@@ -6,195 +6,16 @@ keeps its quantile; `evaluation_p` marks what is to be counted. What other const
 mean is read here, and nowhere else.
 """
 
-import abc
 import dataclasses
 import functools
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.core
-import jax.numpy as jnp
 from jax.extend import core
-from jax.interpreters import ad, batching, mlir
-
-sample_p = core.Primitive("gradest_sample")
-sample_p.multiple_results = True
-
-cost_p = core.Primitive("gradest_cost")
-
-
-class Site(abc.ABC):
-    """The static half of a `sample_p` equation: what to draw from its operands."""
-
-    @abc.abstractmethod
-    def draw(self, key: jax.Array, *operands: jax.Array) -> list[jax.Array]:
-        """The leaves of one draw."""
-
-    @abc.abstractmethod
-    def vmapped(self, key_shared: bool, mapped: Sequence[bool]) -> "Site":
-        """The site of the joint draw over the lanes of a `jax.vmap`.
-
-        Every operand it gets has the lanes along its first axis, those that were not mapped
-        too, and so has the key, repeated where `key_shared`.
-        """
-
-
-# Run by itself, it may meet a number of the program that is not yet an array.
-sample_p.def_impl(lambda *args, site: site.draw(*map(jnp.asarray, args)))
-mlir.register_lowering(
-    sample_p, mlir.lower_fun(lambda *args, site: site.draw(*args), multiple_results=True)
-)
-
-
-@sample_p.def_abstract_eval
-def _(*avals: Any, site: Site) -> list[Any]:
-    out = jax.eval_shape(site.draw, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
-    return [jax.core.ShapedArray(o.shape, o.dtype) for o in out]
-
-
-def _batch_sample(args: Sequence[Any], dims: Sequence[Any], *, site: Site) -> Any:
-    mapped = [d is not None for d in dims]
-    site = site.vmapped(not mapped[0], mapped[1:])
-    out = sample_p.bind(*_lanes_first(args, dims), site=site)
-    return out, [0] * len(out)
-
-
-def _lanes_first(args: Sequence[Any], dims: Sequence[Any]) -> list[Any]:
-    """The operands of a vmapped equation with the lanes along their first axis, all of them."""
-    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
-    return [
-        jnp.moveaxis(a, d, 0) if d is not None else jnp.broadcast_to(a, (size, *a.shape))
-        for a, d in zip(args, dims, strict=True)
-    ]
-
-
-batching.primitive_batchers[sample_p] = _batch_sample
-
-
-def cost_outside(*_: Any, **__: Any) -> Exception:
-    return RuntimeError(
-        "gradest.cost: expected to run inside a loss under gradest.expectation, which collects "
-        "the costs. Wrap the loss in gradest.expectation, or add the term to its result."
-    )
-
-
-def _cost_outside(*_: Any, **__: Any) -> Any:
-    raise cost_outside()
-
-
-cost_p.def_impl(_cost_outside)
-mlir.register_lowering(cost_p, _cost_outside)
-cost_p.def_abstract_eval(lambda aval, *, where: aval)
-
-
-def _batch_cost(args: Sequence[Any], dims: Sequence[Any], *, where: str) -> Any:
-    # Under vmap a cond evaluates both of its branches: whose cost this is cannot be told.
-    raise NotImplementedError(
-        f"gradest.cost: a cost{where} is under jax.vmap inside a loss, where it cannot be told "
-        "whether a branch that holds it is taken. Vmap the expectation of a per-lane loss, "
-        "jax.vmap(gradest.expectation(per_lane_loss)), or return the costs from the vmapped "
-        "function and give gradest.cost the whole array."
-    )
-
-
-batching.primitive_batchers[cost_p] = _batch_cost
-
-
-def _differentiate_cost(*_: Any, where: str) -> Any:
-    raise NotImplementedError(
-        f"gradest.cost: a cost{where} is inside a function that the loss itself differentiates. "
-        "Give the costs to gradest.cost outside of that jax.grad, or jax.jvp; auxiliary output "
-        "(has_aux=True) takes them there."
-    )
-
-
-ad.primitive_jvps[cost_p] = _differentiate_cost
-
-
-# A primitive and no custom_jvp function, whose rule is forgotten by a scan that is differentiated
-# twice, and whose constant result a staged vmap cannot batch.
-magic_p = core.Primitive("gradest_magic")
-magic_p.def_impl(jnp.ones_like)
-magic_p.def_abstract_eval(lambda aval: aval)
-mlir.register_lowering(magic_p, mlir.lower_fun(jnp.ones_like, multiple_results=False))
-ad.defjvp(magic_p, lambda tangent, log_prob: tangent * magic_p.bind(log_prob))
-batching.defvectorized(magic_p)
-
-
-# The draw that is its first operand, whose derivative in the other ones, the leaves of a tree, is
-# `rule(draw, tree, tangents)`. A primitive for the same reason.
-implicit_p = core.Primitive("gradest_implicit")
-implicit_p.def_impl(lambda x, *leaves, rule, treedef: x)
-implicit_p.def_abstract_eval(lambda x, *leaves, rule, treedef: x)
-mlir.register_lowering(implicit_p, lambda ctx, x, *leaves, rule, treedef: [x])
-
-
-def _differentiate_implicit(
-    primals: Sequence[Any], tangents: Sequence[Any], *, rule: Any, treedef: Any
-) -> tuple[Any, Any]:
-    # Bound again, so that higher derivatives see that the draw depends on the leaves.
-    x = implicit_p.bind(*primals, rule=rule, treedef=treedef)
-    moves = [ad.instantiate_zeros(tangent) for tangent in tangents[1:]]
-    return x, rule(x, treedef.unflatten(primals[1:]), treedef.unflatten(moves))
-
-
-def _batch_implicit(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
-    return implicit_p.bind(*_lanes_first(args, dims), **params), 0
-
-
-ad.primitive_jvps[implicit_p] = _differentiate_implicit
-batching.primitive_batchers[implicit_p] = _batch_implicit
-
-# Its operand, `what` a derivative depends on and that has no derivative itself.
-once_p = core.Primitive("gradest_once")
-once_p.def_impl(lambda x, *, what: x)
-once_p.def_abstract_eval(lambda x, *, what: x)
-mlir.register_lowering(once_p, lambda ctx, x, *, what: [x])
-batching.defvectorized(once_p)
-
-
-def _differentiate_once(*_: Any, what: str) -> Any:
-    raise NotImplementedError(
-        f"{what} was differentiated twice with respect to it: the derivative of an implicitly "
-        "reparameterized draw is known to first order only. Use score_function, whose "
-        "derivatives of every order are right."
-    )
-
-
-ad.primitive_jvps[once_p] = _differentiate_once
-
-# Its operand, whose elements `count_evaluations` counts in the program; its derivative has none.
-evaluation_p = core.Primitive("gradest_evaluation")
-evaluation_p.def_impl(lambda x: x)
-evaluation_p.def_abstract_eval(lambda x: x)
-mlir.register_lowering(evaluation_p, lambda ctx, x: [x])
-batching.defvectorized(evaluation_p)
-ad.defjvp(evaluation_p, lambda tangent, x: tangent)
-
-
-def count_evaluations(jaxpr: core.Jaxpr) -> int | None:
-    """How many scalars `evaluation_p` meets when the program runs; None if that depends on data."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive is evaluation_p:
-            total += math.prod(eqn.outvars[0].aval.shape)  # pyright: ignore
-            continue
-        counts = [count_evaluations(inner) for inner in subjaxprs(eqn)]
-        if not any(count != 0 for count in counts):
-            continue
-        if None in counts or eqn.primitive.name == "while":
-            return None
-        if eqn.primitive.name == "cond":
-            if len(set(counts)) > 1:
-                return None
-            counts = counts[:1]
-        scan = as_scan(eqn)
-        total += sum(filter(None, counts)) * (1 if scan is None else scan.length)
-    return total
 
 
 def _jaxprs(value: Any) -> Iterable[core.Jaxpr]:
@@ -211,19 +32,6 @@ def _jaxprs(value: Any) -> Iterable[core.Jaxpr]:
 def subjaxprs(eqn: Any) -> Iterable[core.Jaxpr]:
     for value in eqn.params.values():
         yield from _jaxprs(value)
-
-
-def marks_in(eqn: Any) -> Iterable[Any]:
-    """The equations in `eqn`, at any depth, that draw or add a cost."""
-    if eqn.primitive in (sample_p, cost_p):
-        yield eqn
-    for jaxpr in subjaxprs(eqn):
-        for inner in jaxpr.eqns:
-            yield from marks_in(inner)
-
-
-def holds_cost(eqn: Any) -> bool:
-    return any(mark.primitive is cost_p for mark in marks_in(eqn))
 
 
 # jax.random's discrete families that are calls of their own in a jaxpr.
@@ -298,7 +106,9 @@ def has_rule(eqn: Any) -> bool:
     if not eqn.primitive.name.startswith("custom_"):
         return False
     closed = called(eqn)
-    return closed is None or all(inner.primitive is not sample_p for inner in closed.jaxpr.eqns)
+    return closed is None or all(
+        inner.primitive.name != "gradest_sample" for inner in closed.jaxpr.eqns
+    )
 
 
 def rerun(eqn: Any) -> Callable[..., Any] | None:

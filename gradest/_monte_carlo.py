@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jax.typing import ArrayLike
 
-from . import _check, _random
+from . import _check, _numerics, _random
 
 
 def monte_carlo(
@@ -105,7 +105,7 @@ def monte_carlo(
 def _is_half(x: Any) -> bool:
     """Whether `x` is an array of a floating-point type of less than single precision."""
     dtype = getattr(x, "dtype", jnp.float32)
-    return jnp.issubdtype(dtype, jnp.floating) and _random.noise_dtype(dtype) != dtype
+    return jnp.issubdtype(dtype, jnp.floating) and _numerics.compute_dtype(dtype) != dtype
 
 
 def _sum(results: jax.Array) -> jax.Array:
@@ -115,7 +115,7 @@ def _sum(results: jax.Array) -> jax.Array:
             f"fn: expected floating-point results to average, got one of type {results.dtype}. "
             "Return it as a float, or leave it out."
         )
-    return jnp.sum(results, axis=0, dtype=_random.noise_dtype(results.dtype))
+    return jnp.sum(results, axis=0, dtype=_numerics.compute_dtype(results.dtype))
 
 
 def _spread(numbers: jax.Array) -> jax.Array:

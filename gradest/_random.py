@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from . import _numerics
+
 
 def as_key(key: ArrayLike) -> jax.Array:
     """`key` as one typed PRNG key; legacy uint32 keys are wrapped."""
@@ -80,17 +82,12 @@ def per_lane(
     return mapped(key)
 
 
-def noise_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """The type in which noise is drawn and formulas are computed: at least float32."""
-    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
 def noise(
     family: Callable[..., jax.Array], key: ArrayLike, shape: Sequence[int], dtype: DTypeLike
 ) -> jax.Array:
     """Draws of one of `jax.random`'s parameter-free families, for parameters of type `dtype`."""
     key = keys_of(key, shape)
-    return per_lane(lambda k, s: family(k, s, noise_dtype(dtype)), key, shape)
+    return per_lane(lambda k, s: family(k, s, _numerics.compute_dtype(dtype)), key, shape)
 
 
 def categorical(key: ArrayLike, logits: jax.Array, shape: Sequence[int] = ()) -> jax.Array:
@@ -99,7 +96,7 @@ def categorical(key: ArrayLike, logits: jax.Array, shape: Sequence[int] = ()) ->
     One uniform per draw and one cumulative sum per row, where `jax.random.categorical`
     spends one Gumbel per category per draw. A category of zero probability is never drawn.
     """
-    probs = jax.nn.softmax(logits.astype(noise_dtype(logits.dtype)), axis=-1)
+    probs = jax.nn.softmax(logits.astype(_numerics.compute_dtype(logits.dtype)), axis=-1)
     cumulative = jnp.cumsum(probs, axis=-1)
     rows = logits.shape[:-1]
     u = noise(jax.random.uniform, key, (*shape, *rows), logits.dtype)

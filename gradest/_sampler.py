@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from . import _gradient, _jaxpr, _random
+from . import _jaxpr, _marks, _random
+from ._derivatives.refuse import estimating, undifferentiable
 from .distributions import base
 
 
@@ -159,7 +160,7 @@ class Sampler:
     def _expect(self, key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
         if self.estimate is None:
             return cost(self._draw(key, dist))
-        with jax.named_scope(f"gradest.{self.name}"), _gradient.estimating(self.name):
+        with jax.named_scope(f"gradest.{self.name}"), estimating(self.name):
             return self.estimate(key, dist, cost, **self.static, **self.options)
 
     def _score(self, key: jax.Array, dist: Any) -> tuple[Any, jax.Array, ArrayLike]:
@@ -208,7 +209,7 @@ jax.tree_util.register_pytree_with_keys(Sampler, _flatten_with_keys, _unflatten,
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SamplerSite(_jaxpr.Site):
+class SamplerSite(_marks.Site):
     """A cost-based draw in a program.
 
     Attributes:
@@ -286,8 +287,8 @@ def _draw_at_site(sampler: Sampler, key: jax.Array, dist: Any) -> Any:
     operands, treedef = jax.tree.flatten((dist, traced))
     where = _jaxpr.user_line()
     site = SamplerSite(held, treedef, [], len(operands) - len(traced), where)
-    bind = lambda key, operands: _jaxpr.sample_p.bind(key, *operands, site=site)
-    leaves = _gradient.undifferentiable(sampler.name, where, _REMEDIES, bind)(key, operands)
+    bind = lambda key, operands: _marks.sample_p.bind(key, *operands, site=site)
+    leaves = undifferentiable(sampler.name, where, _REMEDIES, bind)(key, operands)
     return jax.tree.unflatten(site.draw_treedef[0], leaves)
 
 

@@ -14,7 +14,7 @@ from methods import METHODS, compiled
 from statistical import assert_unbiased
 
 import gradest as ge
-from gradest._gradient import attach_variance_gradient
+from gradest._derivatives.variance import attach_variance_gradient
 from gradest.distributions import Bernoulli, Categorical, Normal, OneHotCategorical
 
 KEY = jax.random.key(3)

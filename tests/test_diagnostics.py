@@ -14,8 +14,8 @@ import pytest
 from methods import METHODS
 
 import gradest as ge
-from gradest import _diagnostics
-from gradest._moments import Stream
+from gradest._diagnostics import diagnose as _diagnostics
+from gradest._diagnostics.moments import Stream
 from gradest.distributions import Bernoulli, Normal
 from gradest.problems.toy import exact_gradient, score_function_variance
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _jaxpr, _random
+from .. import _random
+from .._derivatives.primitives import first_order_p, implicit_p
 
 
 def per_lane(
@@ -28,11 +29,6 @@ def per_lane(
     for _ in range(key.ndim):
         draw = jax.vmap(draw)
     return draw(key, *full)
-
-
-def in_noise_dtype(*arrays: jax.Array) -> list[jax.Array]:
-    """The arrays, of one type, in at least single precision."""
-    return [array.astype(_random.noise_dtype(array.dtype)) for array in arrays]
 
 
 def inside(x: jax.Array, dtype: DTypeLike, upper: float | None = None) -> jax.Array:
@@ -56,9 +52,9 @@ def implicit(rule: Callable[[jax.Array, Any, Any], jax.Array], x: jax.Array, tre
     With the rule, a leading axis on `x` and every leaf is a leading axis of the derivative.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    return _jaxpr.implicit_p.bind(x, *leaves, rule=rule, treedef=treedef)
+    return implicit_p.bind(x, *leaves, rule=rule, treedef=treedef)
 
 
-def differentiable_once(what: str, x: jax.Array) -> Any:
+def first_order_only(what: str, x: jax.Array) -> Any:
     """`x`, which is part of a derivative, and raises if it is differentiated again."""
-    return _jaxpr.once_p.bind(x, what=what)
+    return first_order_p.bind(x, what=what)

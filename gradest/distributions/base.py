@@ -9,10 +9,9 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from .. import _random
+from .. import _numerics
 
 Shape = tuple[int, ...]
 
@@ -105,37 +104,6 @@ def align(*arrays: ArrayLike) -> list[jax.Array]:
     return [jnp.broadcast_to(array, shape) for array in arrays]
 
 
-@jax.custom_jvp
-def tempered(z: jax.Array, temperature: jax.Array) -> jax.Array:
-    """z / temperature, whose derivative in the temperature is zero where z is infinite.
-
-    A masked category stays masked at every temperature; JAX's own rule gives 0 * inf = NaN. (To
-    bound z first would do too, and made XLA draw the noise in z several times over.)
-    """
-    return z / temperature
-
-
-def _tempered_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (z, t), (dz, dt) = primals, tangents
-    y = tempered(z, t)
-    dy = jnp.zeros_like(y) if isinstance(dz, SymbolicZero) else dz / t
-    if not isinstance(dt, SymbolicZero):
-        dy -= jnp.where(jnp.isfinite(z), z, 0) / (t * t) * dt
-    return y, dy
-
-
-tempered.defjvp(_tempered_jvp, symbolic_zeros=True)
-
-
-def below_top(z: jax.Array) -> jax.Array:
-    """z less its maximum along the last axis: the same softmax, at every temperature.
-
-    For use before z is divided by t: in z / t - max(z / t) compilers round the two quotients
-    differently, and at t = 1e-10 the exponential of what is left at the maximum overflows.
-    """
-    return z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
-
-
 def check(dist: Any) -> None:
     """Raises unless `dist` is a distribution whose parameters gradients can reach."""
     _sample_method(type(dist))
@@ -155,7 +123,7 @@ def log_prob(dist: Any, x: Any) -> jax.Array:
     """Log-probability of the joint draw `x`: the sum over its elements."""
     log_p = dist.log_prob(x)
     # A sum over a half-precision batch loses digits that the elements still have.
-    return jnp.sum(log_p, dtype=_random.noise_dtype(log_p.dtype))
+    return jnp.sum(log_p, dtype=_numerics.compute_dtype(log_p.dtype))
 
 
 @functools.cache

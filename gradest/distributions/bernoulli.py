@@ -8,7 +8,8 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from .. import _random
-from .base import Distribution, Shape, align, as_float, as_floats, tempered
+from .._numerics import tempered
+from .base import Distribution, Shape, align, as_float, as_floats
 
 
 def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:

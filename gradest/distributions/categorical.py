@@ -7,7 +7,8 @@ from jax.scipy.special import gammaln, logsumexp
 from jax.typing import ArrayLike
 
 from .. import _random
-from .base import Distribution, Shape, align, as_float, below_top, tempered
+from .._numerics import below_top, tempered
+from .base import Distribution, Shape, align, as_float
 from .bernoulli import weighted
 
 

@@ -9,7 +9,7 @@ from jax.scipy import stats
 from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
-from .. import _random
+from .. import _numerics, _random
 from ._implicit import bounded_exp
 from .base import Distribution, Shape, align, as_float, as_floats
 
@@ -238,7 +238,7 @@ class MultivariateNormal(Distribution):
         """Shape (...,) of vectors `x` of shape (..., d)."""
         x, loc = align(x, self.loc)
         # No triangular solve in half precision.
-        dtype = _random.noise_dtype(self.loc.dtype)
+        dtype = _numerics.compute_dtype(self.loc.dtype)
         factor = jnp.broadcast_to(self.scale_tril, (*x.shape, x.shape[-1])).astype(dtype)
         z = solve_triangular(factor, (x - loc).astype(dtype)[..., None], lower=True)[..., 0]
         log_det = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)

@@ -7,7 +7,8 @@ from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from ._implicit import implicit, in_noise_dtype, per_lane
+from .._numerics import in_compute_dtype
+from ._implicit import implicit, per_lane
 from ._special import log_beta
 from .base import Distribution, Shape, align, as_float, as_floats
 from .bernoulli import logits_from, weighted
@@ -45,7 +46,7 @@ class Poisson(Distribution):
         return self.rate.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        return _poisson(key, in_noise_dtype(self.rate)[0], (*shape, *self.shape))
+        return _poisson(key, in_compute_dtype(self.rate)[0], (*shape, *self.shape))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf for a negative count."""
@@ -97,7 +98,7 @@ class Geometric(_Logits):
         self.logits = logits_from(logits, probs)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        full, (logits,) = (*shape, *self.shape), in_noise_dtype(self.logits)
+        full, (logits,) = (*shape, *self.shape), in_compute_dtype(self.logits)
         # The integer part of an exponential variable of rate -log(1 - p).
         e = _random.noise(jax.random.exponential, key, full, logits.dtype)
         return _geometric(*align(e, -jax.nn.log_sigmoid(-logits)))
@@ -152,7 +153,7 @@ class Binomial(_Logits):
         self.total_count, self.logits = jnp.broadcast_to(n, shape), jnp.broadcast_to(l, shape)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        (logits,) = in_noise_dtype(self.logits)
+        (logits,) = in_compute_dtype(self.logits)
         n = self.total_count.astype(logits.dtype)
         # The less probable outcome is counted: its probability has the digits.
         rare = jax.nn.sigmoid(-jnp.abs(logits))
@@ -204,17 +205,17 @@ class NegativeBinomial(_Logits):
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         full, keys = (*shape, *self.shape), _random.split(_random.as_keys(key), 2)
-        (r,) = in_noise_dtype(jnp.broadcast_to(self.total_count, full))
+        (r,) = in_compute_dtype(jnp.broadcast_to(self.total_count, full))
         y = log_gamma(keys[0], jax.lax.stop_gradient(r), full)
         # Any derivative will do, to tell gradest.expectation that the counts depend on r.
         y = implicit(lambda y, r, dr: dr, y, r)
-        y, logits = align(y, *in_noise_dtype(self.logits))
+        y, logits = align(y, *in_compute_dtype(self.logits))
         return _poisson(keys[1], jnp.exp(y + logits), full)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf for a negative count."""
         x, logits = _with_counts(x, self.logits)
-        r = align(x, *in_noise_dtype(self.total_count))[1]
+        r = align(x, *in_compute_dtype(self.total_count))[1]
         some = jnp.maximum(x, 1)
         # (x + r - 1)! / (x! (r - 1)!) = 1 / (x B(x, r)), and 1 at x = 0.
         ways = jnp.where(x > 0, -jnp.log(some) - log_beta(some, r), 0)
@@ -238,7 +239,7 @@ def _geometric(e: jax.Array, rate: jax.Array) -> jax.Array:
 
 def _with_counts(x: ArrayLike, parameter: jax.Array) -> list[jax.Array]:
     """`x` and the parameter, of one shape, in at least single precision."""
-    (parameter,) = in_noise_dtype(parameter)
+    (parameter,) = in_compute_dtype(parameter)
     return align(jnp.asarray(x, parameter.dtype), parameter)
 
 

@@ -9,7 +9,8 @@ from jax.scipy.special import digamma, gammaln
 from jax.typing import ArrayLike
 
 from .. import _random
-from ._implicit import differentiable_once, implicit, in_noise_dtype, inside, per_lane
+from .._numerics import in_compute_dtype
+from ._implicit import first_order_only, implicit, inside, per_lane
 from ._special import STIRLING, log_beta, stirling_remainder
 from .base import Distribution, Shape, align, as_float, as_floats
 
@@ -22,14 +23,14 @@ def log_gamma(key: ArrayLike, concentration: jax.Array, shape: Shape) -> jax.Arr
     In at least single precision. With small concentrations x itself underflows: its logarithm is
     of the order of -1 / concentration.
     """
-    (a,) = in_noise_dtype(concentration)
+    (a,) = in_compute_dtype(concentration)
     a = jnp.broadcast_to(a, shape)
     draw = lambda k, a: jax.random.loggamma(k, a, a.shape, a.dtype)
     return implicit(_tangent, per_lane(draw, key, shape, jax.lax.stop_gradient(a)), a)
 
 
 def _tangent(y: jax.Array, a: jax.Array, da: jax.Array) -> jax.Array:
-    return slope(y, differentiable_once("the concentration of a Gamma draw", a)) * da
+    return slope(y, first_order_only("the concentration of a Gamma draw", a)) * da
 
 
 def slope(y: jax.Array, a: jax.Array) -> jax.Array:
@@ -123,13 +124,13 @@ class Gamma(Distribution):
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         y = log_gamma(key, self.concentration, (*shape, *self.shape))
-        y, rate = align(y, *in_noise_dtype(self.rate))
+        y, rate = align(y, *in_compute_dtype(self.rate))
         return inside(jnp.exp(y) / rate, self.rate.dtype)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf unless `x` is positive."""
         dtype = self.rate.dtype
-        x, a, rate = in_noise_dtype(*align(jnp.asarray(x, dtype), self.concentration, self.rate))
+        x, a, rate = in_compute_dtype(*align(jnp.asarray(x, dtype), self.concentration, self.rate))
         positive = x > 0
         x = jnp.where(positive, x, 1)
         log_p = jnp.where(a < STIRLING, _direct(x, a, rate), _by_stirling(x, a, rate))
@@ -188,7 +189,7 @@ class Beta(Distribution):
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf unless `x` is between 0 and 1."""
         dtype = self.concentration1.dtype
-        x, a, b = in_noise_dtype(
+        x, a, b = in_compute_dtype(
             *align(jnp.asarray(x, dtype), self.concentration1, self.concentration0)
         )
         within = (x > 0) & (x < 1)
@@ -245,7 +246,7 @@ class Dirichlet(Distribution):
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape (...,) of vectors `x` of shape (..., K), which are taken to sum to one."""
         dtype = self.concentration.dtype
-        x, a = in_noise_dtype(*align(jnp.asarray(x, dtype), self.concentration))
+        x, a = in_compute_dtype(*align(jnp.asarray(x, dtype), self.concentration))
         positive = x > 0
         log_x = jnp.log(jnp.where(positive, x, 1))
         log_p = jnp.sum((a - 1) * log_x - gammaln(a), axis=-1) + gammaln(jnp.sum(a, axis=-1))
@@ -284,7 +285,7 @@ class StudentT(Distribution):
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         dtype, full = self.loc.dtype, (*shape, *self.shape)
         keys = _random.split(_random.as_keys(key), 2)
-        df, loc, scale = align(*in_noise_dtype(self.df, self.loc, self.scale))
+        df, loc, scale = align(*in_compute_dtype(self.df, self.loc, self.scale))
         n = _random.noise(jax.random.normal, keys[0], full, dtype)
         y = log_gamma(keys[1], df / 2, full)
         n, y, df, loc, scale = align(n, y, df, loc, scale)
@@ -297,7 +298,7 @@ class StudentT(Distribution):
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         dtype = self.loc.dtype
-        x, df, loc, scale = in_noise_dtype(
+        x, df, loc, scale = in_compute_dtype(
             *align(jnp.asarray(x, dtype), self.df, self.loc, self.scale)
         )
         z = (x - loc) / scale

@@ -11,7 +11,8 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from ._implicit import bounded_exp, differentiable_once, implicit, in_noise_dtype
+from .._numerics import in_compute_dtype
+from ._implicit import bounded_exp, first_order_only, implicit
 from .base import Distribution, Shape, align
 from .categorical import Categorical
 from .continuous import Exponential, Gumbel, Laplace, Logistic, LogNormal, Normal
@@ -101,17 +102,17 @@ class MixtureSameFamily(Distribution):
             return jnp.take_along_axis(leaf, index[..., None], axis=-1)[..., 0]
 
         x = jax.tree.map(chosen, fixed.component_distribution).sample(keys[1])
-        (x,) = in_noise_dtype(x)
+        (x,) = in_compute_dtype(x)
         wide = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(in_noise_dtype(leaf)[0], (*full, leaf.shape[-1])), self
+            lambda leaf: jnp.broadcast_to(in_compute_dtype(leaf)[0], (*full, leaf.shape[-1])), self
         )
         return implicit(_tangent, x, wide).astype(dtype)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise, at `x` of shape (...)."""
         dtype = self.mixing_distribution.logits.dtype
-        wide = jax.tree.map(lambda leaf: in_noise_dtype(leaf)[0], self)
-        (x,) = in_noise_dtype(jnp.asarray(x, dtype))
+        wide = jax.tree.map(lambda leaf: in_compute_dtype(leaf)[0], self)
+        (x,) = in_compute_dtype(jnp.asarray(x, dtype))
         log_p = _joint(align(x, wide.mixing_distribution.logits[..., 0])[0], wide)
         possible = log_p > -jnp.inf
         # Two choices, for a derivative of no NaN where no component is possible.
@@ -133,7 +134,7 @@ def _joint(x: jax.Array, mixture: MixtureSameFamily) -> jax.Array:
 def _tangent(x: jax.Array, mixture: MixtureSameFamily, tangent: MixtureSameFamily) -> jax.Array:
     """That which keeps the quantile of x."""
     if isinstance(mixture.component_distribution, Gamma):
-        once = functools.partial(differentiable_once, "a mixture of Gamma densities")
+        once = functools.partial(first_order_only, "a mixture of Gamma densities")
         mixture = jax.tree.map(once, mixture)
 
     def mass(upper: bool) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ._implicit import implicit, in_noise_dtype, per_lane
+from .._numerics import in_compute_dtype
+from ._implicit import implicit, per_lane
 from .base import Distribution, Shape, align, as_floats
 
 
@@ -51,7 +52,7 @@ class VonMises(Distribution):
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         dtype, full = self.loc.dtype, (*shape, *self.shape)
-        loc, k = in_noise_dtype(self.loc, self.concentration)
+        loc, k = in_compute_dtype(self.loc, self.concentration)
         k = jnp.broadcast_to(k, full)
         angle = implicit(_tangent, per_lane(_reject, key, full, jax.lax.stop_gradient(k)), k)
         x = angle + jnp.broadcast_to(loc, full)
@@ -61,10 +62,10 @@ class VonMises(Distribution):
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise, of period 2 pi in `x`."""
         dtype = self.loc.dtype
-        x, loc, k = in_noise_dtype(*align(jnp.asarray(x, dtype), self.loc, self.concentration))
+        x, loc, k = in_compute_dtype(*align(jnp.asarray(x, dtype), self.loc, self.concentration))
         # cos(x) - 1 without the digits that it loses where the concentration is large.
         below_mode = 2 * k * jnp.sin((x - loc) / 2) ** 2
-        (own,) = in_noise_dtype(self.concentration)
+        (own,) = in_compute_dtype(self.concentration)
         return (-below_mode - align(x, _log_normaliser(own))[1]).astype(dtype)
 
 

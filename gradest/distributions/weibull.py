@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _random
-from ._implicit import bounded_exp, in_noise_dtype, inside
+from .._numerics import in_compute_dtype
+from ._implicit import bounded_exp, inside
 from .base import Distribution, Shape, align, as_floats
 
 
@@ -36,13 +37,15 @@ class Weibull(Distribution):
         dtype, full = self.scale.dtype, (*shape, *self.shape)
         # Minus the logarithm of an exponential variable, finite where that rounds to zero.
         noise = _random.noise(jax.random.gumbel, key, full, dtype)
-        noise, scale, k = align(noise, *in_noise_dtype(self.scale, self.concentration))
+        noise, scale, k = align(noise, *in_compute_dtype(self.scale, self.concentration))
         return from_log(-noise, scale, k, dtype)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf unless `x` is positive."""
         dtype = self.scale.dtype
-        x, scale, k = in_noise_dtype(*align(jnp.asarray(x, dtype), self.scale, self.concentration))
+        x, scale, k = in_compute_dtype(
+            *align(jnp.asarray(x, dtype), self.scale, self.concentration)
+        )
         positive = x > 0
         log_x = log_ratio(jnp.where(positive, x, scale), scale)
         log_p = jnp.log(k / scale) + (k - 1) * log_x - bounded_exp(k * log_x)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check, _random
+from .. import _check, _numerics, _random
 from ..distributions import Bernoulli, Categorical, OneHotCategorical
 
 
@@ -31,7 +31,7 @@ class Finite(NamedTuple):
         remedy = "It needs a finite support: use score_function, or reparameterize."
         _check.supported(estimator, dist, kinds, remedy)
         dtype = dist.logits.dtype
-        l = dist.logits.astype(_random.noise_dtype(dtype))
+        l = dist.logits.astype(_numerics.compute_dtype(dtype))
         if isinstance(dist, Bernoulli):
             values = jnp.arange(2, dtype=dtype)
             log_probs = jnp.stack([jax.nn.log_sigmoid(-l), jax.nn.log_sigmoid(l)], axis=-1)

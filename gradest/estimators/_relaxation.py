@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check, _random
+from .. import _check, _numerics, _random
+from .._numerics import below_top, tempered
 from ..distributions import Bernoulli, OneHotCategorical
-from ..distributions.base import below_top, tempered
 
 Relaxable = Bernoulli | OneHotCategorical
 
@@ -56,7 +56,7 @@ def soften(dist: Relaxable, z: jax.Array, temperature: ArrayLike) -> jax.Array:
 
 def log_odds(dist: Relaxable) -> jax.Array:
     """Log-odds, or normalised log-probabilities, in the type of the noise."""
-    l = dist.logits.astype(_random.noise_dtype(dist.logits.dtype))
+    l = dist.logits.astype(_numerics.compute_dtype(dist.logits.dtype))
     return l if isinstance(dist, Bernoulli) else jax.nn.log_softmax(l, axis=-1)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._gradient import attach_gradient
+from .._derivatives.attach import attach_gradient
 from ..distributions import base
 
 

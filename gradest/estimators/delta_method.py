@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _check, _random
-from .._gradient import attach_gradient, second_order_counts_as_zero
+from .. import _check, _numerics, _random
+from .._derivatives.attach import attach_gradient
+from .._derivatives.refuse import second_order_counts_as_zero
 from .._sampler import Cost, Sampler
 from ..distributions import Normal, base
 
@@ -62,7 +63,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     draws = jax.vmap(lambda k: base.draw(k, fixed))(_random.split(key, num_samples))
     costs = cost.batch(draws)
 
-    dtype, wide = draws.dtype, _random.noise_dtype(draws.dtype)
+    dtype, wide = draws.dtype, _numerics.compute_dtype(draws.dtype)
     loc, scale = fixed.loc.astype(wide), fixed.scale.astype(wide)
     at = lambda flat: cost.relaxed(flat.reshape(loc.shape).astype(dtype)).astype(wide)
     mean = loc.reshape(-1)

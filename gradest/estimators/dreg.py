@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _random
-from .._gradient import attach_gradient
+from .._derivatives.attach import attach_gradient
 from .._sampler import Cost, Sampler
 from . import _scores
 from .reparameterize import differentiable_draw

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check
-from .._gradient import first_order, undifferentiable
+from .._derivatives.refuse import first_order, undifferentiable
 from .._jaxpr import user_line
 from .._sampler import Sampler
 from ..distributions import Bernoulli, Categorical, OneHotCategorical

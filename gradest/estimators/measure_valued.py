@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _check, _random
-from .._gradient import attach_gradient
+from .._derivatives.attach import attach_gradient
+from .._numerics import in_compute_dtype
 from .._sampler import Cost, Sampler
 from ..distributions import (
     Bernoulli,
@@ -25,7 +26,7 @@ from ..distributions import (
     Weibull,
     base,
 )
-from ..distributions._implicit import in_noise_dtype, inside
+from ..distributions._implicit import inside
 from ..distributions.weibull import from_log, log_ratio
 
 
@@ -157,7 +158,7 @@ def _gradient(dist: Any, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _
 @_gradient.register
 def _(dist: Normal, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Normal:
     keys = _random.split(key, 4)
-    wide, loc, scale = in_noise_dtype(x, dist.loc, dist.scale)
+    wide, loc, scale = in_compute_dtype(x, dist.loc, dist.scale)
     at = lambda z: (loc + scale * z).astype(x.dtype)
     right = jnp.sqrt(2 * _exponential(keys[0], loc))
     left = right if coupled else jnp.sqrt(2 * _exponential(keys[1], loc))
@@ -182,7 +183,7 @@ def _(dist: LogNormal, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _Of
 @_gradient.register
 def _(dist: Bernoulli, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Bernoulli:
     del key, coupled
-    (l,) = in_noise_dtype(dist.logits)
+    (l,) = in_compute_dtype(dist.logits)
     weight = jax.nn.sigmoid(l) * jax.nn.sigmoid(-l)
     return Bernoulli(of_pair(jnp.where(x > 0, -weight, weight), 1 - x))
 
@@ -191,7 +192,7 @@ def _(dist: Bernoulli, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _Of
 @_gradient.register(OneHotCategorical)
 def _(dist: Any, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Any:
     del key, coupled
-    p = jax.nn.softmax(*in_noise_dtype(dist.logits), axis=-1)
+    p = jax.nn.softmax(*in_compute_dtype(dist.logits), axis=-1)
     k = dist.num_categories
     values = jnp.arange(k) if isinstance(dist, Categorical) else jnp.eye(k)
     values = jnp.broadcast_to(values.astype(x.dtype), (*p.shape[:-1], *values.shape))
@@ -202,14 +203,14 @@ def _(dist: Any, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) 
 
 @_gradient.register
 def _(dist: Poisson, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Poisson:
-    (rate,) = in_noise_dtype(dist.rate)
+    (rate,) = in_compute_dtype(dist.rate)
     return Poisson(of_pair(jnp.ones_like(rate), (x if coupled else dist.sample(key)) + 1))
 
 
 @_gradient.register
 def _(dist: Geometric, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Geometric:
     keys = _random.split(key, 2)
-    (l,) = in_noise_dtype(dist.logits)
+    (l,) = in_compute_dtype(dist.logits)
     first = x if coupled else dist.sample(keys[0])
     return Geometric(of_pair(-jax.nn.sigmoid(-l), first + dist.sample(keys[1]) + 1))
 
@@ -219,7 +220,7 @@ def _(
     dist: Exponential, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair
 ) -> Exponential:
     keys = _random.split(key, 2)
-    (rate,) = in_noise_dtype(dist.rate)
+    (rate,) = in_compute_dtype(dist.rate)
     first = x if coupled else dist.sample(keys[0])
     return Exponential(of_pair(-1 / rate, first + dist.sample(keys[1])))
 
@@ -228,7 +229,7 @@ def _(
 def _(dist: Gamma, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Gamma:
     keys = _random.split(key, 3)
     first = x if coupled else dist.sample(keys[0])
-    wide, first, a, rate = in_noise_dtype(x, first, dist.concentration, dist.rate)
+    wide, first, a, rate = in_compute_dtype(x, first, dist.concentration, dist.rate)
     longer = first + _exponential(keys[1], rate) / rate
     # As Gamma(a) = Gamma(a + h) Beta(a, h), the derivative in a is the integral over v in (0, 1) of
     # v^(a - 1) / (1 - v) E[f(x) - f(v x)]. With this density of v the weight varies little, and
@@ -247,7 +248,7 @@ def _(dist: Gamma, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair
 def _(dist: Weibull, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Weibull:
     keys = _random.split(key, 2)
     first = x if coupled else dist.sample(keys[0])
-    x, first, scale, k = in_noise_dtype(x, first, dist.scale, dist.concentration)
+    x, first, scale, k = in_compute_dtype(x, first, dist.scale, dist.concentration)
     e = _exponential(keys[1], scale)
 
     def longer(x: jax.Array) -> jax.Array:

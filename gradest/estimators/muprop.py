@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check
-from .._gradient import attach_gradient, attach_variance_gradient, with_variance_gradient
+from .._derivatives.attach import attach_gradient
+from .._derivatives.variance import attach_variance_gradient, with_variance_gradient
 from .._sampler import Cost, Sampler
 from ..distributions import base
 from . import _relaxation

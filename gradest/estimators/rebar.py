@@ -9,13 +9,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._gradient import (
-    UnestimatedGradientWarning,
-    attach_gradient,
-    attach_variance_gradient,
-    noting,
-    with_variance_gradient,
-)
+from .._derivatives.attach import attach_gradient
+from .._derivatives.refuse import UnestimatedGradientWarning, noting
+from .._derivatives.variance import attach_variance_gradient, with_variance_gradient
 from .._jaxpr import depends
 from .._sampler import Cost, Sampler
 from ..distributions import base

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check
-from .._gradient import first_order
+from .._derivatives.refuse import first_order
 from .._sampler import Sampler
 from ..distributions import Bernoulli, base
 from . import _relaxation

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from .. import _check, _random
-from .._gradient import attach_gradient, attach_squared_norm
+from .. import _check, _numerics, _random
+from .._derivatives.attach import attach_gradient
+from .._derivatives.variance import attach_squared_norm
 from .._sampler import Cost, Sampler
 from ..distributions import Bernoulli, OneHotCategorical, base
 from . import _relaxation
@@ -221,7 +222,7 @@ def _lax(key: jax.Array, dist: Any, control: _Control, coupled: bool) -> tuple[A
 
         def weighted_log_prob(dist: Any) -> jax.Array:
             log_p = dist.log_prob(x)
-            log_p = log_p.astype(_random.noise_dtype(log_p.dtype))
+            log_p = log_p.astype(_numerics.compute_dtype(log_p.dtype))
             signal = f.astype(log_p.dtype) - eta.astype(log_p.dtype) * value.astype(log_p.dtype)
             return jnp.sum(_per_lane(signal, log_p) * log_p)
 
@@ -256,7 +257,7 @@ def _flat(gradient: Any) -> jax.Array:
     leaves = jax.tree.leaves(gradient)
     # An integer parameter has no gradient.
     leaves = [jnp.zeros(g.shape) if g.dtype == jax.dtypes.float0 else g for g in leaves]
-    dtype = _random.noise_dtype(leaves[0].dtype)
+    dtype = _numerics.compute_dtype(leaves[0].dtype)
     return jnp.concatenate([g.reshape(-1).astype(dtype) for g in leaves])
 
 

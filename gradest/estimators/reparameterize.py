@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from .._gradient import UnestimatedGradientError, magic
+from .._derivatives.primitives import magic
+from .._derivatives.refuse import UnestimatedGradientError
 from .._sampler import Cost, Sampler
 from ..distributions import base
 from . import _scores

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check, _random
-from .._gradient import attach_gradient, attach_variance_gradient, magic
+from .. import _check, _numerics, _random
+from .._derivatives.attach import attach_gradient
+from .._derivatives.primitives import magic
+from .._derivatives.variance import attach_variance_gradient
 from .._sampler import Cost, Sampler
 from ..distributions import base
 from . import _scores
@@ -140,7 +142,7 @@ def _with_optimal_baseline(dist: Any, xs: Any, l: jax.Array, costs: jax.Array) -
         return jax.tree.map(lambda s: jnp.zeros(()) if s.dtype == jax.dtypes.float0 else s, s)
 
     def gradient(s: jax.Array) -> jax.Array:
-        s = s.astype(_random.noise_dtype(s.dtype))
+        s = s.astype(_numerics.compute_dtype(s.dtype))
         f = costs.astype(s.dtype).reshape(-1, *(1,) * (s.ndim - 1))
         weight = _sum_of_others(s * s)
         best = _sum_of_others(f * s * s) / jnp.where(weight > 0, weight, 1)

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from .. import _check, _random
-from .._gradient import first_order
+from .. import _check, _numerics
+from .._derivatives.refuse import first_order
 from .._sampler import Sampler
 from ..distributions import base
 from . import _relaxation
@@ -56,7 +56,7 @@ def _straight_through(key: jax.Array, dist: Any, *, slope: ArrayLike) -> jax.Arr
     _relaxation.check("straight_through", dist)
     dist = first_order("straight_through", dist)
     hard = jax.lax.stop_gradient(base.draw(key, dist))
-    logits = dist.logits.astype(_random.noise_dtype(dist.logits.dtype))
+    logits = dist.logits.astype(_numerics.compute_dtype(dist.logits.dtype))
     # Multiplied by the slope, that is: divided by its inverse.
     soft = _relaxation.soften(dist, logits, 1 / slope)
     return _relaxation.replace_value(hard, soft)

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from .. import _check, _random
-from .._gradient import attach_gradient
+from .. import _check, _numerics, _random
+from .._derivatives.attach import attach_gradient
 from .._sampler import Cost, Sampler
 from . import _scores
 
@@ -76,7 +76,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int, mean: 
     log_w = cost.batch(draws)
     bound = log_mean_exp(log_w)
 
-    l = jax.lax.stop_gradient(log_w.astype(_random.noise_dtype(log_w.dtype)))
+    l = jax.lax.stop_gradient(log_w.astype(_numerics.compute_dtype(log_w.dtype)))
     own = jnp.eye(num_samples, dtype=bool)
     of_others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, l[None, :]), axis=1)
     if mean == "geometric":

@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.extend import core
 
-from ._jaxpr import (
+from .._jaxpr import (
     Scan,
     While,
     as_scan,
@@ -19,19 +19,29 @@ from ._jaxpr import (
     branches,
     called,
     collective_in,
-    cost_p,
     has_rule,
-    holds_cost,
     is_var,
-    marks_in,
     needed,
     raw_draw,
-    sample_p,
     subjaxprs,
     variables,
 )
+from .._marks import cost_p, sample_p
 
 Env = dict[Any, Any]
+
+
+def marks_in(eqn: Any) -> Iterable[Any]:
+    """The equations in `eqn`, at any depth, that draw or add a cost."""
+    if eqn.primitive in (sample_p, cost_p):
+        yield eqn
+    for jaxpr in subjaxprs(eqn):
+        for inner in jaxpr.eqns:
+            yield from marks_in(inner)
+
+
+def holds_cost(eqn: Any) -> bool:
+    return any(mark.primitive is cost_p for mark in marks_in(eqn))
 
 
 def read(env: Env, atom: Any) -> Any:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _random
+from .. import _numerics
 
 
 class Moments(NamedTuple):
@@ -91,7 +91,7 @@ def _summarize(draws: Any, count: int) -> tuple[list[tuple[jax.Array, ...]], jax
     finite = [jnp.all(jnp.isfinite(x.reshape(len(x), -1)), axis=1) for x in leaves]
 
     def summarize(x: jax.Array) -> tuple[jax.Array, ...]:
-        x = x.astype(_random.noise_dtype(x.dtype))
+        x = x.astype(_numerics.compute_dtype(x.dtype))
         counts = valid.reshape(-1, *(1,) * (x.ndim - 1))
         shifted = jnp.where(counts, x - x[:1], 0)
         mean = jnp.sum(shifted, axis=0, keepdims=True) / count

@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import _jaxpr, _program
-from ._gradient import attach_variance_gradient, magic
-from ._sites import (
+from .. import _jaxpr, _marks
+from .._derivatives.primitives import magic
+from .._derivatives.variance import attach_variance_gradient
+from . import program as _program
+from .complaints import (
     Mode,
     check_rule,
     has_traced_options,
@@ -130,9 +132,9 @@ def account(
     eqn: Any, operands: list[Any], used: Sequence[bool], mode: Mode, ledger: Ledger
 ) -> tuple[list[Any], Ledger]:
     """The results of `eqn`, with its draws and costs entered into the ledger."""
-    if eqn.primitive is _jaxpr.cost_p:
+    if eqn.primitive is _marks.cost_p:
         return operands, ledger.spend(operands[0])
-    if eqn.primitive is _jaxpr.sample_p:
+    if eqn.primitive is _marks.sample_p:
         key, sampler, dist = read_site(eqn, operands, mode)
         if sampler.score is None:
             raise only_scores(eqn)

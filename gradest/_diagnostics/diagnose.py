@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from . import _check, _jaxpr, _random
-from ._moments import Stream
-from ._report import Estimate, Leaf, Report
-from ._sampler import Sampler
+from .. import _check, _numerics, _random
+from .._sampler import Sampler
+from .evaluations import count_evaluations, evaluation_p
+from .moments import Stream
+from .report import Estimate, Leaf, Report
 
 _MIN_TIMED = 5
 #: Rounding of a gradient, in units in the last place of a leaf's largest coordinate: the deviation
@@ -240,8 +241,8 @@ def _chunk_of(function: Callable[..., Any], size: int, legacy: bool) -> Callable
 def _count_evaluations(entry: Any, args: tuple[Any, ...], cost: Any) -> int | None:
     if not isinstance(entry, Sampler):
         return None
-    counted = _function(entry, lambda x: _jaxpr.evaluation_p.bind(jnp.asarray(cost(x))))
-    return _jaxpr.count_evaluations(jax.make_jaxpr(counted)(jax.random.key(0), *args).jaxpr)
+    counted = _function(entry, lambda x: evaluation_p.bind(jnp.asarray(cost(x))))
+    return count_evaluations(jax.make_jaxpr(counted)(jax.random.key(0), *args).jaxpr)
 
 
 def _shapes(name: str, chunk: Any) -> Any:
@@ -284,7 +285,7 @@ def _leaves(stream: Stream, shape: Any, exact: Any, difference: Stream) -> dict[
             bias, bias_error = found.mean - target, found.mean_error
         elif difference.leaves:
             bias, bias_error = difference.leaves[i].mean, difference.leaves[i].mean_error
-        ulp = float(jnp.finfo(_random.noise_dtype(leaf.dtype)).eps)
+        ulp = float(jnp.finfo(_numerics.compute_dtype(leaf.dtype)).eps)
         largest = np.max(np.abs(np.asarray(target, np.float64)), initial=0.0)
         rounding = np.full(leaf.shape, _ROUNDING_ULPS * ulp * largest)
         moments = found.mean, found.variance, found.variance_error

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _jaxpr, _program
-from ._loops import Ledger, Position, account, advance
-from ._sampler import Cost
-from ._sites import (
+from .. import _jaxpr, _marks
+from .._sampler import Cost
+from . import program as _program
+from .complaints import (
     Mode,
     check_collectives,
     check_lanes,
@@ -27,6 +27,7 @@ from ._sites import (
     clone_keys,
     read_site,
 )
+from .ledger import Ledger, Position, account, advance
 
 
 def expectation(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
@@ -112,11 +113,11 @@ def cost(c: jax.typing.ArrayLike) -> None:
       ()
     """
     if not _STAGING.get():
-        raise _jaxpr.cost_outside()
+        raise _marks.cost_outside()
     c = jnp.asarray(c)
     if not jnp.issubdtype(c.dtype, jnp.floating):
         raise TypeError(f"c: expected a real floating-point array, got one of type {c.dtype}.")
-    _jaxpr.cost_p.bind(c, where=_jaxpr.user_line())
+    _marks.cost_p.bind(c, where=_jaxpr.user_line())
 
 
 # ---- Staging -------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ def _continue(
     eqn: Any, operands: list[Any], used: Sequence[bool], mode: Mode, then: _Then
 ) -> jax.Array:
     """The value from `eqn` on, an equation that holds a draw which needs what follows it."""
-    if eqn.primitive is _jaxpr.sample_p:
+    if eqn.primitive is _marks.sample_p:
         return _sample(eqn, operands, mode, then)
     if (called := _jaxpr.called(eqn)) is not None:
         check_rule(eqn, used)

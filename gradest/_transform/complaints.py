@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from . import _jaxpr, _program, _random
-from ._gradient import UnestimatedGradientWarning
-from ._sampler import Sampler, SamplerSite
-from .distributions import base
+from .. import _jaxpr, _marks, _random
+from .._derivatives.refuse import UnestimatedGradientWarning
+from .._sampler import Sampler, SamplerSite
+from ..distributions import base
+from . import program as _program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +130,12 @@ def has_traced_options(marks: Iterable[Any]) -> bool:
 
 
 def _sites(marks: Iterable[Any]) -> Iterable[SamplerSite]:
-    return (mark.params["site"] for mark in marks if mark.primitive is _jaxpr.sample_p)
+    return (mark.params["site"] for mark in marks if mark.primitive is _marks.sample_p)
 
 
 def unsupported(eqn: Any, used: Sequence[bool]) -> Exception:
     mark = _program.live_marks(eqn, used)[0]
-    if mark.primitive is _jaxpr.sample_p:
+    if mark.primitive is _marks.sample_p:
         held, where = f"a draw by {mark.params['site'].sampler.name}", mark.params["site"].where
     else:
         held, where = "a cost", mark.params["where"]

@@ -1,0 +1,82 @@
+"""Identities whose derivative is another one's: of a log-probability, of a draw's quantile.
+
+Primitives and no custom_jvp functions, whose rules are forgotten by a scan that is differentiated
+twice, and whose constant results a staged vmap cannot batch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+
+# A primitive and no custom_jvp function, whose rule is forgotten by a scan that is differentiated
+# twice, and whose constant result a staged vmap cannot batch.
+magic_p = core.Primitive("gradest_magic")
+magic_p.def_impl(jnp.ones_like)
+magic_p.def_abstract_eval(lambda aval: aval)
+mlir.register_lowering(magic_p, mlir.lower_fun(jnp.ones_like, multiple_results=False))
+ad.defjvp(magic_p, lambda tangent, log_prob: tangent * magic_p.bind(log_prob))
+batching.defvectorized(magic_p)
+
+
+# The draw that is its first operand, whose derivative in the other ones, the leaves of a tree, is
+# `rule(draw, tree, tangents)`. A primitive for the same reason.
+implicit_p = core.Primitive("gradest_implicit")
+implicit_p.def_impl(lambda x, *leaves, rule, treedef: x)
+implicit_p.def_abstract_eval(lambda x, *leaves, rule, treedef: x)
+mlir.register_lowering(implicit_p, lambda ctx, x, *leaves, rule, treedef: [x])
+
+
+def _differentiate_implicit(
+    primals: Sequence[Any], tangents: Sequence[Any], *, rule: Any, treedef: Any
+) -> tuple[Any, Any]:
+    # Bound again, so that higher derivatives see that the draw depends on the leaves.
+    x = implicit_p.bind(*primals, rule=rule, treedef=treedef)
+    moves = [ad.instantiate_zeros(tangent) for tangent in tangents[1:]]
+    return x, rule(x, treedef.unflatten(primals[1:]), treedef.unflatten(moves))
+
+
+def lanes_first(args: Sequence[Any], dims: Sequence[Any]) -> list[Any]:
+    """The operands of a vmapped equation with the lanes along their first axis, all of them."""
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    return [
+        jnp.moveaxis(a, d, 0) if d is not None else jnp.broadcast_to(a, (size, *a.shape))
+        for a, d in zip(args, dims, strict=True)
+    ]
+
+
+def _batch_implicit(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+    return implicit_p.bind(*lanes_first(args, dims), **params), 0
+
+
+ad.primitive_jvps[implicit_p] = _differentiate_implicit
+batching.primitive_batchers[implicit_p] = _batch_implicit
+
+# Its operand, `what` a derivative depends on and that has no derivative itself.
+first_order_p = core.Primitive("gradest_first_order")
+first_order_p.def_impl(lambda x, *, what: x)
+first_order_p.def_abstract_eval(lambda x, *, what: x)
+mlir.register_lowering(first_order_p, lambda ctx, x, *, what: [x])
+batching.defvectorized(first_order_p)
+
+
+def _differentiate_again(*_: Any, what: str) -> Any:
+    raise NotImplementedError(
+        f"{what} was differentiated twice with respect to it: the derivative of an implicitly "
+        "reparameterized draw is known to first order only. Use score_function, whose "
+        "derivatives of every order are right."
+    )
+
+
+ad.primitive_jvps[first_order_p] = _differentiate_again
+
+
+def magic(log_prob: jax.Array) -> jax.Array:
+    """exp(l - stop_gradient(l)): one, whose derivative is that of l (Foerster 2018, eq. 4).
+
+    To every order, also where l is infinite; and l costs nothing where no derivative is taken.
+    """
+    return magic_p.bind(log_prob)

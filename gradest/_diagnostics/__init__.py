@@ -1,0 +1,1 @@
+"""Is the gradient right, and how noisy is it?"""

@@ -1,0 +1,49 @@
+"""Types to compute in, and softmax at extreme temperatures."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import DTypeLike
+
+
+def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The type in which noise is drawn and formulas are computed: at least float32."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def in_compute_dtype(*arrays: jax.Array) -> list[jax.Array]:
+    """The arrays, of one type, in at least single precision."""
+    return [array.astype(compute_dtype(array.dtype)) for array in arrays]
+
+
+@jax.custom_jvp
+def tempered(z: jax.Array, temperature: jax.Array) -> jax.Array:
+    """z / temperature, whose derivative in the temperature is zero where z is infinite.
+
+    A masked category stays masked at every temperature; JAX's own rule gives 0 * inf = NaN. (To
+    bound z first would do too, and made XLA draw the noise in z several times over.)
+    """
+    return z / temperature
+
+
+def _tempered_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (z, t), (dz, dt) = primals, tangents
+    y = tempered(z, t)
+    dy = jnp.zeros_like(y) if isinstance(dz, SymbolicZero) else dz / t
+    if not isinstance(dt, SymbolicZero):
+        dy -= jnp.where(jnp.isfinite(z), z, 0) / (t * t) * dt
+    return y, dy
+
+
+tempered.defjvp(_tempered_jvp, symbolic_zeros=True)
+
+
+def below_top(z: jax.Array) -> jax.Array:
+    """z less its maximum along the last axis: the same softmax, at every temperature.
+
+    For use before z is divided by t: in z / t - max(z / t) compilers round the two quotients
+    differently, and at t = 1e-10 the exponential of what is left at the maximum overflows.
+    """
+    return z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
