@@ -151,10 +151,10 @@ def cost_under_vmap(where: str) -> Exception:
 
 def cost_differentiated(where: str) -> Exception:
     return NotImplementedError(
-        f"gradest.cost: a cost{where} is inside a function that is differentiated before "
-        "gradest.expectation collects its costs. Differentiate the loss that gradest.expectation "
-        "returns. Where the loss itself differentiates a function, give its costs to gradest.cost "
-        "outside of that jax.grad, or jax.jvp; auxiliary output (has_aux=True) takes them there."
+        f"gradest.cost: a cost{where} is inside a function that the loss itself differentiates, or "
+        "in a loss that is differentiated without gradest.expectation. Wrap the loss in "
+        "gradest.expectation, and give the costs to gradest.cost outside of that jax.grad, or "
+        "jax.jvp; auxiliary output (has_aux=True) takes them there."
     )
 
 

@@ -253,11 +253,14 @@ class Program:
                     yield from program.with_rules()
 
     def collectives(self) -> Iterable[Any]:
-        """The equations that mix the lanes of a named axis, between a draw and what it costs."""
+        """The equations that mix the lanes of a named axis, between a draw and what it costs.
+
+        Of a staged loss, whose first output is the loss.
+        """
         held = {id(node.eqn): marks_of(node) for node in self.nodes if isinstance(node, Node)}
         marks = lambda eqn, kind: any(isinstance(m, kind) for m in held.get(id(eqn), ()))
         costs = [eqn for eqn in self.jaxpr.eqns if marks(eqn, Spend)]
-        ends = [*self.outputs, *(v for eqn in costs for v in (*variables(eqn), *eqn.outvars))]
+        ends = [self.outputs[0], *(v for eqn in costs for v in (*variables(eqn), *eqn.outvars))]
         drawn: set[Any] = set()
         for eqn in _jaxpr.needed(self.jaxpr, ends)[0]:
             if marks(eqn, Draw) or not drawn.isdisjoint(variables(eqn)):
