@@ -6,7 +6,7 @@ import os
 import warnings
 
 import jax
-import jaxlib
+import jaxlib.version
 
 _REMEDY = "--xla_cpu_experimental_ynn_fusion_type="
 
@@ -18,7 +18,7 @@ def warn_of_wrong_sums() -> None:
     for its devices: that would start a backend, after which `jax.distributed.initialize` and the
     configuration of the user's program come too late.
     """
-    if jaxlib.__version__ != "0.10.2" or _REMEDY in os.environ.get("XLA_FLAGS", "").split():
+    if jaxlib.version.__version__ != "0.10.2" or _REMEDY in os.environ.get("XLA_FLAGS", "").split():
         return
     if _may_be_on_cpu():
         warnings.warn(
@@ -36,7 +36,7 @@ def _may_be_on_cpu() -> bool:
 
     JAX_PLATFORMS says so, or else nothing is installed that brings another platform.
     """
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     if platforms:
         return platforms.split(",")[0] == "cpu"
     brought = map(importlib.util.find_spec, ("jax_plugins", "libtpu"))

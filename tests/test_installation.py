@@ -11,7 +11,7 @@ import tomllib
 import warnings
 
 import jax
-import jaxlib
+import jaxlib.version
 import pytest
 
 from gradest import _installation
@@ -23,11 +23,11 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 @pytest.fixture
 def on_cpu(monkeypatch):
     """A jaxlib 0.10.2, with nothing that says where JAX will compute."""
-    monkeypatch.setattr(jaxlib, "__version__", "0.10.2")
+    monkeypatch.setattr(jaxlib.version, "__version__", "0.10.2")
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: ())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    before = jax.config.jax_platforms
+    before = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_platforms", None)
     yield monkeypatch
     jax.config.update("jax_platforms", before)
@@ -52,7 +52,7 @@ def test_wrong_sums_are_told(on_cpu):
 
 @pytest.mark.parametrize("version", ["0.7.2", "0.10.1", "0.11.0"])
 def test_other_versions_are_right(on_cpu, version):
-    on_cpu.setattr(jaxlib, "__version__", version)
+    on_cpu.setattr(jaxlib.version, "__version__", version)
     assert not warned()
 
 
@@ -95,8 +95,8 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_import_tells_once_and_names_its_line():
     program = """
-import jax, jaxlib
-jaxlib.__version__ = "0.10.2"
+import jax, jaxlib.version
+jaxlib.version.__version__ = "0.10.2"
 jax.config.update("jax_platforms", "cpu")
 import os
 os.environ["XLA_FLAGS"] = ""
