@@ -209,7 +209,7 @@ def test_version_is_that_of_the_metadata():
 
 def test_readme_tells_the_oldest_versions():
     python = PROJECT["requires-python"].removeprefix(">=")
-    (jax,) = [d.removeprefix("jax>=") for d in PROJECT["dependencies"] if d.startswith("jax>=")]
+    (jax,) = re.findall(r"\bjax>=([\d.]+)", " ".join(PROJECT["dependencies"]))
     assert f"Python {python} or later, JAX {jax} or later" in README
 
 
