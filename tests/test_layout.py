@@ -182,7 +182,7 @@ PRIVATE = {
     "test_measure_valued": {"gradest.estimators.measure_valued"},
     "test_optimal_baseline": {"gradest.estimators.score_function"},
     "test_without_replacement": {
-        "gradest._sampler",
+        "gradest._cost",
         "gradest.estimators._finite",
         "gradest.estimators.unordered_set",
     },
