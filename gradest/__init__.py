@@ -11,8 +11,8 @@ from ._diagnostics.diagnose import diagnose as diagnose
 from ._installation import warn_of_wrong_sums as _warn_of_wrong_sums
 from ._monte_carlo import monte_carlo as monte_carlo
 from ._sampler import Sampler as Sampler
-from ._transform.expectation import cost as cost
 from ._transform.expectation import expectation as expectation
+from ._transform.spend import cost as cost
 from .estimators.antithetic import antithetic as antithetic
 from .estimators.arm import arm as arm
 from .estimators.arm import disarm as disarm
