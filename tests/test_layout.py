@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator
 
 import pytest
+from scripts import rooms
 
 import gradest as ge
 
@@ -134,6 +135,19 @@ def test_imports_have_no_cycle():
     graph = {name: module.own - {name} for name, module in MODULES.items()}
     # Importing a module runs the package it is in first; that is not what is meant here.
     list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_the_picture_shows_the_floors():
+    shown = [{room.name.strip("/") for room in floor.rooms} for floor in rooms.FLOORS]
+    assert shown == [PROGRAMS, {"__init__"}, ROOMS, *reversed(FLOORS)]
+
+
+def test_the_arrows_of_the_picture_are_imports():
+    for room in itertools.chain.from_iterable(floor.rooms for floor in rooms.FLOORS):
+        names = [name for name in MODULES if f"{name}.".startswith(f"gradest.{room.name.strip('/')}.")]
+        below = f"gradest.{room.stands_on.strip('/')}".removesuffix(".__init__")
+        imported = set().union(*(MODULES[name].own for name in names))
+        assert not room.stands_on or any(f"{name}.".startswith(f"{below}.") for name in imported)
 
 
 @pytest.mark.parametrize(
