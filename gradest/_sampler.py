@@ -38,18 +38,19 @@ from ._cost import Cost
 from ._derivatives.primitives import lanes_first, magic
 from ._derivatives.refuse import Refusal, estimating, refused_tangents
 from ._derivatives.variance import attach_variance_gradient
+from ._typing import DistributionLike
 from .distributions import base
 
 # ---- What a sampler's functions look like --------------------------------------------------
 
 
-class Draw(Protocol):
+class DrawFn(Protocol):
     """The value of one draw of `dist`; a pathwise one is differentiable in its parameters."""
 
     def __call__(self, key: jax.Array, dist: Any, /, *args: Any, **options: Any) -> Any: ...
 
 
-class Estimate(Protocol):
+class EstimateFn(Protocol):
     """The mean cost of one or more draws, with a gradient with respect to `dist` attached."""
 
     def __call__(
@@ -57,7 +58,7 @@ class Estimate(Protocol):
     ) -> jax.Array: ...
 
 
-class Score(Protocol):
+class ScoreFn(Protocol):
     """One draw, its log-probability, and what is taken off its score function's variance.
 
     The last is a baseline, a number that does not depend on the draw, or a `ControlVariate`.
@@ -68,7 +69,7 @@ class Score(Protocol):
     ) -> tuple[Any, jax.Array, "ArrayLike | ControlVariate"]: ...
 
 
-class Hoist(Protocol):
+class HoistFn(Protocol):
     """(static, options), with the arrays that static functions close over among the options."""
 
     def __call__(
@@ -157,11 +158,11 @@ class Sampler:
 
     name: str
     _: dataclasses.KW_ONLY
-    draw: Draw | None = None
-    estimate: Estimate | None = None
-    score: Score | None = None
-    relaxed: Draw | None = None
-    hoist: Hoist | None = None
+    draw: DrawFn | None = None
+    estimate: EstimateFn | None = None
+    score: ScoreFn | None = None
+    relaxed: DrawFn | None = None
+    hoist: HoistFn | None = None
     linear: bool = True
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     static: Mapping[str, Hashable] = dataclasses.field(default_factory=dict)
@@ -178,7 +179,7 @@ class Sampler:
     def pathwise(self) -> bool:
         return self.estimate is None
 
-    def __call__(self, key: ArrayLike, dist: Any) -> Any:
+    def __call__(self, key: ArrayLike, dist: DistributionLike) -> jax.Array:
         """One draw of `dist`.
 
         Args:
@@ -186,7 +187,8 @@ class Sampler:
           dist: one of `gradest.distributions`, or of numpyro's, distrax's or TFP's.
 
         Returns:
-          The draw, of the distribution's shape.
+          The draw, of the distribution's shape; of a joint distribution of another library's, a
+          pytree of arrays.
 
         Raises:
           UnestimatedGradientError: when a cost-based sampler's draw is differentiated outside
@@ -196,7 +198,9 @@ class Sampler:
             return self._draw(_random.as_key(key), dist)
         return _draw_at_site(self, _random.as_key(key), dist)
 
-    def expect(self, key: ArrayLike, dist: Any, cost: Callable[[Any], ArrayLike]) -> jax.Array:
+    def expect(
+        self, key: ArrayLike, dist: DistributionLike, cost: Callable[[Any], ArrayLike]
+    ) -> jax.Array:
         """An estimate of E[cost(x)], x ~ dist, whose gradient estimates the expectation's.
 
         Args:
@@ -240,7 +244,7 @@ class Sampler:
 def with_score(
     cost: jax.Array, log_prob: jax.Array, baseline: "ArrayLike | ControlVariate"
 ) -> jax.Array:
-    """The cost of a draw, with what a `Score` says of the draw attached: (F - c) s + r."""
+    """The cost of a draw, with what a `ScoreFn` says of the draw attached: (F - c) s + r."""
     l = log_prob.astype(cost.dtype)
     control = ControlVariate.of(baseline, l)
     value = cost * magic(l)
@@ -268,7 +272,7 @@ class Site:
       held: the sampler, with `_Hole`s for those of its options that are operands.
       operands: structure of (distribution, traced options).
       num_parameters: how many of the operands are the distribution's.
-      draw: structure of the draw.
+      structure: of the draw.
       shapes: of the leaves of the draw, and their types.
       where: the user's line that draws, as ' (at file:line)', or nothing.
       lanes: how many vmaps the draw is under, each adding a leading axis to the operands.
@@ -279,7 +283,7 @@ class Site:
     held: Sampler
     operands: Any
     num_parameters: int
-    draw: Any
+    structure: Any
     shapes: tuple[jax.ShapeDtypeStruct, ...]
     where: str
     lanes: int = 0
@@ -341,17 +345,17 @@ def _draw_at_site(sampler: Sampler, key: jax.Array, dist: Any) -> Any:
     leaves, treedef = jax.tree.flatten(sampler)
     traced = [leaf for leaf in leaves if isinstance(leaf, jax.core.Tracer)]
     holes = [_Hole() if isinstance(leaf, jax.core.Tracer) else leaf for leaf in leaves]
-    operands, structure = jax.tree.flatten((dist, traced))
-    shapes, draw = jax.tree.flatten(jax.eval_shape(sampler._draw, key, dist))
+    operands, operand_structure = jax.tree.flatten((dist, traced))
+    shapes, structure = jax.tree.flatten(jax.eval_shape(sampler._draw, key, dist))
     site = Site(
         held=jax.tree.unflatten(treedef, holes),
-        operands=structure,
+        operands=operand_structure,
         num_parameters=len(operands) - len(traced),
-        draw=draw,
+        structure=structure,
         shapes=tuple(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in shapes),
         where=_jaxpr.user_line(),
     )
-    return jax.tree.unflatten(draw, sample_p.bind(key, *operands, site=site))
+    return jax.tree.unflatten(structure, sample_p.bind(key, *operands, site=site))
 
 
 # A draw from (key, *operands): the one equation at which the transform takes over.

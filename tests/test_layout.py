@@ -85,9 +85,9 @@ def uses(module: Module, prefix: str) -> bool:
 
 #: From the ground up: a module imports those of its own floor and of the floors below.
 FLOORS = (
-    {"_check", "_jaxpr", "_numerics", "_random"},
+    {"_check", "_installation", "_jaxpr", "_numerics", "_random", "_typing"},
     {"_derivatives"},
-    {"_marks", "distributions"},
+    {"distributions"},
     {"_cost", "_sampler"},
 )
 #: What the package's front shows: built on the floors, and none on another.
@@ -207,7 +207,14 @@ PRIVATE = {
     # What any object that is to be a distribution is asked, before it is one.
     "test_distributions": {"gradest.distributions.base"},
     # Implicit derivatives, to the last digit of the special functions in them.
-    "test_implicit": {"gradest.distributions.gamma", "gradest.distributions.vonmises"},
+    "test_implicit": {
+        "gradest.distributions._implicit",
+        "gradest.distributions._special",
+        "gradest.distributions.gamma",
+        "gradest.distributions.vonmises",
+    },
+    # What is said of an installation other than this one.
+    "test_installation": {"gradest._installation"},
     "test_mixture": {"gradest.distributions.mixture"},
     # Bits of one draw.
     "test_random": {"gradest._random"},

@@ -69,12 +69,16 @@ def refused_tangents(refusal: Refusal, draw: Sequence[Any], tangents: Sequence[A
     """The tangents of the leaves of a draw, given those of what it was drawn from."""
     live = [t for t in tangents if not isinstance(t, ad.Zero) and t.dtype != jax.dtypes.float0]
     if not live:
-        return [ad.Zero.from_primal_value(leaf) for leaf in draw]
+        return list(map(_zero_tangent, draw))
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in draw):
         # Integers carry no derivative: no transpose would raise.
         raise refusal.of_integer()
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in draw)
     return no_gradient_p.bind(*live, shapes=shapes, refusal=refusal)
+
+
+def _zero_tangent(x: Any) -> Any:
+    return ad.Zero.from_primal_value(x)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @no_gradient_p.def_abstract_eval
@@ -111,7 +115,7 @@ ad.primitive_transposes[no_gradient_p] = _transpose_no_gradient
 def _differentiate_no_gradient(primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
     out = no_gradient_p.bind(*primals, **params)
     if all(isinstance(t, ad.Zero) for t in tangents):
-        return out, [ad.Zero.from_primal_value(leaf) for leaf in out]
+        return out, list(map(_zero_tangent, out))
     moves = [ad.instantiate_zeros(t) for t in tangents]
     return out, no_gradient_p.bind(*moves, **params)
 

@@ -4,7 +4,7 @@ import functools
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,6 @@ from jax.custom_derivatives import SymbolicZero
 from .. import _jaxpr
 from .._derivatives.refuse import UnestimatedGradientWarning
 from .._sampler import Site
-
-if TYPE_CHECKING:
-    from .program import Program
 
 # ---- Draws ---------------------------------------------------------------------------------
 
@@ -106,20 +103,20 @@ _INSTEAD_OF = {
 }
 
 
-def check_rules(program: "Program") -> None:
-    """Warns where a draw is in a function whose own derivative rule is not used for that."""
-    for draw in program.with_rules():
+def check_rules(sites: Iterable[Site]) -> None:
+    """Warns of draws in a function whose own derivative rule is not used for that."""
+    for site in sites:
         warnings.warn(
-            f"expectation: a draw by {draw.site.name}{draw.where} is inside a function with a "
+            f"expectation: a draw by {site.name}{site.where} is inside a function with a "
             "derivative rule of its own, by jax.custom_vjp or jax.custom_jvp. The rule is not "
             "used: the function is differentiated as it is written. Draw outside of it.",
             stacklevel=2,
         )
 
 
-def check_collectives(program: "Program") -> None:
+def check_collectives(eqns: Iterable[Any]) -> None:
     """Warns where draws reach other lanes, whose costs they are not credited with."""
-    for eqn in program.collectives():
+    for eqn in eqns:
         warnings.warn(
             f"expectation: a `{eqn.primitive.name}`{_jaxpr.line_of(eqn)} in the loss mixes lanes "
             "of a named axis, and depends on a draw. A draw is credited with the loss of its own "

@@ -8,7 +8,7 @@ of the program, and each is credited with what comes after it alone.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,19 @@ from .continuation import value_of
 from .ledger import Ledger, advance
 from .program import Program, Purpose, read_program
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-def expectation(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+
+@overload
+def expectation(loss: Callable[P, T], has_aux: bool = False) -> Callable[P, T]: ...
+
+
+@overload
+def expectation(*, has_aux: bool = False) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+
+
+def expectation(loss: Callable[..., Any] | None = None, has_aux: bool = False) -> Any:
     """Estimates the expectation of a loss that draws, with its gradient attached.
 
     The result takes the arguments of `loss` and returns one Monte Carlo estimate of
@@ -37,7 +48,8 @@ def expectation(loss: Callable[..., Any], has_aux: bool = False) -> Callable[...
 
     Args:
       loss: a function whose result is a real scalar, or a pair of it and auxiliary output.
-        Arrays among its arguments are traced, as under `jax.jit`; anything else is static.
+        Arrays among its arguments are traced, as under `jax.jit`; anything else is static. Without
+        one, `gradest.expectation(has_aux=True)` is a decorator.
       has_aux: whether `loss` returns a pair, as in `jax.value_and_grad`. The auxiliary output is
         never differentiated, and never averaged over samples: where the loss is evaluated once, as
         with draws by `score_function` with one sample and by pathwise samplers, it is that of the
@@ -49,6 +61,7 @@ def expectation(loss: Callable[..., Any], has_aux: bool = False) -> Callable[...
       auxiliary output.
 
     Raises:
+      TypeError: if `loss` is not callable, or returns something else than it should.
       NotImplementedError: when a draw is inside a construct that the transform does not
         support; the message names it, the estimator and the remedy.
       ValueError: when the loss is not a real scalar.
@@ -67,6 +80,14 @@ def expectation(loss: Callable[..., Any], has_aux: bool = False) -> Callable[...
       Schulman, Heess, Weber and Abbeel 2015, "Gradient Estimation Using Stochastic Computation
       Graphs", eq. 5 and Theorem 1, for draws credited with what is downstream of them.
     """
+
+    if loss is None:
+        return functools.partial(expectation, has_aux=has_aux)
+    if not callable(loss):
+        raise TypeError(
+            f"loss: expected a function, got {type(loss).__name__}. Wrap the function that draws, "
+            "not its result: gradest.expectation(loss)(*args)."
+        )
 
     @functools.wraps(loss)
     def estimate(*args: Any, **kwargs: Any) -> Any:
@@ -168,8 +189,8 @@ def _real_scalar(value: Any, has_aux: bool) -> Any:
 
 def _check(program: Program) -> None:
     complaints.check_lanes([draw.site for draw in program.draws])
-    complaints.check_collectives(program)
-    complaints.check_rules(program)
+    complaints.check_collectives(program.collectives())
+    complaints.check_rules(draw.site for draw in program.with_rules())
 
 
 def _clone(x: Any) -> Any:
