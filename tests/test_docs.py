@@ -6,9 +6,9 @@ import re
 import xml.etree.ElementTree
 
 import pytest
-from scripts import rooms
 
 from gradest._transform import program
+from scripts import rooms
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
@@ -40,7 +40,9 @@ def test_links_lead_somewhere(page):
 def test_files_that_are_named_exist(page):
     """Those of this repository, named from its root."""
     text = page.read_text(encoding="utf-8")
-    named = re.findall(r"`((?:gradest|tests|benchmarks|docs|scripts|\.ci|\.github)/[\w./-]*)`", text)
+    named = re.findall(
+        r"`((?:gradest|tests|benchmarks|docs|scripts|\.ci|\.github)/[\w./-]*)`", text
+    )
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 

@@ -8,9 +8,9 @@ import pathlib
 from collections.abc import Iterator
 
 import pytest
-from scripts import rooms
 
 import gradest as ge
+from scripts import rooms
 
 PACKAGE = pathlib.Path(ge.__file__).parent
 TESTS = pathlib.Path(__file__).parent
@@ -144,7 +144,9 @@ def test_the_picture_shows_the_floors():
 
 def test_the_arrows_of_the_picture_are_imports():
     for room in itertools.chain.from_iterable(floor.rooms for floor in rooms.FLOORS):
-        names = [name for name in MODULES if f"{name}.".startswith(f"gradest.{room.name.strip('/')}.")]
+        names = [
+            name for name in MODULES if f"{name}.".startswith(f"gradest.{room.name.strip('/')}.")
+        ]
         below = f"gradest.{room.stands_on.strip('/')}".removesuffix(".__init__")
         imported = set().union(*(MODULES[name].own for name in names))
         assert not room.stands_on or any(f"{name}.".startswith(f"{below}.") for name in imported)
@@ -213,6 +215,8 @@ PRIVATE = {
         "gradest.distributions.gamma",
         "gradest.distributions.vonmises",
     },
+    # What kinds of node there are.
+    "test_docs": {"gradest._transform.program"},
     # What is said of an installation other than this one.
     "test_installation": {"gradest._installation"},
     "test_mixture": {"gradest.distributions.mixture"},
