@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 import gradest as ge
+from scripts import rooms
 
 PACKAGE = pathlib.Path(ge.__file__).parent
 TESTS = pathlib.Path(__file__).parent
@@ -136,6 +137,21 @@ def test_imports_have_no_cycle():
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
+def test_the_picture_shows_the_floors():
+    shown = [{room.name.strip("/") for room in floor.rooms} for floor in rooms.FLOORS]
+    assert shown == [PROGRAMS, {"__init__"}, ROOMS, *reversed(FLOORS)]
+
+
+def test_the_arrows_of_the_picture_are_imports():
+    for room in itertools.chain.from_iterable(floor.rooms for floor in rooms.FLOORS):
+        names = [
+            name for name in MODULES if f"{name}.".startswith(f"gradest.{room.name.strip('/')}.")
+        ]
+        below = f"gradest.{room.stands_on.strip('/')}".removesuffix(".__init__")
+        imported = set().union(*(MODULES[name].own for name in names))
+        assert not room.stands_on or any(f"{name}.".startswith(f"{below}.") for name in imported)
+
+
 @pytest.mark.parametrize(
     ("name", "source"),
     [
@@ -199,6 +215,8 @@ PRIVATE = {
         "gradest.distributions.gamma",
         "gradest.distributions.vonmises",
     },
+    # What kinds of node there are.
+    "test_docs": {"gradest._transform.program"},
     # What is said of an installation other than this one.
     "test_installation": {"gradest._installation"},
     "test_mixture": {"gradest.distributions.mixture"},
