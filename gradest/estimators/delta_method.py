@@ -10,6 +10,7 @@ from .._derivatives.attach import attach_gradient
 from .._derivatives.refuse import second_order_counts_as_zero
 from .._sampler import Cost, Sampler
 from ..distributions import Normal, base
+from ._record import Evaluations, Record
 
 
 def delta_method(*, num_samples: int = 1) -> Sampler:
@@ -92,3 +93,21 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     mean_gradient = jax.tree.map(lambda g: jnp.mean(g, axis=0), jax.vmap(gradient)(draws, costs))
     attach = lambda x, f: attach_gradient(f, dist, mean_gradient, log_prob=base.log_prob(dist, x))
     return jnp.mean(jax.vmap(attach)(draws, costs))
+
+
+RECORDS = (
+    Record(
+        delta_method,
+        needs=("density",),
+        # The mean of the expansion and its gradient are written out for it alone.
+        only=(Normal,),
+        unbiased="yes",
+        differentiable_cost=False,
+        cost_note="twice at the mean",
+        evaluations=Evaluations(
+            "`num_samples` + 1 with its Hessian at the mean",
+            lambda options, dist: options["num_samples"] + 1,
+        ),
+        reference="Paisley 2012; Mohamed 2020",
+    ),
+)

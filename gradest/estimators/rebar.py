@@ -16,6 +16,7 @@ from .._jaxpr import depends
 from .._sampler import Cost, Sampler
 from ..distributions import base
 from . import _relaxation
+from ._record import Evaluations, Record
 from ._relaxation import Relaxable
 
 
@@ -176,3 +177,16 @@ def _estimate(
     g, traced, variance_gradient = with_variance_gradient(gradient, hyper)
     value = attach_gradient(f, dist, type(dist)(g), log_prob=base.log_prob(dist, b))
     return attach_variance_gradient(value, traced, variance_gradient)
+
+
+RECORDS = (
+    Record(
+        rebar,
+        needs=("relaxation",),
+        unbiased="yes",
+        differentiable_cost=True,
+        cost_note="at relaxed points",
+        evaluations=Evaluations("1 + 1 relaxed", lambda options, dist: 2),
+        reference="Tucker 2017",
+    ),
+)
