@@ -152,7 +152,7 @@ RECORDS = (
         lambda: StudentT(jnp.array([9.0, 8.0]), jnp.array([0.3, -0.5]), jnp.array([0.5, 0.4])),
     ),
     DistributionRecord(
-        Weibull, "reals from 0", lambda: Weibull(jnp.array([1.2, 0.7]), jnp.array([1.6, 2.0]))
+        Weibull, "positive reals", lambda: Weibull(jnp.array([1.2, 0.7]), jnp.array([1.6, 2.0]))
     ),
     DistributionRecord(
         VonMises,

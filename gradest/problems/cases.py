@@ -127,7 +127,7 @@ class Normal(Case):
         noise = np.array(list(itertools.product(nodes, nodes)), np.float32)
         masses = jnp.asarray(np.outer(weights, weights).reshape(-1) / (2 * np.pi), jnp.float32)
         loc, scale = params
-        points = loc + scale * noise
+        points = jax.vmap(lambda noise: loc + scale * noise)(noise)
         deviation = jnp.sqrt(jnp.sum((_WEIGHTS[:2] * scale) ** 2))
         above = stats.norm.cdf((_weighted_sum(loc) - _THRESHOLD) / deviation)
         jump = jnp.stack([1 - above, above])

@@ -80,6 +80,7 @@ class OnCase:
     Attributes:
       share_hard: how many of the draws are values of the distribution at all.
       p_value: of the chi-squared test of the draws; NaN if they are relaxed.
+      raises: whether there is an error where a gradient is asked for.
       evaluations: of the cost.
       of_expectation: the gradients of the costs' expectations, by the costs' names.
       of_bound: the same, against the gradients of the bound.
@@ -88,6 +89,7 @@ class OnCase:
 
     share_hard: float
     p_value: float
+    raises: bool = False
     evaluations: int | None = None
     of_expectation: dict[str, Estimate] = dataclasses.field(default_factory=dict)
     of_bound: dict[str, Estimate] = dataclasses.field(default_factory=dict)
@@ -177,21 +179,27 @@ def measure(record: records.Record) -> dict[str, Cell]:
     """A cell for each claim."""
     served = [case for case in cases.all_cases() if _serves(record, case.make(case.params))]
     found = [on_case(record, case) for case in served]
-    gradients = [on for on in found if on.of_expectation]
     row = {"distributions": Cell(served_by(record)), "draws": _draws(found)}
-    if len(gradients) < len(found) or not found:
-        raises = None if gradients else "no gradient: raises"
-        row["unbiased"] = Cell(raises)
-        row["differentiable_cost"], row["evaluations"] = Cell(None), Cell(())
-        row["second_order"] = Cell(False)
-        return row
-    row["unbiased"], of_what = _unbiased(gradients)
-    of_step = _right([of_what(on)["step"] for on in gradients])
-    needs = None if of_step.value is None else not of_step.value
-    row["differentiable_cost"] = Cell(needs, of_step.evidence)
-    row["evaluations"] = Cell(tuple(on.evaluations for on in found))
-    row["second_order"] = _second_order(record, served)
-    return row
+    if not found or not all(on.of_expectation for on in found):
+        raises = bool(found) and all(on.raises for on in found)
+        return {
+            **row,
+            "unbiased": Cell("no gradient: raises" if raises else "zero" if found else None),
+            "differentiable_cost": Cell(None),
+            "evaluations": Cell(()),
+            "second_order": Cell(False),
+        }
+    unbiased, of_what = _unbiased(found)
+    of_step = _right([of_what(on)["step"] for on in found])
+    return {
+        **row,
+        "unbiased": unbiased,
+        "differentiable_cost": Cell(
+            None if of_step.value is None else not of_step.value, of_step.evidence
+        ),
+        "evaluations": Cell(tuple(on.evaluations for on in found)),
+        "second_order": _second_order(record, served),
+    }
 
 
 def served_by(record: records.Record) -> frozenset[str]:
@@ -228,7 +236,7 @@ def on_case(record: records.Record, case: cases.Case) -> OnCase:
     try:
         gradients = _gradients(sampler, case)
     except ge.UnestimatedGradientError:
-        return seen
+        return dataclasses.replace(seen, raises=True)
     # A gradient that is zero whatever is drawn is none.
     if not any(leaf.mean.any() or leaf.variance.any() for leaf in gradients.values()):
         return seen
@@ -312,18 +320,22 @@ def _unbiased(found: Sequence[OnCase]) -> tuple[Cell, _Estimates]:
     """What the gradients are right for, and against what they are then to be seen."""
     of_expectation: _Estimates = lambda on: on.of_expectation
     of_bound: _Estimates = lambda on: on.of_bound
+    exact = all(on.exact for on in found)
     smooth = _right([on.of_expectation["smooth"] for on in found])
-    if smooth.value is None:
-        return smooth, of_expectation
-    if smooth.value:
-        exact = all(on.exact for on in found)
-        return Cell("exact" if exact else "yes", smooth.evidence), of_expectation
-    bound = _right([on.of_bound["smooth"] for on in found])
-    if bound.value:
-        return Cell("of the bound", bound.evidence), of_bound
-    quadratic = _right([on.of_expectation["quadratic"] for on in found])
-    if quadratic.value:
-        return Cell("to second order", quadratic.evidence), of_expectation
+    # What the gradients are right for, from the most that can be asked.
+    asked = [
+        ("exact" if exact else "yes", smooth, of_expectation),
+        ("of the bound", _right([on.of_bound["smooth"] for on in found]), of_bound),
+        (
+            "to second order",
+            _right([on.of_expectation["quadratic"] for on in found]),
+            of_expectation,
+        ),
+    ]
+    for word, answer, of_what in asked:
+        if answer.value is not False:
+            # None where the measurement has not the power to say.
+            return Cell(word if answer.value else None, answer.evidence), of_what
     return Cell("no", smooth.evidence), of_expectation
 
 
