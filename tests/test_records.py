@@ -1,12 +1,14 @@
 """The records of estimators and distributions are right, and all that is written from them is."""
 
 import dataclasses
+import doctest
 import inspect
 import json
 import pathlib
 import re
 import sys
 import tomllib
+import types
 import typing
 
 import jax
@@ -147,14 +149,17 @@ def counted(record, dist):
 
 @pytest.mark.parametrize("name", [name for name, r in ESTIMATORS.items() if r.estimates])
 def test_cost_evaluations(name):
-    """With every distribution that it serves, and with options other than the record's."""
+    """With options other than the record's too, and distributions of every shape."""
     record = ESTIMATORS[name]
     options = [{}]
     if "num_samples" in record.options and not isinstance(record.evaluations, int):
         options.append({"num_samples": 3})
+    kinds = [k for k in record.distributions if k in ("Bernoulli", "OneHotCategorical", "Normal")]
+    if not isinstance(record.evaluations, int) and len(record.distributions) <= 10:
+        kinds = record.distributions
     for arguments in options:
         other = dataclasses.replace(record, arguments={**record.arguments, **arguments})
-        for kind in record.distributions:
+        for kind in kinds:
             dist = DISTRIBUTIONS[kind].example()
             assert counted(other, dist) == other.count_evaluations(dist), kind
 
@@ -326,6 +331,43 @@ def test_check_tells_and_writes_nothing(clone, monkeypatch, capsys):
     assert citation.read_text(encoding="utf-8") == "something else"
     assert write.main([]) == 0
     assert citation.read_text(encoding="utf-8") == right
+
+
+# ---- The page for who adds an estimator ----------------------------------------------------
+
+
+def module_of_the_page():
+    """The module that docs/add-an-estimator.md shows, as if it stood among the estimators."""
+    page = (ROOT / "docs" / "add-an-estimator.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- module: mirrored -->\n```python\n(.*?)```", page, re.DOTALL)
+    module = types.ModuleType("gradest.estimators.mirrored")
+    module.__package__ = "gradest.estimators"
+    exec(compile(code, "docs/add-an-estimator.md", "exec"), vars(module))
+    return module
+
+
+def test_the_estimator_of_the_page_is_what_its_record_claims(monkeypatch):
+    """Followed as far as the measurement, it agrees; with a gradient 5% too large it does not."""
+    module = module_of_the_page()
+    (record,) = module.RECORDS
+    monkeypatch.setattr(properties, "_NUM_KEYS", 200_000)
+    measured = {name: cell.value for name, cell in properties.measure(record).items()}
+    assert measured == properties.claims(record)
+    scale = lambda x: 1.05 * x - 0.05 * jax.lax.stop_gradient(x)
+    estimate = lambda key, dist, cost: scale(module._estimate(key, dist, cost))
+    make = lambda: ge.Sampler("scaled", estimate=estimate)
+    broken = properties.measure(dataclasses.replace(record, estimator=make))
+    assert broken["unbiased"].value == "no"
+
+
+def test_the_docstring_of_the_page_runs(monkeypatch):
+    module = module_of_the_page()
+    function = module.mirrored_score_function
+    monkeypatch.setattr(ge, "mirrored_score_function", function, raising=False)
+    runner = doctest.DocTestRunner()
+    for example in doctest.DocTestFinder().find(function, "mirrored", module=False):
+        runner.run(example)
+    assert runner.summarize(verbose=False) == (0, 6)
 
 
 # ---- Metadata ------------------------------------------------------------------------------

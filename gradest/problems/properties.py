@@ -100,7 +100,8 @@ def run() -> int:
     """Prints the table, and returns the exit status."""
     console = Console(highlight=False)
     table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for header in ["estimator", *_HEADERS.values()]:
+    table.add_column("estimator", overflow="fold")
+    for header in _HEADERS.values():
         table.add_column(header, no_wrap=True)
     complaints = []
     listed = list(records.ESTIMATORS.values())
