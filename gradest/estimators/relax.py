@@ -49,7 +49,7 @@ def relax(
     Variance: trained. The cotangents of `params`, `temperature` and `eta` are those of the squared
     norm of the gradient estimate, times the magnitude of the loss's own: put them into the
     parameters and they are trained with the rest.
-    Cost evaluations per gradient: 1, so that it may be in a loop or a branch. The surrogate is
+    Cost evaluations per gradient: 1. (So it may be in a loop or a branch.) The surrogate is
     evaluated with its gradient, once if coupled, else twice.
 
     Args:
