@@ -40,6 +40,7 @@ FLOORS = (
         "use the package as a user does",
         [
             Room("problems/", ["trainings and tables of", "python -m gradest"], 1, "__init__"),
+            Room("records", ["what is known of", "all estimators"]),
             Room("__main__", ["its command line"]),
         ],
     ),
