@@ -123,6 +123,7 @@ FLOORS = (
             Room("_check", ["arguments"]),
             Room("_typing", ["protocols"]),
             Room("_installation", ["a wrong jaxlib"], 1.1),
+            Room("_version", ["its number"]),
         ],
     ),
 )
