@@ -119,11 +119,11 @@ FLOORS = (
         [
             Room("_jaxpr", ["JAX's versions"]),
             Room("_random", ["keys, noise"]),
-            Room("_numerics", ["types, extremes"]),
-            Room("_check", ["arguments"]),
-            Room("_typing", ["protocols"]),
-            Room("_installation", ["a wrong jaxlib"], 1.1),
-            Room("_version", ["its number"]),
+            Room("_numerics", ["types, limits"], 1.05),
+            Room("_check", ["arguments"], 0.85),
+            Room("_typing", ["protocols"], 0.85),
+            Room("_installation", ["a wrong jaxlib"], 1.25),
+            Room("_version", ["its number"], 0.9),
         ],
     ),
 )
