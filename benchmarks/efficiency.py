@@ -216,7 +216,7 @@ def measure(latent: str, names: Sequence[str], quick: bool) -> list[dict[str, An
             row: dict[str, Any] = {
                 "estimator": name,
                 "samples": entry.samples,
-                "unbiased": entry.method.properties.unbiased,
+                "unbiased": entry.method.record.is_unbiased,
             }
             for state in STATES:
                 found = moments(gradient, params[state], xs, num)
