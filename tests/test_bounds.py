@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import estimates
-from support.estimates import assert_unbiased, assert_variance, compiled, gradients, keys, oracles
+from support.estimates import assert_unbiased, assert_variance, gradients, keys, oracles
 
 import gradest as ge
 from gradest import distributions as dists
@@ -86,7 +86,7 @@ def test_the_value_is_the_bound():
     """Between the ELBO and the log-likelihood."""
     dist = dists.Bernoulli(LOGITS)
     for sampler in (ge.vimco(3), ge.vimco(3, mean="arithmetic")):
-        values = compiled(jax.vmap(lambda k, s=sampler: s.expect(k, dist, log_weight(dist))))
+        values = jax.jit(jax.vmap(lambda k, s=sampler: s.expect(k, dist, log_weight(dist))))
         bound = oracles.bound(dist, log_weight(dist), num_samples=3)
         assert_unbiased(values(keys(50_000)), bound)
     elbo = oracles.expectation(dist, log_weight(dist))
@@ -124,7 +124,7 @@ def exact_gradient(num_samples):
         q = dists.Normal(*params)
         return oracles.bound(q, log_weight_of_normal(q), num_samples=num_samples)
 
-    return jnp.stack(compiled(jax.grad(bound))(ELSEWHERE))
+    return jnp.stack(jax.jit(jax.grad(bound))(ELSEWHERE))
 
 
 @pytest.mark.statistical
@@ -205,8 +205,8 @@ def test_sticking_the_landing_of_any_cost():
     params = (jnp.float32(0.4), jnp.float32(0.8))
     loss = lambda p, key: sampler.expect(key, make(p), cost)
     hessian = lambda f: lambda p, *key: jax.hessian(f)(p, *key)
-    got = compiled(jax.vmap(hessian(loss), in_axes=(None, 0)))(params, keys(400_000))
-    want = compiled(hessian(lambda p: oracles.expectation(make(p), cost)))(params)
+    got = jax.jit(jax.vmap(hessian(loss), in_axes=(None, 0)))(params, keys(400_000))
+    want = jax.jit(hessian(lambda p: oracles.expectation(make(p), cost)))(params)
     stack = lambda tree, axis: jnp.stack(jax.tree.leaves(tree), axis)
     assert_unbiased(stack(got, 1), stack(want, 0))
 
@@ -223,9 +223,9 @@ def test_mixed_second_derivatives():
         by_w = lambda dist, *key: jax.grad(lambda w: expected(*key, dist, cost(w)))(w)
         return jax.jacrev(by_w)
 
-    want = compiled(of(oracles.bound))(dist)
+    want = jax.jit(of(oracles.bound))(dist)
     for sampler in (ge.dreg(2), ge.vimco(2)):
-        got = compiled(jax.vmap(of(sampler.expect), in_axes=(None, 0)))(dist, keys(400_000))
+        got = jax.jit(jax.vmap(of(sampler.expect), in_axes=(None, 0)))(dist, keys(400_000))
         assert_unbiased(got, want)
 
 
@@ -289,7 +289,7 @@ def test_before_pathwise_draws_and_after_any(sampler):
 
         return oracles.expectation(dists.Bernoulli(params["logit"]), given)
 
-    assert_unbiased(gradients(loss, params, 400_000), compiled(jax.grad(exact))(params))
+    assert_unbiased(gradients(loss, params, 400_000), jax.jit(jax.grad(exact))(params))
 
 
 @pytest.mark.parametrize("sampler", [ge.dreg(2), ge.vimco(2)], ids=repr)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from support import cases
-from support.cases import CASES, assert_unbiased, compiled
+from support.cases import CASES, assert_unbiased
 
 import gradest as ge
 from gradest._derivatives.variance import attach_variance_gradient
@@ -157,9 +157,9 @@ def test_a_second_derivative_of_what_is_attached_raises():
 def test_every_other_estimator_refuses_second_derivatives(sampler):
     loss = lambda l: sampler.expect(KEY, Bernoulli(l), cost)
     with pytest.raises(NotImplementedError, match=f"{sampler.name}: its gradient was"):
-        compiled(jax.grad(lambda l: jnp.sum(jax.grad(loss)(l))))(LOGITS)
+        jax.jit(jax.grad(lambda l: jnp.sum(jax.grad(loss)(l))))(LOGITS)
     with pytest.raises(TypeError, match="custom_vjp"):
-        compiled(jax.hessian(loss))(LOGITS)
+        jax.jit(jax.hessian(loss))(LOGITS)
 
 
 # ---- What affects the variance only ----------------------------------------------------------
@@ -180,8 +180,8 @@ def test_rebar_trains_its_control_variate_by_the_gradient_of_the_variance(x64, c
     def squared_norm(hyper, key):
         return jnp.sum(jax.grad(loss, argnums=1)(hyper, logits, key) ** 2) / abs(scale)
 
-    attached = compiled(jax.vmap(jax.grad(loss), (None, None, 0)))(hyper, logits, keys)
-    direct = compiled(jax.vmap(jax.grad(squared_norm), (None, 0)))(hyper, keys)
+    attached = jax.jit(jax.vmap(jax.grad(loss), (None, None, 0)))(hyper, logits, keys)
+    direct = jax.jit(jax.vmap(jax.grad(squared_norm), (None, 0)))(hyper, keys)
     chex.assert_trees_all_close(attached, direct, rtol=1e-9, atol=1e-12)
     assert all(jnp.any(x != 0) for x in jax.tree.leaves(direct))
 
@@ -219,9 +219,9 @@ def test_hessians_with_cross_terms_are_unbiased(x64, sampler):
     def loss(x, key, sampler):
         return sampler.expect(key, Bernoulli(x[:2]), lambda b: cost(b, x[2]))
 
-    exact = compiled(jax.hessian(lambda x: loss(x, KEY, ge.enumeration())))(point)
+    exact = jax.jit(jax.hessian(lambda x: loss(x, KEY, ge.enumeration())))(point)
     keys = jax.random.split(KEY, 100_000)
-    estimates = compiled(jax.vmap(jax.hessian(lambda x, k: loss(x, k, sampler)), (None, 0)))(
+    estimates = jax.jit(jax.vmap(jax.hessian(lambda x, k: loss(x, k, sampler)), (None, 0)))(
         point, keys
     )
     error = jnp.std(estimates, axis=0) / len(keys) ** 0.5
@@ -239,7 +239,7 @@ def test_mixed_second_derivatives_of_rebar_are_right_in_both_orders(x64):
     keys = jax.random.split(KEY, 200_000)
     logits, w = LOGITS.astype(float), jnp.asarray(1.3)
     loss = lambda l, w, key, s: s.expect(key, Bernoulli(l), lambda b: cost(b, w))
-    exact = compiled(jax.grad(lambda l: jax.grad(loss, 1)(l, w, KEY, ge.enumeration())))(logits)
+    exact = jax.jit(jax.grad(lambda l: jax.grad(loss, 1)(l, w, KEY, ge.enumeration())))(logits)
     sampler = ge.rebar(0.5)
     orders = {
         "logits of w": lambda key: jax.grad(lambda l: jax.grad(loss, 1)(l, w, key, sampler))(
@@ -250,7 +250,7 @@ def test_mixed_second_derivatives_of_rebar_are_right_in_both_orders(x64):
         ),
     }
     for order in orders.values():
-        estimates = compiled(jax.vmap(order))(keys)
+        estimates = jax.jit(jax.vmap(order))(keys)
         error = jnp.std(estimates, axis=0) / len(keys) ** 0.5
         assert jnp.max(jnp.abs(jnp.mean(estimates, axis=0) - exact) / error) < 4.5
         assert jnp.max(error) < 0.02 * jnp.max(jnp.abs(exact))
@@ -449,8 +449,8 @@ def test_a_vmapped_expectation_has_the_variance_of_one_lane():
     def lanes(l, key):
         return jnp.sum(jax.vmap(loss)(l, jax.random.split(key, 32)))
 
-    alone = compiled(one)(LOGITS, jax.random.split(KEY, 100_000))[:, 0]
-    together = compiled(jax.vmap(jax.grad(lanes), (None, 0)))(
+    alone = jax.jit(one)(LOGITS, jax.random.split(KEY, 100_000))[:, 0]
+    together = jax.jit(jax.vmap(jax.grad(lanes), (None, 0)))(
         jnp.tile(LOGITS, (32, 1)), jax.random.split(jax.random.fold_in(KEY, 1), 10_000)
     )[:, 7, 0]
     variance = lambda x: (jnp.var(x), jnp.sqrt(jnp.var((x - x.mean()) ** 2) / len(x)))
@@ -484,7 +484,7 @@ def test_second_derivatives_are_right_or_raise(estimator, form):
     cell = first_cell(estimator)
     loss = loss_of(cell, form)
 
-    @compiled
+    @jax.jit
     def twice(dist):
         total = lambda dist: sum(map(jnp.sum, jax.tree.leaves(jax.grad(loss)(dist, KEY))))
         return jax.grad(total)(dist)
@@ -505,7 +505,7 @@ def test_second_derivatives_are_right_or_raise(estimator, form):
 def test_typed_and_legacy_keys_give_the_same_gradients(estimator, form):
     """A draw's key is made a typed one before any estimator has it, so one of them will do."""
     cell = first_cell(estimator)
-    run = compiled(jax.value_and_grad(loss_of(cell, form)))
+    run = jax.jit(jax.value_and_grad(loss_of(cell, form)))
     typed, legacy = (run(cell.dist(), key) for key in (KEY, jax.random.key_data(KEY)))
     jax.tree.map(np.testing.assert_array_equal, typed, legacy)
 
@@ -587,7 +587,7 @@ def test_rebar_of_one_hot_rows_trains_its_control_variate(x64, relaxation, coupl
         gradient = jax.grad(expected, argnums=1)(hyper, logits, key)
         return jnp.sum(gradient**2) / 3.0  # the cotangents scale with the magnitude
 
-    @compiled
+    @jax.jit
     @functools.partial(jax.vmap, in_axes=(None, 0))
     def run(hyper, key):
         forms = [jax.grad(loss, argnums=(0, 1))(hyper, logits, key) for loss in (expected, drawn)]
@@ -612,7 +612,7 @@ def test_cotangent_of_a_baseline(form, num_samples, scale):
         return scale * ge.expectation(lambda k: cost(sampler(k, Bernoulli(LOGITS))))(key)
 
     b = jnp.float32(0.2)
-    value, cotangent = compiled(jax.value_and_grad(loss))(b, KEY)
+    value, cotangent = jax.jit(jax.value_and_grad(loss))(b, KEY)
     np.testing.assert_allclose(cotangent, abs(scale) * (b - value / scale), rtol=1e-5)
 
 
@@ -643,9 +643,9 @@ def test_hessian_with_a_trained_baseline_is_unbiased(x64):
         return jax.jacrev(jax.grad(lambda x: loss(sampler, x, key)))(point)
 
     def estimates(b):
-        return compiled(jax.vmap(hessian, (None, 0)))(b, jax.random.split(KEY, 200_000))
+        return jax.jit(jax.vmap(hessian, (None, 0)))(b, jax.random.split(KEY, 200_000))
 
-    exact = compiled(jax.hessian(lambda x: loss(ge.enumeration(), x, KEY)))(point)
+    exact = jax.jit(jax.hessian(lambda x: loss(ge.enumeration(), x, KEY)))(point)
     assert_unbiased(estimates(b), exact)
 
 
@@ -678,7 +678,7 @@ def mixed(sampler, key):
 def test_mixed_derivatives_of_an_attached_gradient(x64, surrogate):
     """Unbiased with the draw's log-probability; not without it, nor by the usual surrogate loss."""
     sampler, keys = reinforce(surrogate), jax.random.split(KEY, 200_000)
-    got = compiled(jax.vmap(lambda key: mixed(sampler, key)))(keys)
+    got = jax.jit(jax.vmap(lambda key: mixed(sampler, key)))(keys)
     want = mixed(ge.enumeration(), KEY)
     if surrogate == "log_prob":
         assert_unbiased(got, want)

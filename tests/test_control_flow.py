@@ -14,7 +14,6 @@ from support.programs import (
     assert_exact_on_average,
     assert_unbiased,
     bit,
-    compiled,
     keys,
     leave_one_out,
     with_factor,
@@ -89,7 +88,7 @@ def test_cond_with_a_wrong_estimator(name):
     def loss(params, factors, key):
         return estimators_in_branches(*map(with_factor, BRANCHES[name], factors))(params, key)
 
-    run = compiled(jax.vmap(jax.value_and_grad(ge.expectation(loss)), in_axes=(None, None, 0)))
+    run = jax.jit(jax.vmap(jax.value_and_grad(ge.expectation(loss)), in_axes=(None, None, 0)))
     for position in range(3):
         factors = jnp.ones(3).at[position].set(1.4)
         with pytest.raises(AssertionError, match="standard errors off"):
@@ -123,7 +122,7 @@ def test_switch_with_draws_in_some_branches():
             z = w[0] ** 2 if positive else draw(a[2])
         return cost(w, x, y, z)
 
-    run = compiled(jax.vmap(jax.value_and_grad(ge.expectation(loss)), in_axes=(None, 0)))
+    run = jax.jit(jax.vmap(jax.value_and_grad(ge.expectation(loss)), in_axes=(None, 0)))
     for sign in (1.0, -1.0):
         start = {**params(), "a": params()["a"].at[0].multiply(sign)}
         exact = programs.exact(functools.partial(program, sign > 0), start)
@@ -780,7 +779,7 @@ def test_closures_over_tracers():
         loss = estimators_in_branches(score, score, rebar)
         return ge.expectation(jax.jit(lambda key: loss(params, key)))(key)
 
-    @compiled
+    @jax.jit
     def gradients(params, keys):
         losses = (by_argument, by_closure, by_closure_in_a_call)
         return [jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, keys) for loss in losses]

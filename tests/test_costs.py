@@ -15,7 +15,6 @@ from support.programs import (
     assert_unbiased,
     assert_variance,
     bit,
-    compiled,
     keys,
     leave_one_out,
 )
@@ -154,7 +153,7 @@ def with_rebar_before(params, key):
 def test_draws_are_credited_with_what_comes_after_them(loss):
     """Exactly: sum_s (costs after s) d log p_s, for every key."""
     grad = jax.grad(ge.expectation(loss, has_aux=True), has_aux=True)
-    got, (draws, costs) = compiled(jax.vmap(grad, in_axes=(None, 0)))(params(), keys(64))
+    got, (draws, costs) = jax.jit(jax.vmap(grad, in_axes=(None, 0)))(params(), keys(64))
     p = np.asarray(jax.nn.sigmoid(params()["a"][:2]))
     after = np.cumsum(np.stack(np.broadcast_arrays(*costs))[::-1], axis=0)[::-1]
     want = (np.stack(draws) - p[:, None]) * after[1:3]
@@ -237,7 +236,7 @@ def expected_cost_of_policy(logits):
 def test_reward_to_go():
     """Unbiased like the gradient that credits every action with all costs, and less variable."""
     logits = jnp.array([0.4, -0.5, 0.3, 0.8])
-    want = compiled(jax.value_and_grad(expected_cost_of_policy))(logits)
+    want = jax.jit(jax.value_and_grad(expected_cost_of_policy))(logits)
     variance = {}
     for per_step in (True, False):
         loss = functools.partial(policy_gradient, per_step)
@@ -391,7 +390,7 @@ def test_network_baseline_is_trained_by_its_cotangent():
         values, aux = lanes(params, keys(3), features)
         return jnp.sum(signs * values), aux
 
-    got, (inputs, costs, _) = compiled(jax.grad(total, has_aux=True))(start)
+    got, (inputs, costs, _) = jax.jit(jax.grad(total, has_aux=True))(start)
     to_go = jnp.cumsum(costs[:, ::-1], axis=1)[:, ::-1]
     # The last draw's baseline has the inputs of the first step, and the last cost to go.
     inputs = jnp.concatenate([inputs, inputs[:, :1]], axis=1)
@@ -400,7 +399,7 @@ def test_network_baseline_is_trained_by_its_cotangent():
         b = jax.vmap(jax.vmap(functools.partial(network.apply, baseline)))(inputs)
         return jnp.sum(jnp.abs(signs)[:, None] * (b - to_go) ** 2 / 2)
 
-    want = compiled(jax.grad(half_squares))(start["baseline"])
+    want = jax.jit(jax.grad(half_squares))(start["baseline"])
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, got["baseline"], want)
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(want))
@@ -457,7 +456,7 @@ def test_vmapped_expectation_has_the_variance_of_one_lane(sampler):
         targets = jnp.full(lanes, target)
         return jnp.sum(jax.vmap(loss, in_axes=(None, 0, 0))(logit, split(key, lanes), targets))
 
-    of_one = compiled(jax.vmap(one, in_axes=(None, 0, None)))(logit, keys(200_000, 1), target)
-    of_all = compiled(jax.vmap(jax.grad(all_lanes), in_axes=(None, 0)))(logit, keys(20_000))
+    of_one = jax.jit(jax.vmap(one, in_axes=(None, 0, None)))(logit, keys(200_000, 1), target)
+    of_all = jax.jit(jax.vmap(jax.grad(all_lanes), in_axes=(None, 0)))(logit, keys(20_000))
     variance = np.var(np.asarray(of_one, np.float64))
     assert_variance(np.asarray(of_all, np.float64) / math.sqrt(lanes), variance)

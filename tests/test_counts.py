@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from scipy.special import expit
-from support.cases import compiled, grad
+from support.cases import grad
 
 import gradest as ge
 from gradest.distributions import Binomial, Geometric, NegativeBinomial, Poisson
@@ -66,7 +66,7 @@ def test_log_probabilities_are_scipys(name, x64):
 def test_impossible_counts(name):
     dist, x = make(name), jnp.array([[-1.0], [-3.0], [0.5]])
     np.testing.assert_array_equal(dist.log_prob(x), -np.inf)
-    gradient = compiled(grad(lambda d: jnp.sum(d.log_prob(x))))(dist)
+    gradient = jax.jit(grad(lambda d: jnp.sum(d.log_prob(x))))(dist)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
@@ -94,7 +94,7 @@ def test_certain_outcomes(dtype, x64):
         ),
     }
 
-    @compiled
+    @jax.jit
     def evaluate(dist, x, impossible):
         gradient = grad(lambda dist: jnp.sum(dist.log_prob(x)))(dist)
         draws = dist.sample(jax.random.key(0), (50,))
@@ -182,7 +182,7 @@ def test_rare_failures():
     assert x.mean() == pytest.approx(np.exp(14.0), rel=0.015)
 
 
-@compiled
+@jax.jit
 def draw_and_score(dist):
     x = dist.sample(jax.random.key(0), (20,))
     return x, dist.log_prob(jnp.minimum(x, 1000))
@@ -224,8 +224,8 @@ def test_half_precision(name, dtype):
 def test_empty_batches_lanes_and_transforms(name):
     stack = lambda leaf: jnp.stack([leaf, leaf + leaf, leaf])
     dist, keys = jax.tree.map(stack, make(name)), jax.random.split(jax.random.key(6), 3)
-    alone = compiled(jax.vmap(lambda dist, key: dist.sample(key)))(dist, keys)
-    draw = compiled(lambda dist, keys: dist.sample(keys))
+    alone = jax.jit(jax.vmap(lambda dist, key: dist.sample(key)))(dist, keys)
+    draw = jax.jit(lambda dist, keys: dist.sample(keys))
     np.testing.assert_array_equal(draw(dist, keys), alone)
     empty = jax.tree.map(lambda leaf: leaf[:0], dist)
     x, log_p = draw_and_score(empty)

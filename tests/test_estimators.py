@@ -18,7 +18,6 @@ from support.cases import (
     NoPower,
     assert_unbiased,
     assert_variance,
-    compiled,
     oracles,
     value_and_grad,
 )
@@ -36,11 +35,11 @@ def keys(num: int = NUM_KEYS, seed: int = 0) -> jax.Array:
 
 def gradients(loss: Any, params: Any, num: int = NUM_KEYS, seed: int = 0) -> Any:
     """Values and gradients of `loss(params, key)` at `num` keys."""
-    return compiled(jax.vmap(value_and_grad(loss), in_axes=(None, 0)))(params, keys(num, seed))
+    return jax.jit(jax.vmap(value_and_grad(loss), in_axes=(None, 0)))(params, keys(num, seed))
 
 
 def exact(loss: Any, params: Any) -> Any:
-    return compiled(value_and_grad(loss))(params)
+    return jax.jit(value_and_grad(loss))(params)
 
 
 def expect(sampler: ge.Sampler, cost: Any) -> Any:
@@ -93,10 +92,10 @@ def test_gradient_is_exact_on_average(cell):
 
     if cell.estimator == "enumeration":
         close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
-        jax.tree.map(close, compiled(run)(params, jax.random.key(0)), want)
+        jax.tree.map(close, jax.jit(run)(params, jax.random.key(0)), want)
     else:
         # As many keys as it takes, a quarter at a time, by a program that is compiled once.
-        sample = compiled(jax.vmap(run, in_axes=(None, 0)))
+        sample = jax.jit(jax.vmap(run, in_axes=(None, 0)))
         first, *others = jnp.split(keys(NUM_KEYS), 4)
         samples = sample(params, first)
         try:
@@ -161,7 +160,7 @@ def test_forms_and_transforms_agree(cell):
     if sampler.pathwise:
         forms["draw"] = lambda params, key: cases.wave(params[1], sampler(key, params[0]))
 
-    @compiled
+    @jax.jit
     def run(params, keys):
         def transforms(loss):
             grad = value_and_grad(loss)
@@ -536,7 +535,7 @@ def test_foreign_distribution(name, sampler):
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(
         close,
-        compiled(jax.vmap(jax.value_and_grad(direct), in_axes=(None, 0)))(params, keys()[:3]),
+        jax.jit(jax.vmap(jax.value_and_grad(direct), in_axes=(None, 0)))(params, keys()[:3]),
         first,
     )
 

@@ -95,7 +95,7 @@ def cost(x):
 def test_mean_is_that_of_straight_through_gumbel_softmax(name, num_samples):
     dist = DISTS[name]
     own = lambda dist: oracles.st_gumbel_softmax(dist, cost, temperature=0.7)
-    want = estimates.compiled(jax.grad(own))(dist).logits
+    want = jax.jit(jax.grad(own))(dist).logits
     samples = of_dist(ge.gumbel_rao(0.7, num_samples=num_samples), cost, dist).logits
     assert_unbiased(samples, want)
     with pytest.raises(AssertionError, match="mean is"):
@@ -109,7 +109,7 @@ def test_noise_that_is_not_given_the_draw(name, monkeypatch):
     dist = DISTS[name]
     own = lambda dist: oracles.st_gumbel_softmax(dist, cost, temperature=0.7)
     samples = of_dist(sampler, cost, dist).logits
-    want = estimates.compiled(jax.grad(own))(dist).logits
+    want = jax.jit(jax.grad(own))(dist).logits
     with pytest.raises(AssertionError, match="mean is"):
         assert_unbiased(samples, want)
 
@@ -164,9 +164,9 @@ def test_vmapped_draws():
     logits = jnp.array([[0.4, -0.6], [0.2, 0.9]])
     keys = jax.random.split(jax.random.key(0), 2)
     loss = lambda logits, key: cost(ge.gumbel_rao(0.5)(key, dists.Bernoulli(logits)))
-    gradient = estimates.compiled(jax.grad(loss))
+    gradient = jax.jit(jax.grad(loss))
     one_by_one = [gradient(l, k) for l, k in zip(logits, keys, strict=True)]
-    together = estimates.compiled(jax.vmap(jax.grad(loss)))(logits, keys)
+    together = jax.jit(jax.vmap(jax.grad(loss)))(logits, keys)
     np.testing.assert_allclose(together, one_by_one, rtol=1e-5)
 
 

@@ -10,7 +10,7 @@ import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
-from support.cases import DISTRIBUTIONS, assert_unbiased, compiled, oracles, wave, weights
+from support.cases import DISTRIBUTIONS, assert_unbiased, oracles, wave, weights
 
 import gradest as ge
 from gradest.distributions import (
@@ -65,7 +65,7 @@ def make(name, dtype=float):
 def test_log_density_is_scipys(name, x64):
     reference = SCIPY[name](*(np.asarray(p) for p in PARAMETERS[name]))
     x = reference.ppf(np.linspace(0.001, 0.999, 60)[:, None])
-    got = compiled(lambda dist: dist.log_prob(x))(make(name))
+    got = jax.jit(lambda dist: dist.log_prob(x))(make(name))
     np.testing.assert_allclose(got, reference.logpdf(x), rtol=1e-10, atol=1e-10)
 
 
@@ -89,13 +89,13 @@ def test_outside_the_support(name, x):
 def test_log_density_of_von_mises_at_any_concentration():
     x, k = np.array([[-3.0], [0.4], [0.0], [1e-2]]), np.array([0.0, 1e-3, 1.0, 30.0, 1e4])
     expected = k * (np.cos(x) - 1) - np.log(2 * np.pi * scipy.special.i0e(k))
-    log_prob = compiled(lambda k, x: VonMises(jnp.zeros_like(k), k).log_prob(x))
+    log_prob = jax.jit(lambda k, x: VonMises(jnp.zeros_like(k), k).log_prob(x))
     np.testing.assert_allclose(log_prob(k, x), expected, rtol=1e-11)
     x, k32 = x.astype(np.float32), k.astype(np.float32)
     np.testing.assert_allclose(log_prob(k32, x), expected, rtol=2e-6, atol=2e-6)
     # cos(x) - E[cos], without a digit lost in single precision.
     x = jnp.full_like(k32, 1e-2)
-    score = compiled(jax.grad(lambda k: jnp.sum(VonMises(jnp.zeros_like(k), k).log_prob(x))))
+    score = jax.jit(jax.grad(lambda k: jnp.sum(VonMises(jnp.zeros_like(k), k).log_prob(x))))
     mean = scipy.special.i1e(k) / scipy.special.i0e(k)
     off = np.abs(np.asarray(score(k32)) - (np.cos(1e-2) - mean))
     assert (off < 1e-5 * np.abs(np.cos(1e-2) - mean) + 1e-6 * (1 - mean)).all()
@@ -107,7 +107,7 @@ def test_log_beta(dtype, rtol, x64):
     v = np.array([1e-3, 0.4, 1.0, 7.9, 8.0, 8.1, 20.0, 300.0], dtype)
     a, b = (x.ravel() for x in np.meshgrid(v, v))
     expected = scipy.special.betaln(a.astype(float), b.astype(float))
-    values, slopes = compiled(jax.vmap(jax.value_and_grad(_special.log_beta)))(a, b)
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(_special.log_beta)))(a, b)
     np.testing.assert_allclose(values, expected, rtol=rtol, atol=rtol)
     a, b = a.astype(float), b.astype(float)
     expected = scipy.special.digamma(a) - scipy.special.digamma(a + b)
@@ -176,8 +176,8 @@ def test_a_concentration_that_is_not_a_number_ends_the_rejection():
 # ---- Derivatives of draws ---------------------------------------------------------------------
 
 QUANTILES = np.array([1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999])
-slope_of_gamma = compiled(gamma.slope)
-slope_of_von_mises = compiled(vonmises._slope)
+slope_of_gamma = jax.jit(gamma.slope)
+slope_of_von_mises = jax.jit(vonmises._slope)
 
 
 @pytest.mark.usefixtures("x64")
@@ -200,7 +200,7 @@ def test_precision_of_the_derivative_of_gamma_draws(dtype, rtol, x64):
     y = np.log(np.maximum(x, 1e-300)).astype(dtype)
     a = np.broadcast_to(a, y.shape)
     x = np.exp(y.astype(float))
-    exact = compiled(jax.lax.random_gamma_grad)(a.astype(float), x) / x
+    exact = jax.jit(jax.lax.random_gamma_grad)(a.astype(float), x) / x
     np.testing.assert_allclose(slope_of_gamma(y, a), exact, rtol=rtol)
 
 
@@ -272,7 +272,7 @@ def test_derivatives_of_draws_are_those_of_the_quantile_function(name, x64):
         x = np.where(x < parameters[0] - np.pi, x + 2 * np.pi, x)
         x = np.where(x > parameters[0] + np.pi, x - 2 * np.pi, x)
     quantile = reference(*parameters).cdf(x)
-    jacobian = jax.tree.leaves(compiled(jax.jacfwd(lambda d: d.sample(key, (20,))))(dist))
+    jacobian = jax.tree.leaves(jax.jit(jax.jacfwd(lambda d: d.sample(key, (20,))))(dist))
     for i, got in enumerate(jacobian):
         moved = [p.copy() for p in parameters], [p.copy() for p in parameters]
         h = 1e-5
@@ -303,7 +303,7 @@ def problem(name):
 
 def gradients(loss, params, num):
     keys = jax.random.split(jax.random.key(4), num)
-    return compiled(jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0)))(params, keys)
+    return jax.jit(jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0)))(params, keys)
 
 
 def no_derivative(name, patch):
@@ -328,7 +328,7 @@ def naive(name, patch):
 @pytest.mark.parametrize("name", ["Gamma", "VonMises"])
 def test_broken_variant_is_found_out(name, broken, monkeypatch):
     loss, params, exact = problem(name)
-    want = compiled(jax.grad(exact))(params)[0]
+    want = jax.jit(jax.grad(exact))(params)[0]
     broken(name, monkeypatch)
     _, (got, _) = gradients(loss, params, 50_000)
     with pytest.raises(AssertionError, match="standard errors off"):
@@ -343,7 +343,7 @@ def test_small_concentrations_in_single_precision():
 
     def gradients(draw):
         mean = lambda parameters, key: jnp.mean(draw(key, *parameters))
-        return np.stack(compiled(jax.vmap(jax.grad(mean), in_axes=(None, 0)))((a, b), keys), axis=1)
+        return np.stack(jax.jit(jax.vmap(jax.grad(mean), in_axes=(None, 0)))((a, b), keys), axis=1)
 
     got = gradients(lambda key, a, b: Beta(a, b).sample(key, (20_000,)))
     exact = np.array([b, -a]) / (a + b) ** 2
@@ -373,7 +373,7 @@ def test_before_a_discrete_site():
 
     _, params, _ = problem("Gamma")
     exact = lambda params: oracles.expectation(params[0], functools.partial(inner, params[1]))
-    want = compiled(jax.value_and_grad(exact))(params)
+    want = jax.jit(jax.value_and_grad(exact))(params)
     assert_unbiased(gradients(loss, params, 100_000), want)
 
 
@@ -391,9 +391,9 @@ def test_second_derivatives_of_von_mises_are_right():
             lambda params: gradient(params, *key), (params,), (direction,)
         )[1]
 
-    want = compiled(curvature(exact))(params)
+    want = jax.jit(curvature(exact))(params)
     keys = jax.random.split(jax.random.key(4), 200_000)
-    got = compiled(jax.vmap(curvature(loss), in_axes=(None, 0)))(params, keys)
+    got = jax.jit(jax.vmap(curvature(loss), in_axes=(None, 0)))(params, keys)
     assert_unbiased(got, want)
 
 
@@ -443,15 +443,15 @@ def test_second_derivatives_in_a_scan_raise(twice):
 @pytest.mark.usefixtures("x64")
 def test_second_derivatives_of_von_mises_in_a_scan():
     draw = lambda k, key: VonMises(0.2, k).sample(key)
-    got = compiled(lambda k: [twice(in_scan(draw))(k) for twice in TWICE.values()])(2.0)
-    want = compiled(TWICE["forward"](in_a_loop(draw)))(2.0)
+    got = jax.jit(lambda k: [twice(in_scan(draw))(k) for twice in TWICE.values()])(2.0)
+    want = jax.jit(TWICE["forward"](in_a_loop(draw)))(2.0)
     np.testing.assert_allclose(got, want, rtol=1e-9)
 
 
 def test_second_derivatives_in_the_rate_pass():
     draw = lambda a, rate: Gamma(a, rate).sample(jax.random.key(0))
 
-    @compiled
+    @jax.jit
     def derivatives(a, rate):
         (x, of_a), (mixed, twice) = (
             (draw(a, rate), jax.grad(draw, 0)(a, rate)),
@@ -483,7 +483,7 @@ EXTREME = {
 def test_extreme_parameters_give_finite_draws_and_gradients(name, dtype, x64):
     dist = KINDS[name](*EXTREME[name](jnp.asarray(EXTREMES, dtype)))
 
-    @compiled
+    @jax.jit
     def evaluate(dist):
         x, pull = jax.vjp(lambda dist: dist.sample(jax.random.key(0), (50,)), dist)
         # Of a draw of the order of 1e7, in half precision nothing is finite.
@@ -508,8 +508,8 @@ def test_extreme_parameters_give_finite_draws_and_gradients(name, dtype, x64):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_half_precision_is_single_precision_rounded(name):
-    draw = compiled(lambda dist: dist.sample(jax.random.key(0), (200,)))
-    log_prob = compiled(lambda dist, x: dist.log_prob(x))
+    draw = jax.jit(lambda dist: dist.sample(jax.random.key(0), (200,)))
+    log_prob = jax.jit(lambda dist, x: dist.log_prob(x))
     for dtype in HALF:
         dist = make(name, dtype)
         x = draw(dist)
@@ -529,7 +529,7 @@ def test_empty_batches(name):
         x = dist.sample(jax.random.key(0), (2,))
         return jnp.sum(x) + jnp.sum(dist.log_prob(x)), x
 
-    gradient, x = compiled(jax.grad(total, has_aux=True))(dist)
+    gradient, x = jax.jit(jax.grad(total, has_aux=True))(dist)
     assert x.shape == (2, *shape)
     assert all(leaf.shape == shape for leaf in jax.tree.leaves(gradient))
 
@@ -539,7 +539,7 @@ def test_lanes_draw_what_each_would_alone(name):
     dist = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.3 * leaf, 0.7 * leaf]), make(name))
     keys = jax.random.split(jax.random.key(6), 3)
 
-    @compiled
+    @jax.jit
     def evaluate(dist):
         together, pull = jax.vjp(lambda dist: dist.sample(keys), dist)
         each = lambda dist, key: jax.vjp(lambda dist: dist.sample(key), dist)

@@ -16,7 +16,6 @@ from support.estimates import (
     FINITE,
     assert_unbiased,
     assert_variance,
-    compiled,
     of_dist,
 )
 
@@ -245,8 +244,8 @@ def test_what_the_others_add_to_the_cost_cancels(name):
         jax.vmap(lambda key, one: sampler.expect(key, one, of_one))(keys, dist)
     )
     with pytest.warns(UserWarning, match="credited with the whole loss in every lane"):
-        got = compiled(jax.grad(lanes))(dist)
-    want = compiled(jax.grad(alone))(dist)
+        got = jax.jit(jax.grad(lanes))(dist)
+    want = jax.jit(jax.grad(alone))(dist)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, got, want)
     assert all(jnp.all(leaf != 0) for leaf in jax.tree.leaves(got))
@@ -316,7 +315,7 @@ def test_only_what_is_differentiated_is_evaluated():
             loss = lambda p: ge.measure_valued().expect(key, dist(p), cost)
             return jax.grad(loss)(parameters)
 
-        program = compiled(gradient).lower(
+        program = jax.jit(gradient).lower(
             {name: jnp.ones(5) for name in names}, estimates.keys(1)[0]
         )
         return program.compile().cost_analysis()["flops"]
@@ -336,7 +335,7 @@ def test_half_precision(name):
 
     for dtype in (jnp.float16, jnp.bfloat16):
         dist = jax.tree.map(lambda leaf: leaf.astype(dtype), DISTRIBUTIONS[name]())  # noqa: B023
-        value, g = compiled(jax.value_and_grad(loss), static_argnums=1)(dist, dtype)
+        value, g = jax.jit(jax.value_and_grad(loss), static_argnums=1)(dist, dtype)
         assert value.dtype == dtype
         for leaf, parameter in zip(jax.tree.leaves(g), jax.tree.leaves(dist), strict=True):
             assert leaf.dtype == dtype
@@ -349,12 +348,12 @@ def test_the_cost_of_what_is_impossible_counts_for_nothing():
     of_bits = lambda l: ge.measure_valued().expect(
         jax.random.key(0), dists.Bernoulli(l), lambda b: jnp.where(b[0] > 0, jnp.nan, jnp.sum(b))
     )
-    np.testing.assert_allclose(compiled(jax.grad(of_bits))(jnp.array([-inf, 0.0])), [0, 0.25])
+    np.testing.assert_allclose(jax.jit(jax.grad(of_bits))(jnp.array([-inf, 0.0])), [0, 0.25])
     of_rows = lambda l: ge.measure_valued().expect(
         jax.random.key(0), dists.Categorical(l), lambda x: jnp.array([1.0, inf, 3.0])[x]
     )
     np.testing.assert_allclose(
-        compiled(jax.grad(of_rows))(jnp.array([0.0, -inf, 0.0])), [-0.5, 0, 0.5]
+        jax.jit(jax.grad(of_rows))(jnp.array([0.0, -inf, 0.0])), [-0.5, 0, 0.5]
     )
 
 
@@ -363,7 +362,7 @@ def test_a_count_that_is_certain_has_a_derivative():
     loss = lambda rate: ge.measure_valued().expect(
         jax.random.key(0), dists.Poisson(rate), lambda x: (x.astype(jnp.float32) - 0.3) ** 2
     )
-    np.testing.assert_allclose(compiled(jax.grad(loss))(0.0), 0.4, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(0.0), 0.4, rtol=1e-5)
 
 
 def test_other_distributions():

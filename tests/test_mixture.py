@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from scipy.special import softmax
-from support.estimates import assert_unbiased, compiled, oracles
+from support.estimates import assert_unbiased, oracles
 
 import gradest as ge
 from gradest import distributions as dists
@@ -107,7 +107,7 @@ def test_derivatives_of_draws_are_those_of_the_quantile_function(name, x64):
     x = np.asarray(draw(dist))
     leaves, treedef = jax.tree.flatten(dist)
     quantile = Reference(name, leaves).cdf(x)
-    jacobian = compiled(jax.jacfwd(draw))(dist)
+    jacobian = jax.jit(jax.jacfwd(draw))(dist)
     h = 1e-5
     for i, got in enumerate(jax.tree.leaves(jacobian)):
         assert got.shape == (40, 3)
@@ -157,7 +157,7 @@ def loss(params, key):
 
 def at_keys(function, params, num):
     keys = jax.random.split(jax.random.key(4), num)
-    return compiled(jax.vmap(function, in_axes=(None, 0)))(params, keys)
+    return jax.jit(jax.vmap(function, in_axes=(None, 0)))(params, keys)
 
 
 @pytest.mark.statistical
@@ -173,7 +173,7 @@ def test_broken_variant_is_found_out(monkeypatch):
         return pick(component.loc) + jax.lax.stop_gradient(noise) * pick(component.scale)
 
     params = (two(), jnp.array([0.9, -0.6]))
-    want = compiled(jax.grad(expected))(params)[0]
+    want = jax.jit(jax.grad(expected))(params)[0]
     monkeypatch.setattr(mixture, "implicit", lambda _, x, m: chosen(x, m))
     got = at_keys(jax.grad(loss), params, 50_000)[0]
     for leaf in range(3):
@@ -193,7 +193,7 @@ def test_second_derivatives_are_right():
             lambda params: gradient(params, *key), (params,), (direction,)
         )[1]
 
-    want = compiled(curvature(expected))(params)
+    want = jax.jit(curvature(expected))(params)
     assert_unbiased(at_keys(curvature(loss), params, 400_000), want)
 
 
@@ -202,7 +202,7 @@ def test_second_derivatives_with_gamma_components_raise():
     twice = jax.grad(lambda d: sum(map(jnp.sum, jax.tree.leaves(jax.grad(total)(d)))))
     with pytest.raises(NotImplementedError, match="to first order only"):
         jax.eval_shape(twice, make("Gamma"))
-    curvature = compiled(twice)(make("Weibull"))
+    curvature = jax.jit(twice)(make("Weibull"))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(curvature))
 
 
@@ -226,7 +226,7 @@ def test_under_the_transform_before_a_discrete_site():
 def test_types_and_masked_components(name, dtype):
     dist = make(name, dtype, logits=[0.3, -np.inf, 0.1])
 
-    @compiled
+    @jax.jit
     def evaluate(dist):
         x, pull = jax.vjp(lambda dist: dist.sample(jax.random.key(0), (200,)), dist)
         total = lambda dist: jnp.mean(dist.log_prob(jax.lax.stop_gradient(x)))
@@ -266,7 +266,7 @@ def test_extreme_parameters(name, dtype, x64):
     logits = jnp.asarray([[-1e4, 0.0, 1e4], [0.0, 0.0, 0.0], [1e4, -1e4, 0.0]], dtype)
     dist = MixtureSameFamily(Categorical(logits), extreme(name, dtype))
 
-    @compiled
+    @jax.jit
     def evaluate(dist):
         x, pull = jax.vjp(lambda dist: dist.sample(jax.random.key(0), (30,)), dist)
         log_p, pull_log = jax.vjp(lambda dist: dist.log_prob(jax.lax.stop_gradient(x)), dist)
@@ -286,9 +286,9 @@ def test_gamma_components_of_large_concentration_in_single_precision():
     wide = MixtureSameFamily(Categorical(jnp.zeros(4)), components)
     single = jax.tree.map(lambda leaf: leaf.astype(np.float32), wide)
     double = jax.tree.map(lambda leaf: leaf.astype(float), single)
-    x = compiled(lambda dist: dist.sample(jax.random.key(0), (100,)))(single)
+    x = jax.jit(lambda dist: dist.sample(jax.random.key(0), (100,)))(single)
 
-    @compiled
+    @jax.jit
     def evaluate(dist, x):
         wide = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (100, 4)), dist)
         move = lambda moved: mixture._tangent(x, wide, moved)
@@ -318,7 +318,7 @@ def test_outside_the_support_and_far_out():
     x = jnp.array([-1.0, 0.0])
     for name in ("LogNormal", "Gamma", "Weibull", "Exponential"):
         log_p = lambda dist: dist.log_prob(x)[0]
-        value, gradient = compiled(jax.value_and_grad(log_p))(make(name))
+        value, gradient = jax.jit(jax.value_and_grad(log_p))(make(name))
         assert value == -np.inf
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     # The digits of both tails: the derivative in a common loc is 1.
@@ -328,7 +328,7 @@ def test_outside_the_support_and_far_out():
     moved.component_distribution.loc = jnp.ones(2)
     far = jnp.array([-6.0, 7.0, -4.0, 4.5])
     wide = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (4, 2)), (dist, moved))
-    slope = compiled(mixture._tangent)(far, *wide)
+    slope = jax.jit(mixture._tangent)(far, *wide)
     np.testing.assert_allclose(slope, 1, rtol=1e-4)
 
 

@@ -10,7 +10,6 @@ from support.estimates import (
     assert_variance,
     broken,
     coefficients,
-    compiled,
     exact,
     moments,
     of_dist,
@@ -84,7 +83,7 @@ def formula(dist, baseline=0.0):
 @pytest.mark.usefixtures("x64")
 def test_several_elements(name, baseline):
     dist = jax.tree.map(lambda x: x.astype(float), DISTS[name])
-    mean, variance = compiled(lambda dist: moments(formula(dist, baseline or 0.0), dist))(dist)
+    mean, variance = jax.jit(lambda dist: moments(formula(dist, baseline or 0.0), dist))(dist)
     want = exact(dist, cost).logits
     np.testing.assert_allclose(mean, want, atol=1e-12)
 
@@ -111,7 +110,7 @@ def test_baseline_is_trained():
     dist = jax.tree.map(lambda x: x.astype(float), BITS)
     draws, probs = oracles.points(dist)
     norm = lambda b: jnp.einsum("mk,m->", jax.vmap(formula(dist, b))(draws) ** 2, probs)
-    slope, curvature = (compiled(f)(0.9) for f in (jax.grad(norm), jax.grad(jax.grad(norm))))
+    slope, curvature = (jax.jit(f)(0.9) for f in (jax.grad(norm), jax.grad(jax.grad(norm))))
     loss = lambda b, key: ge.muprop(baseline=b).expect(key, dist, cost)
     samples = estimates.gradients(loss, 0.9)
     assert_unbiased(samples, slope)
@@ -123,7 +122,7 @@ def test_baseline_is_trained():
     def step(b, key):
         return b - 0.02 * jax.grad(loss)(b, key), b
 
-    _, path = compiled(lambda keys: jax.lax.scan(step, 0.9, keys))(estimates.keys(20_000))
+    _, path = jax.jit(lambda keys: jax.lax.scan(step, 0.9, keys))(estimates.keys(20_000))
     np.testing.assert_allclose(path[2000:].mean(), best, atol=0.05)
 
 

@@ -12,7 +12,6 @@ from support.estimates import (
     DISTRIBUTIONS,
     assert_unbiased,
     assert_variance,
-    compiled,
     gradients,
     keys,
     oracles,
@@ -139,7 +138,7 @@ def test_delta_method_before_another_draw(second):
         return oracles.expectation(dists.Normal(params["loc"], 0.6), given)
 
     params = {"loc": jnp.array([0.5, -0.8]), "slope": jnp.float32(1.3)}
-    assert_unbiased(gradients(loss, params, 100_000), compiled(jax.grad(exact))(params))
+    assert_unbiased(gradients(loss, params, 100_000), jax.jit(jax.grad(exact))(params))
 
 
 @pytest.mark.statistical
@@ -147,8 +146,8 @@ def test_antithetic_second_derivatives():
     cost = lambda x: jnp.sin(2 * x) + x**3 / 3
     loss = lambda dist, key: ge.antithetic().expect(key, dist, cost)
     dist = dists.Normal(jnp.float32(0.4), jnp.float32(0.8))
-    got = compiled(jax.vmap(jax.hessian(loss), in_axes=(None, 0)))(dist, keys(100_000))
-    want = compiled(jax.hessian(lambda dist: oracles.expectation(dist, cost)))(dist)
+    got = jax.jit(jax.vmap(jax.hessian(loss), in_axes=(None, 0)))(dist, keys(100_000))
+    want = jax.jit(jax.hessian(lambda dist: oracles.expectation(dist, cost)))(dist)
     stack = lambda tree, axis: jnp.stack(jax.tree.leaves(tree), axis)
     assert_unbiased(stack(got, 1), stack(want, 0))
 
@@ -174,9 +173,9 @@ def test_delta_method_mixed_second_derivatives():
         tail = jax.scipy.stats.norm.sf((1.5 - dist.loc[0]) / dist.scale[0])
         return oracles.expectation(dist, smooth) + jump * tail
 
-    want = compiled(of(exact))(dist)
+    want = jax.jit(of(exact))(dist)
     sampler = ge.delta_method(num_samples=4)
-    got = compiled(jax.vmap(of(sampler.expect), in_axes=(None, 0)))(dist, keys(400_000))
+    got = jax.jit(jax.vmap(of(sampler.expect), in_axes=(None, 0)))(dist, keys(400_000))
     assert_unbiased(got, want)
 
 

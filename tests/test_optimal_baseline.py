@@ -13,7 +13,6 @@ from support.estimates import (
     assert_unbiased,
     assert_variance,
     coefficients,
-    compiled,
     exact,
     of_dist,
     oracles,
@@ -130,9 +129,9 @@ def test_value_is_the_mean_cost():
     dist, w = DISTS["Bernoulli"], jnp.array([0.9, -0.6, 0.5])
     loss = lambda w, key: four().expect(key, dist, lambda x: jnp.tanh(jnp.sum(w * x)))
     exactly = lambda w: oracles.expectation(dist, lambda x: jnp.tanh(jnp.sum(w * x)))
-    run = compiled(jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0)))
+    run = jax.jit(jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0)))
     value, g = run(w, estimates.keys(50_000))
-    want = compiled(jax.value_and_grad(exactly))(w)
+    want = jax.jit(jax.value_and_grad(exactly))(w)
     assert_unbiased((value, g), want)
     with pytest.raises(AssertionError, match="mean is"):
         assert_unbiased((1.05 * value, g), want)

@@ -13,7 +13,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.estimates import compiled, oracles
+from support.estimates import oracles
 
 import gradest as ge
 from gradest import distributions as dists
@@ -103,7 +103,7 @@ def test_exact_elbo():
         w = blr.posterior(params).sample(key)
         return jnp.sum(jax.nn.log_sigmoid(x @ w * y)) - blr.divergence(params)
 
-    draws = compiled(jax.vmap(elbo))(jax.random.split(jax.random.key(0), 20_000))
+    draws = jax.jit(jax.vmap(elbo))(jax.random.split(jax.random.key(0), 20_000))
     error = draws.std() / math.sqrt(len(draws))
     assert error < 0.005 * abs(draws.mean())
     assert abs(draws.mean() - blr.exact_elbo(params, x, y)) < 4.5 * error
@@ -151,7 +151,7 @@ def gradients_of(form, params, num):
     def one(key):
         return form.gradient(MEAN, params, key[None], IMAGE[None])[1]["model"]
 
-    return compiled(jax.vmap(one))(jax.random.split(jax.random.key(0), num))
+    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), num))
 
 
 def assert_unbiased(gradients, exact):
@@ -216,7 +216,7 @@ def test_second_layer_again_is_a_score_at_the_relaxed_first_layer(small_net):
         score = jax.grad(log_prob)(model)["q2"]["w"]
         return jax.grad(zero)(model)["q2"]["w"], c * score
 
-    g, want = compiled(jax.vmap(both))(jax.random.split(jax.random.key(0), 40_000))
+    g, want = jax.jit(jax.vmap(both))(jax.random.split(jax.random.key(0), 40_000))
     error = np.std(g - want, axis=0) / math.sqrt(len(g))
     assert (np.abs(np.mean(g - want, axis=0)) < 4.5 * error).all()
     assert np.max(np.abs(np.mean(g, axis=0)) / error) > 10
@@ -250,7 +250,7 @@ def test_control_variates_are_trained_by_the_mean_square_of_the_batch(small_net)
     keys = jax.random.split(jax.random.key(2), 3)
     batch = jnp.stack([IMAGE, 1 - IMAGE, IMAGE[::-1]])
 
-    @compiled
+    @jax.jit
     def gradient(log_temperature):
         control = {**params["control"], "log_temperature": log_temperature}
         return form.gradient(MEAN, {**params, "control": control}, keys, batch)[1]
@@ -293,7 +293,7 @@ def test_structured_loss_has_the_gradient_of_its_expectation(name, tiny_halves):
 
     exact = of(exact_method, [{}, {}])(params["layers"], jax.random.key(0))
     keys = jax.random.split(jax.random.key(0), 20_000)
-    gradients = compiled(jax.vmap(of(method, params["control"]), in_axes=(None, 0)))
+    gradients = jax.jit(jax.vmap(of(method, params["control"]), in_axes=(None, 0)))
     assert_unbiased(gradients(params["layers"], keys), exact)
 
 
@@ -365,7 +365,7 @@ def test_autoencoder_has_the_gradient_of_its_elbo(arity, tiny_autoencoder):
 
     exact = of(lambda temperature: ge.enumeration())(params["layers"], jax.random.key(0))
     keys = jax.random.split(jax.random.key(0), 20_000)
-    gradients = compiled(jax.vmap(of(vae.METHODS["REINFORCE"]), in_axes=(None, 0)))
+    gradients = jax.jit(jax.vmap(of(vae.METHODS["REINFORCE"]), in_axes=(None, 0)))
     assert_unbiased(gradients(params["layers"], keys), exact)
 
 

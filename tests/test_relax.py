@@ -14,7 +14,6 @@ from support.estimates import (
     assert_variance,
     broken,
     coefficients,
-    compiled,
     exact,
     of_dist,
     oracles,
@@ -103,7 +102,7 @@ wavy = lambda w, relaxed: w[0] * relaxed + jnp.sin(3 * w[1] * relaxed)
 def test_one_bernoulli(p, t, coupled):
     l, w = math.log(p / (1 - p)), jnp.array([0.6, -0.4])
     c = functools.partial(wavy, w)
-    mean, second = compiled(lambda l: toy_moments(l, t, c, 0.7, 0.8, coupled))(l)
+    mean, second = jax.jit(lambda l: toy_moments(l, t, c, 0.7, 0.8, coupled))(l)
     np.testing.assert_allclose(mean, p * (1 - p) * (1 - 2 * t), rtol=1e-5)
     sampler = ge.relax(wavy, w, temperature=0.7, eta=0.8, coupled=coupled)
     samples = toy(sampler, p, t, NUM_KEYS)
@@ -132,7 +131,7 @@ def test_cotangents_are_those_of_the_squared_norm(coupled):
         sampler = ge.relax(wavy, control["w"], coupled=coupled, **scalars)
         return sampler.expect(key, dists.Bernoulli(l), lambda b: (b - t) ** 2)
 
-    want = compiled(jax.grad(second_moment))(control)
+    want = jax.jit(jax.grad(second_moment))(control)
     samples = estimates.gradients(loss, control, 2 * NUM_KEYS)
     assert_unbiased(samples, want)
     with pytest.raises(AssertionError, match="mean is"):
@@ -189,7 +188,7 @@ def test_cost_is_evaluated_once_at_the_exact_draw():
 
     w = network_params(jax.random.key(1), (3,))
     expected = lambda dist: ge.relax(surrogate, w).expect(jax.random.key(0), dist, cost)
-    jax.block_until_ready(compiled(jax.value_and_grad(expected))(BITS))
+    jax.block_until_ready(jax.jit(jax.value_and_grad(expected))(BITS))
     jax.effects_barrier()
     assert len(points) == 1
     assert set(np.unique(points[0])) <= {0.0, 1.0}
@@ -284,7 +283,7 @@ def test_cotangent_of_the_surrogates_scale():
         sampler = ge.relax(parabola, {"scale": control[0], "centre": k}, eta=control[1])
         return sampler.expect(key, dists.Normal(mu, s), lambda x: (x - k) ** 2)
 
-    want = compiled(jax.grad(norm, argnums=(0, 1)))(0.8, 0.9)
+    want = jax.jit(jax.grad(norm, argnums=(0, 1)))(0.8, 0.9)
     samples = estimates.gradients(loss, (0.8, 0.9), 10 * NUM_KEYS)
     assert_unbiased(samples, want)
     with pytest.raises(AssertionError, match="mean is"):
@@ -307,7 +306,7 @@ def test_distribution_of_another_library():
     above = lambda m, s: jax.scipy.stats.norm.cdf(
         (jnp.sum(m * jnp.array([0.7, -0.9])) - 0.3) / deviation(s)
     )
-    want = compiled(jax.grad(lambda params: 1.4 * above(*params)))(params)
+    want = jax.jit(jax.grad(lambda params: 1.4 * above(*params)))(params)
     assert_unbiased(ours, want)
     with pytest.raises(AssertionError, match="mean is"):
         assert_unbiased(jax.tree.map(lambda x: 1.05 * x, ours), want)
@@ -368,7 +367,7 @@ def test_lanes_of_a_continuous_distribution():
     )
     with pytest.warns(UserWarning, match="credited with the whole loss in every lane"):
         samples = estimates.gradients(loss, loc)
-    want = compiled(jax.grad(mean))(loc)
+    want = jax.jit(jax.grad(mean))(loc)
     assert_unbiased(samples, want)
     with pytest.raises(AssertionError, match="mean is"):
         assert_unbiased(1.05 * samples, want)
@@ -397,9 +396,7 @@ def test_second_derivatives():
 
     w, key = network_params(jax.random.key(1), (3,)), jax.random.key(0)
     loss = lambda w, key: ge.relax(surrogate, w).expect(key, BITS, cost)
-    attached, direct = compiled(lambda *args: (jax.grad(loss)(*args), jax.grad(norm)(*args)))(
-        w, key
-    )
+    attached, direct = jax.jit(lambda *args: (jax.grad(loss)(*args), jax.grad(norm)(*args)))(w, key)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, direct, attached)
 
@@ -436,7 +433,7 @@ def test_params_may_hold_anything():
     of_concrete = lambda logits: ge.relax(surrogate, params).expect(
         jax.random.key(0), dists.Bernoulli(logits), cost
     )
-    assert np.isfinite(compiled(jax.grad(of_concrete))(BITS.logits)).all()
+    assert np.isfinite(jax.jit(jax.grad(of_concrete))(BITS.logits)).all()
 
 
 def test_trained_inside_a_loss_without_retracing():

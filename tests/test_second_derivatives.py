@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import programs
-from support.programs import assert_unbiased, bit, compiled, enumerated, keys, oracles
+from support.programs import assert_unbiased, bit, enumerated, keys, oracles
 
 import gradest as ge
 from gradest import distributions as dists
@@ -88,20 +88,18 @@ def hessian_of(loss, mode=jax.hessian):
 
 
 def hessians(loss, num, mode=jax.hessian):
-    return compiled(hessian_of(loss, mode))(params(), keys(num))
+    return jax.jit(hessian_of(loss, mode))(params(), keys(num))
 
 
 def hessians_by_mode(loss, num):
     """Of every mode, in one program."""
     modes = {name: hessian_of(loss, mode) for name, mode in MODES.items()}
-    return compiled(lambda *args: {name: f(*args) for name, f in modes.items()})(
-        params(), keys(num)
-    )
+    return jax.jit(lambda *args: {name: f(*args) for name, f in modes.items()})(params(), keys(num))
 
 
 @functools.cache
 def exact_hessian(program):
-    return compiled(jax.hessian(enumerated(program)))(params())
+    return jax.jit(jax.hessian(enumerated(program)))(params())
 
 
 CASES = {
@@ -149,7 +147,7 @@ def test_modes_agree(loss):
 def test_baseline_lowers_the_variance_of_second_derivatives():
     """In a loop as in straight-line code, where it multiplies earlier draws' scores too."""
 
-    @compiled
+    @jax.jit
     def variances(baseline):
         sampler, w = ge.score_function(baseline=baseline), params()["w"]
 
@@ -179,7 +177,7 @@ def test_hessian_by_reparameterize():
         given = lambda x: oracles.expectation(second(x), lambda y: cost(w, x, y))
         return oracles.expectation(dists.Normal(a[0], jnp.exp(a[1])), given)
 
-    assert_unbiased(hessians(loss, 100_000), compiled(jax.hessian(exactly))(params()))
+    assert_unbiased(hessians(loss, 100_000), jax.jit(jax.hessian(exactly))(params()))
 
 
 @pytest.mark.statistical
@@ -200,8 +198,8 @@ def test_mixed_derivatives(first, second):
         return cost(w, x, bit(second, k1, a[1] * (1 + 2 * x) + 0.3))
 
     run = lambda key: mixed(lambda params: loss(params, key))
-    got = compiled(jax.vmap(run))(keys(50_000))
-    assert_unbiased(got, compiled(lambda: mixed(enumerated(two_draws_exactly)))())
+    got = jax.jit(jax.vmap(run))(keys(50_000))
+    assert_unbiased(got, jax.jit(lambda: mixed(enumerated(two_draws_exactly)))())
 
 
 def test_second_derivative_through_rebar_raises():
@@ -222,7 +220,7 @@ def test_forward_mode():
         expected = ge.expectation(functools.partial(loss, sampler))
         f = lambda params: expected(params, key)
         both = lambda params: (jax.grad(f)(params), jax.jvp(f, (params,), (tangents,))[1])
-        gradient, pushed = compiled(both)(params())
+        gradient, pushed = jax.jit(both)(params())
         want = sum(jnp.vdot(gradient[name], tangents[name]) for name in tangents)
         np.testing.assert_allclose(pushed, want, rtol=1e-5)
 

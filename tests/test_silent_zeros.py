@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import cases
-from support.cases import CASES, MAX_Z, compiled, keys
+from support.cases import CASES, MAX_Z, keys
 
 import gradest as ge
 from gradest import distributions as dists
@@ -65,9 +65,9 @@ def test_a_draw_that_has_a_derivative_has_the_right_one(estimator, name):
     w = cases.weights(dist)
     num = 50_000
     grad = cases.grad(functools.partial(draw_cost, estimator, w))
-    got = compiled(jax.vmap(grad, in_axes=(None, 0)))(dist, keys(num))
+    got = jax.jit(jax.vmap(grad, in_axes=(None, 0)))(dist, keys(num))
     of_cost = lambda dist: variant.oracle(dist, functools.partial(cases.wave, w))
-    want = compiled(cases.grad(of_cost))(dist)
+    want = jax.jit(cases.grad(of_cost))(dist)
     for g, exact in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         g, exact = np.asarray(g, np.float64), np.asarray(exact, np.float64)
         error = g.std(axis=0) / np.sqrt(num)

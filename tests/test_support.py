@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import cases
-from support.cases import assert_unbiased, assert_variance, compiled, oracles
+from support.cases import assert_unbiased, assert_variance, oracles
 
 
 @pytest.fixture(scope="module")
@@ -75,5 +75,5 @@ def test_oracles_sum_over_what_is_drawn(name):
         fixed = jax.lax.stop_gradient(oracles.points(dist))
         return oracles.expectation(fixed, lambda x: jnp.sum(dist.log_prob(x)))
 
-    for leaf in jax.tree.leaves(compiled(cases.grad(log_prob))(dist)):
+    for leaf in jax.tree.leaves(jax.jit(cases.grad(log_prob))(dist)):
         np.testing.assert_allclose(leaf, 0.0, atol=1e-4)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 from support import programs
-from support.programs import assert_unbiased, bit, compiled, keys
+from support.programs import assert_unbiased, bit, keys
 
 import gradest as ge
 from gradest import distributions as dists
@@ -193,7 +193,7 @@ def test_a_draw_for_auxiliary_output_alone_is_not_credited():
         return x, aux
 
     grad = jax.grad(ge.expectation(loss, has_aux=True), has_aux=True)
-    run = lambda metric: compiled(jax.vmap(lambda k: grad(0.3, k, metric)[0]))(keys(50))
+    run = lambda metric: jax.jit(jax.vmap(lambda k: grad(0.3, k, metric)[0]))(keys(50))
     np.testing.assert_array_equal(run(True), run(False))
 
 
@@ -205,7 +205,7 @@ def test_a_draw_that_is_printed_alone_is_not_credited():
         return (bit(score, k0, l) - 0.3) ** 2
 
     grad = jax.grad(ge.expectation(loss))
-    run = lambda printed: compiled(jax.vmap(lambda k: grad(0.3, k, printed)))(keys(50))
+    run = lambda printed: jax.jit(jax.vmap(lambda k: grad(0.3, k, printed)))(keys(50))
     np.testing.assert_array_equal(run(True), run(False))
 
 
@@ -421,8 +421,8 @@ def test_relax_in_a_loop_trains_its_surrogate_by_the_variance(x64):
     estimate = ge.expectation(loss)
     w, logits = jnp.asarray(0.8), jnp.array([0.4, -0.3, 0.2, -0.9, 0.6])
     norm = lambda w, key: jnp.sum(jax.grad(estimate, argnums=1)(w, logits, key) ** 2)
-    trained = compiled(jax.vmap(jax.grad(estimate), (None, None, 0)))(w, logits, keys(20))
-    differences = compiled(jax.vmap(lambda k: (norm(w + 1e-5, k) - norm(w - 1e-5, k)) / 2e-5))(
+    trained = jax.jit(jax.vmap(jax.grad(estimate), (None, None, 0)))(w, logits, keys(20))
+    differences = jax.jit(jax.vmap(lambda k: (norm(w + 1e-5, k) - norm(w - 1e-5, k)) / 2e-5))(
         keys(20)
     )
     np.testing.assert_allclose(trained, differences, rtol=1e-5, atol=1e-7)

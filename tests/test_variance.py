@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.estimates import assert_unbiased, assert_variance, compiled, oracles
+from support.estimates import assert_unbiased, assert_variance, oracles
 
 import gradest as ge
 from gradest import distributions as dists
@@ -26,7 +26,7 @@ NUM_KEYS = 500_000
 def gradients(loss: Any, params: Any, num: int = NUM_KEYS) -> Any:
     """Gradients of `loss(params, key)` at `num` keys."""
     keys = jax.random.split(jax.random.key(0), num)
-    return compiled(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(params, keys)
+    return jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(params, keys)
 
 
 def toy(sampler: ge.Sampler, p: float, t: float, num: int = NUM_KEYS) -> jax.Array:
@@ -105,7 +105,7 @@ def test_leave_one_out_of_any_distribution(name, num_samples):
     score = jax.grad(lambda dist, x: jnp.sum(dist.log_prob(x)))
     # Of the first parameter: logits or mean.
     of_first = lambda tree: jax.tree.leaves(tree)[0]
-    mean = lambda function: compiled(jax.vmap(function))(points.values).T @ points.weights
+    mean = lambda function: jax.jit(jax.vmap(function))(points.values).T @ points.weights
     points = oracles.points(dist)
     f = mean(cost)
     g = mean(lambda x: cost(x) * of_first(score(dist, x)))
@@ -169,10 +169,10 @@ def rebar_moments(p: float, t: float, coupled: bool) -> tuple[float, float]:
     z, w = (jnp.concatenate(parts) for parts in zip(*halves, strict=True))
     estimate = functools.partial(rebar_reference, p, t)
     if coupled:
-        g = compiled(jax.vmap(lambda z: estimate(z, None)))(z)
+        g = jax.jit(jax.vmap(lambda z: estimate(z, None)))(z)
     else:
         v, w_v = logistic_rule(-45.0, 45.0)
-        g = compiled(jax.vmap(lambda z: jax.vmap(lambda v: estimate(z, jnp.exp(v)))(v)))(z)
+        g = jax.jit(jax.vmap(lambda z: jax.vmap(lambda v: estimate(z, jnp.exp(v)))(v)))(z)
         w = w[:, None] * w_v[None, :]
     mean = jnp.sum(w * g)
     return float(mean), float(jnp.sum(w * g**2) - mean**2)
@@ -212,7 +212,7 @@ def test_rebar_finds_out_another_variance(coupled):
 def test_gumbel_softmax_mean(temperature, mean):
     z, w = logistic_rule(-45.0, 45.0)
     cost = lambda l, z: (jax.nn.sigmoid((l + z) / temperature) - 0.45) ** 2
-    slopes = compiled(jax.vmap(jax.grad(cost), in_axes=(None, 0)))(0.0, z)
+    slopes = jax.jit(jax.vmap(jax.grad(cost), in_axes=(None, 0)))(0.0, z)
     by_quadrature = jnp.sum(w * slopes)
     np.testing.assert_allclose(by_quadrature, mean, atol=5e-7)
     assert_unbiased(toy(ge.gumbel_softmax(temperature), 0.5, 0.45), mean)
@@ -309,7 +309,7 @@ def test_continuous_by_quadrature(name):
     noise, w = (jnp.asarray(x) for x in case.rule)
     key = jax.random.key(0)
     loss = lambda dist, noise: case.make().expect(key, Pinned(dist, noise), case.cost)
-    g = compiled(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(case.dist(), noise)
+    g = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(case.dist(), noise)
     for parameter, variance in case.variance.items():
         estimates = getattr(g, parameter)
         mean = jnp.sum(w * estimates)

@@ -13,7 +13,6 @@ from support import estimates
 from support.estimates import (
     assert_unbiased,
     assert_variance,
-    compiled,
     gradients,
     keys,
     of_dist,
@@ -50,7 +49,7 @@ def order_probs(probs, num):
 
 def p_of_orders(dist, num, num_keys=60_000):
     draw = lambda key: _finite.Finite.of("", dist).without_replacement(key, num)
-    choices, log_p = compiled(jax.vmap(draw))(keys(num_keys))
+    choices, log_p = jax.jit(jax.vmap(draw))(keys(num_keys))
     probs = probs_of(dist)
     expected = order_probs(probs, num)
     counts = dict.fromkeys(expected, 0)
@@ -158,7 +157,7 @@ def test_nearly_certain_draws(logit):
     cost = lambda b: (b - 0.45) ** 2
     for sampler in (ge.unordered_set(2), ge.sum_and_sample()):
         loss = lambda l, s=sampler: s.expect(jax.random.key(0), dists.Bernoulli(l), cost)
-        g = compiled(jax.grad(loss))(logit)
+        g = jax.jit(jax.grad(loss))(logit)
         np.testing.assert_allclose(g, exact, rtol=1e-5)
 
 
@@ -190,7 +189,7 @@ def test_published_variance(k, monkeypatch):
     of_set = lambda l, s: unordered_set._estimate(
         s, dists.Bernoulli(jnp.full(3, l)), Cost(lambda b, _: cost(b), ""), num_samples=k
     )
-    g = compiled(jax.vmap(jax.grad(of_set), in_axes=(None, 0)))(0.0, sets)
+    g = jax.jit(jax.vmap(jax.grad(of_set), in_axes=(None, 0)))(0.0, sets)
     np.testing.assert_allclose(g.mean(), MEAN, rtol=1e-10)
     # As it is printed.
     np.testing.assert_allclose(g.var(), UNORDERED_SET[k], rtol=5e-5)
@@ -309,7 +308,7 @@ def test_many_variables():
     """Thirty bits, whose configurations nobody can list."""
     dist = dists.Bernoulli(jnp.linspace(-3, 3, 30))
     cost = lambda b: jnp.sum(b * jnp.linspace(1.0, 2.0, 30))
-    exact = compiled(jax.grad(lambda d: cost(jax.nn.sigmoid(d.logits))))(dist).logits
+    exact = jax.jit(jax.grad(lambda d: cost(jax.nn.sigmoid(d.logits))))(dist).logits
     for make in MAKE.values():
         samples = np.asarray(of_dist(make(), cost, dist, 20_000).logits)
         along = (samples @ np.asarray(exact) / np.sum(np.asarray(exact) ** 2))[:, None]
@@ -323,7 +322,7 @@ def test_value_is_unbiased():
     dist = dists.Bernoulli(jnp.array([0.4, -0.7, 0.9]))
     cost = functools.partial(lambda w, x: jnp.sum(w * x) ** 2 + 1, jnp.array([0.9, -0.6, 0.5]))
     for make in MAKE.values():
-        value = compiled(jax.vmap(lambda k, make=make: make().expect(k, dist, cost)))(keys(50_000))
+        value = jax.jit(jax.vmap(lambda k, make=make: make().expect(k, dist, cost)))(keys(50_000))
         assert_unbiased(value, oracles.expectation(dist, cost))
 
 

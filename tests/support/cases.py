@@ -25,7 +25,6 @@ from .statistical import MAX_Z as MAX_Z
 from .statistical import NoPower as NoPower
 from .statistical import assert_unbiased as assert_unbiased
 from .statistical import assert_variance as assert_variance
-from .statistical import compiled as compiled
 from .statistical import keys as keys
 
 # ---- Distributions: more than one element in each ------------------------------------------

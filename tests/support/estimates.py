@@ -22,7 +22,6 @@ from .cases import wave as wave
 from .statistical import NUM_KEYS as NUM_KEYS
 from .statistical import assert_unbiased as assert_unbiased
 from .statistical import assert_variance as assert_variance
-from .statistical import compiled as compiled
 from .statistical import keys as keys
 
 LINK = ((0.9, -0.5), (0.3, 0.8))
@@ -31,7 +30,7 @@ WEIGHTS = (0.8, -0.6, 0.9, 0.5)
 
 def gradients(loss: Any, params: Any, num: int = NUM_KEYS, seed: int = 0) -> Any:
     """Gradients of `loss(params, key)` at `num` keys."""
-    return compiled(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(params, keys(num, seed))
+    return jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(params, keys(num, seed))
 
 
 def of_dist(sampler: ge.Sampler, cost: Any, dist: Any, num: int = NUM_KEYS) -> Any:
@@ -47,7 +46,7 @@ def toy(sampler: ge.Sampler, p: float, t: float, num: int = NUM_KEYS) -> jax.Arr
 
 def exact(dist: Any, cost: Any) -> Any:
     """The gradient of E[cost(x)] with respect to the distribution."""
-    return compiled(jax.grad(lambda dist: oracles.expectation(dist, cost)))(dist)
+    return jax.jit(jax.grad(lambda dist: oracles.expectation(dist, cost)))(dist)
 
 
 def coefficients(x: jax.Array) -> jax.Array:
@@ -94,7 +93,7 @@ def chain(first: Callable[[], ge.Sampler], second: Callable[[], ge.Sampler]) -> 
 @functools.cache
 def exact_chain() -> Any:
     step = lambda l, then: oracles.expectation(dists.Bernoulli(l), then)
-    return compiled(jax.grad(lambda params: _chain(params, step, step)))(chain_params())
+    return jax.jit(jax.grad(lambda params: _chain(params, step, step)))(chain_params())
 
 
 def lanes(make: Callable[[], ge.Sampler]) -> Any:
@@ -120,7 +119,7 @@ def assert_forms_agree(make: Callable[[], ge.Sampler], dist: Any) -> None:
     w = jnp.array(WEIGHTS)[: dist.logits.size]
     cost = functools.partial(wave, w)
 
-    @compiled
+    @jax.jit
     def run(dist, keys):
         losses = {
             "expect": lambda dist, key: make().expect(key, dist, cost),
@@ -165,7 +164,7 @@ def assert_robust(make: Callable[[], ge.Sampler], only: str = "") -> None:
         return sampler.expect(key, dist, cost), draw
 
     run = jax.vmap(jax.value_and_grad(loss, has_aux=True), in_axes=(None, 0))
-    results = compiled(lambda dists: {name: run(d, keys(64)) for name, d in dists.items()})
+    results = jax.jit(lambda dists: {name: run(d, keys(64)) for name, d in dists.items()})
     for name, ((value, x), g) in results(extremes).items():
         logits = extremes[name].logits
         assert value.dtype == g.logits.dtype == x.dtype == logits.dtype, name
@@ -199,8 +198,8 @@ def mixed(sampler: ge.Sampler, num: int = NUM_KEYS) -> tuple[jax.Array, jax.Arra
         )(w)
         return jax.jacrev(lambda dist, *key: by_w(dist, *key))
 
-    got = compiled(jax.vmap(of(sampler.expect), in_axes=(None, 0)))(dist, keys(num))
-    return got.logits, compiled(of(oracles.expectation))(dist).logits
+    got = jax.jit(jax.vmap(of(sampler.expect), in_axes=(None, 0)))(dist, keys(num))
+    return got.logits, jax.jit(of(oracles.expectation))(dist).logits
 
 
 def assert_unestimated(sampler: ge.Sampler, dist: Any) -> None:

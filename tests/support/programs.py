@@ -23,7 +23,6 @@ from .statistical import MAX_Z as MAX_Z
 from .statistical import NUM_KEYS as NUM_KEYS
 from .statistical import assert_unbiased as assert_unbiased
 from .statistical import assert_variance as assert_variance
-from .statistical import compiled as compiled
 from .statistical import keys as keys
 
 Draw = Callable[[Any], float]
@@ -71,7 +70,7 @@ def bit(sampler: ge.Sampler, key: jax.Array, logit: Any) -> jax.Array:
 def estimates(loss: Callable[..., Any], params: Any, num: int = NUM_KEYS, seed: int = 0) -> Any:
     """Values and gradients of `gradest.expectation(loss)(params, key)` at `num` keys."""
     grad = jax.value_and_grad(ge.expectation(loss))
-    return compiled(jax.vmap(grad, in_axes=(None, 0)))(params, keys(num, seed))
+    return jax.jit(jax.vmap(grad, in_axes=(None, 0)))(params, keys(num, seed))
 
 
 def exact(program: Callable[..., Any], params: Any) -> Any:

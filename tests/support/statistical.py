@@ -4,19 +4,11 @@ An assertion that a wrong sample could pass is none: where the standard error is
 an error of a few percent to be seen, it fails too, and says how many samples it would take.
 """
 
-import functools
 import math
-import os
 from typing import Any
 
 import jax
 import numpy as np
-
-#: Compiles a function fast and runs it a little slower: tests compile more than they run. But as
-#: any user would with GRADEST_TESTS_AS_INSTALLED (see conftest.py).
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-if os.environ.get("GRADEST_TESTS_AS_INSTALLED"):
-    compiled = jax.jit
 
 NUM_KEYS = 200_000
 
