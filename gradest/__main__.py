@@ -1,10 +1,11 @@
-"""The command line: `python -m gradest compare` and `python -m gradest table`."""
+"""The command line: `gradest compare` and `gradest table`, or `python -m gradest`."""
 
 import argparse
-import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+import gradest as ge
 
 from .problems import LATENTS, PROBLEMS, ProblemError, methods
 
@@ -58,11 +59,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m gradest",
+        prog="gradest",
         description="Gradients through random draws, by every estimator.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"gradest {_version()}")
+    parser.add_argument("--version", action="version", version=f"gradest {ge.__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="")
     compare = commands.add_parser(
         "compare",
@@ -70,9 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Trains one problem with every estimator that applies and prints what each "
         "reached, the variance of its gradient and its time. Writes the same as JSON, and a "
         "picture, to --out.",
-        epilog="estimators: "
-        + "; ".join(f"{m.name} is {m.about}" for m in methods.METHODS if m.latents)
-        + ".",
+        epilog="estimators: " + "; ".join(f"{m.name} is {m.about}" for m in methods.METHODS) + ".",
         allow_abbrev=False,
     )
     compare.add_argument(
@@ -133,13 +132,6 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     return parser
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("gradest")
-    except importlib.metadata.PackageNotFoundError:
-        return "(run from its source, not installed)"
 
 
 def _one_of(option: str, names: Sequence[str]) -> Callable[[str], str]:

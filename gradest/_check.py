@@ -79,8 +79,11 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
 
 
 def supported(estimator: str, dist: Any, kinds: Sequence[type], remedy: str) -> None:
-    """Raises if `dist` is none of the `kinds` of distribution that `estimator` handles."""
-    if not isinstance(dist, tuple(kinds)):
+    """Raises if `dist` is none of the `kinds` of distribution that `estimator` handles.
+
+    A subclass is another distribution: LogNormal is a Normal to Python only.
+    """
+    if type(dist) not in kinds:
         names = ", ".join(kind.__name__ for kind in kinds)
         raise TypeError(
             f"{estimator}: expected one of gradest.distributions' {names}, "

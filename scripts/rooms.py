@@ -40,6 +40,7 @@ FLOORS = (
         "use the package as a user does",
         [
             Room("problems/", ["trainings and tables of", "python -m gradest"], 1, "__init__"),
+            Room("records", ["what is known of", "all estimators"]),
             Room("__main__", ["its command line"]),
         ],
     ),
@@ -118,10 +119,11 @@ FLOORS = (
         [
             Room("_jaxpr", ["JAX's versions"]),
             Room("_random", ["keys, noise"]),
-            Room("_numerics", ["types, extremes"]),
-            Room("_check", ["arguments"]),
-            Room("_typing", ["protocols"]),
-            Room("_installation", ["a wrong jaxlib"], 1.1),
+            Room("_numerics", ["types, limits"], 1.05),
+            Room("_check", ["arguments"], 0.85),
+            Room("_typing", ["protocols"], 0.85),
+            Room("_installation", ["a wrong jaxlib"], 1.25),
+            Room("_version", ["its number"], 0.9),
         ],
     ),
 )

@@ -8,9 +8,11 @@ import pathlib
 flags = [os.environ.get("XLA_FLAGS", "")]
 # A few CPU devices, so that sharding is tested for real.
 flags += ["--xla_force_host_platform_device_count=4"]
-# Tests compile more than they run, so where there is a choice of emitters they take the one that
-# compiles in half the time. With GRADEST_TESTS_AS_INSTALLED they run as a user's program runs.
+# Tests compile more than they run: they do without optimizations that cost more time than they save
+# and, where there is a choice of emitters, take the one that compiles in half the time. With
+# GRADEST_TESTS_AS_INSTALLED they run as a user's program runs.
 if not os.environ.get("GRADEST_TESTS_AS_INSTALLED"):
+    flags += ["--xla_backend_optimization_level=0"]
     jaxlib = importlib.metadata.version("jaxlib")
     if tuple(map(int, jaxlib.split(".")[:2])) < (0, 11):
         flags += ["--xla_cpu_use_fusion_emitters=false"]

@@ -1,6 +1,7 @@
 """`python -m gradest` as its users meet it: what it prints, writes and returns."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -8,11 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gradest as ge
+from gradest import distributions as dists
+from gradest import records
 from gradest.__main__ import main
 from gradest.problems import compare, methods, properties
 
@@ -149,11 +155,24 @@ def test_help_and_version(capsys):
     out = capsys.readouterr().out
     assert "compare" in out
     assert "table" in out
-    for argv, part in ((["--version"], "gradest "), (["compare", "--help"], "--estimators")):
+    for argv, part in (
+        (["--version"], f"gradest {ge.__version__}"),
+        (["compare", "--help"], "--estimators"),
+    ):
         with pytest.raises(SystemExit) as exit_:
             main(argv)
         assert exit_.value.code == 0
         assert part in capsys.readouterr().out
+
+
+def test_the_command_is_the_module():
+    """`gradest` is what `python -m gradest` is."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    entry = importlib.metadata.EntryPoint(
+        "gradest", project["scripts"]["gradest"], "console_scripts"
+    )
+    assert entry.load() is main
+    assert list(project["scripts"]) == ["gradest"]
 
 
 # ---- compare -------------------------------------------------------------------------------
@@ -191,6 +210,7 @@ def check_picture(path):
     assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 50
 
 
+@pytest.mark.slow
 def test_compare_digits(capsys, tmp_path):
     assert main(["compare", "--quick", "--out", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
@@ -209,6 +229,7 @@ def test_compare_digits(capsys, tmp_path):
     assert entries["rebar"]["control"]["eta"] != 1.0
 
 
+@pytest.mark.slow
 def test_compare_digits_with_categorical_variables(capsys, tmp_path):
     names = ["gumbel_softmax", "rebar"]
     argv = ["compare", "--quick", "--latent", "categorical", "--out", str(tmp_path)]
@@ -220,6 +241,7 @@ def test_compare_digits_with_categorical_variables(capsys, tmp_path):
     assert entries["gumbel_softmax"]["control"]["temperature"] == 0.5
 
 
+@pytest.mark.slow
 def test_compare_with_few_variables_enumerates(capsys, tmp_path):
     argv = ["compare", "--quick", "--latent-size", "3", "--out", str(tmp_path)]
     assert main([*argv, "--estimators", "enumeration", "--steps", "5"]) == 0
@@ -255,6 +277,7 @@ def test_the_same_seed_gives_the_same_numbers(capsys, tmp_path):
     assert histories[0] == histories[1] != histories[2]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_what_is_finished(tmp_path):
     names = ["enumeration", "score_function", "straight_through"]
     argv = ["compare", "--problem", "toy", "--steps", "20000", "--out", str(tmp_path)]
@@ -300,6 +323,7 @@ def test_ctrl_c_elsewhere_is_status_130(monkeypatch, capsys):
 # ---- table ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_table_measures_what_is_documented(capsys):
     assert main(["table"]) == 0
     out = capsys.readouterr().out
@@ -309,45 +333,94 @@ def test_table_measures_what_is_documented(capsys):
     assert "Every cell agrees" in out
 
 
-def document(monkeypatch, name, **changes):
-    """Leaves one method in the table, with changes to its documentation."""
-    method = next(m for m in methods.METHODS if m.name == name)
-    wrong = dataclasses.replace(method.properties, **changes)
-    monkeypatch.setattr(methods, "METHODS", [dataclasses.replace(method, documented=wrong)])
+def only(monkeypatch, record, num_keys=20_000):
+    """Leaves one record in the table, and measures it from fewer keys."""
+    monkeypatch.setattr(records, "ESTIMATORS", {record.name: record})
     monkeypatch.setattr(properties, "missing", lambda: [])
-    monkeypatch.setattr(properties, "_NUM_KEYS", 20_000)
+    monkeypatch.setattr(properties, "_NUM_KEYS", num_keys)
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("gumbel_max", {"variables": "both", "differentiable": True}),
-        ("gumbel_softmax", {"exact": True}),
-        ("straight_through", {"exact": False, "smooth_cost": False, "unbiased": True}),
-    ],
-)
-def test_table_marks_a_wrong_documentation(name, changes, capsys, monkeypatch):
-    document(monkeypatch, name, **changes)
+WRONG = {
+    "gumbel_max": (
+        {"unbiased": "yes"},
+        ["unbiased", "differentiable_cost", "evaluations"],
+    ),
+    "gumbel_softmax": ({"draws": "exact"}, ["draws"]),
+    "straight_through": (
+        {
+            **{"draws": "relaxed", "differentiable_cost": False, "unbiased": "to second order"},
+            **{"evaluations": 2, "second_order": True, "only": (dists.Bernoulli,)},
+        },
+        [*properties._HEADERS],
+    ),
+    "reinmax": ({"unbiased": "no"}, ["unbiased"]),
+    "vimco": ({"unbiased": "yes"}, ["unbiased"]),
+    "enumeration": ({"unbiased": "yes", "second_order": False}, ["unbiased", "second_order"]),
+    "antithetic": ({"only": None, "needs": ("pathwise",)}, ["distributions"]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_table_marks_a_wrong_record(name, capsys, monkeypatch):
+    changes, columns = WRONG[name]
+    only(monkeypatch, dataclasses.replace(records.ESTIMATORS[name], **changes), 100_000)
     assert main(["table"]) == 1
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.startswith(name))
-    assert row.count("!") == len(changes)
-    for column in changes:
+    assert row.count("!") == len(columns)
+    assert max(map(len, out.splitlines())) <= 80
+    for column in columns:
         assert f"! {name}, {column}: measured " in out
     assert "Every cell agrees" not in out
 
 
-def test_table_notices_an_estimator_without_a_row(capsys, monkeypatch):
-    method = next(m for m in methods.METHODS if m.name == "gumbel_max")
-    monkeypatch.setattr(methods, "METHODS", [method])
+def test_table_names_the_distributions_that_differ(capsys, monkeypatch):
+    record = records.ESTIMATORS["arm"]
+    only(monkeypatch, dataclasses.replace(record, only=(dists.Bernoulli, dists.Categorical)), 1000)
+    assert main(["table"]) == 1
+    assert "measured 1, documented 2. They differ in Categorical." in capsys.readouterr().out
+
+
+def zero():
+    """An estimator whose gradient is zero, in silence."""
+    return ge.Sampler("zero", draw=lambda key, dist: jax.lax.stop_gradient(dist.sample(key)))
+
+
+def wrong_twice():
+    """An estimator whose gradient is right, and whose second derivatives are zero."""
+
+    def estimate(key, dist, cost):
+        (gradient,) = jax.tree.leaves(jax.grad(lambda d: exact.expect(key, d, cost))(dist))
+        l = dist.logits
+        constant = jax.lax.stop_gradient
+        return constant(exact.expect(key, dist, cost)) + jnp.sum(
+            constant(gradient) * (l - constant(l))
+        )
+
+    exact = ge.enumeration()
+    return ge.Sampler("wrong_twice", estimate=estimate)
+
+
+@pytest.mark.parametrize(
+    ("make", "column", "complaint"),
+    [(zero, "unbiased", "measured zero"), (wrong_twice, "second_order", "measured wrong")],
+)
+def test_table_sees_what_is_silently_wrong(make, column, complaint, capsys, monkeypatch):
+    record = dataclasses.replace(records.ESTIMATORS["enumeration"], estimator=make)
+    only(monkeypatch, record, 1000)
+    assert main(["table"]) == 1
+    assert f"! {make.__name__}, {column}: {complaint}" in capsys.readouterr().out
+
+
+def test_table_notices_an_estimator_without_a_record(capsys, monkeypatch):
+    record = records.ESTIMATORS["gumbel_max"]
+    monkeypatch.setattr(records, "ESTIMATORS", {record.name: record})
     monkeypatch.setattr(properties, "_NUM_KEYS", 20_000)
     assert main(["table"]) == 1
-    out = capsys.readouterr().out
-    assert "! rebar: gradest has it, the table of methods does not." in out
+    assert "! rebar: gradest has it, but no record of it." in capsys.readouterr().out
 
 
 def test_table_does_not_trust_a_measurement_without_power(capsys, monkeypatch):
-    document(monkeypatch, "reparameterize")
-    monkeypatch.setattr(properties, "_NUM_KEYS", 100)
+    only(monkeypatch, records.ESTIMATORS["reparameterize"], num_keys=100)
     assert main(["table"]) == 1
     assert "! reparameterize, unbiased: measured -" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import gradest as ge
+from gradest import records
 from gradest.problems import (
     LATENTS,
     ProblemError,
@@ -23,6 +24,8 @@ from gradest.problems import (
 from gradest.problems.toy import Toy, exact_gradient, expected_cost, score_function_variance
 from gradest.problems.vae import VAE
 
+SCORE = records.ESTIMATORS["score_function"]
+
 
 def method_named(name):
     return next(method for method in methods.METHODS if method.name == name)
@@ -31,13 +34,27 @@ def method_named(name):
 # ---- The table of methods ------------------------------------------------------------------
 
 
-def test_every_estimator_is_documented_once():
-    documented = [m.estimator for m in methods.METHODS if m.documented is not None]
-    assert sorted(documented) == properties.estimators()
-    assert properties.missing() == []
+def test_every_estimator_that_draws_discrete_variables_trains():
+    """But for those of a bound, and those that are left out by name."""
     names = [method.name for method in methods.METHODS]
     assert len(set(names)) == len(names)
-    assert {"rebar", "gumbel_max", "reparameterize"} <= set(properties.estimators())
+    for latent, kind in (("bernoulli", "Bernoulli"), ("categorical", "OneHotCategorical")):
+        trained = {method.record.name for method in methods.trainable(latent)}
+        drawn = {r.name for r in records.ESTIMATORS.values() if kind in r.distributions}
+        left_out = {"gumbel_max", "vimco", "sum_and_sample"}
+        assert drawn - trained == left_out | ({"measure_valued"} - trained)
+        assert trained <= drawn
+    assert "measure_valued" in {method.name for method in methods.trainable("bernoulli")}
+
+
+def test_methods_come_from_the_records():
+    """As they are, with what their arguments are; or with a temperature that is annealed."""
+    plain, annealed = method_named("unordered_set"), method_named("gumbel_rao")
+    assert plain.about == "unordered_set(num_samples=4)"
+    assert repr(plain.sampler()) == plain.about
+    assert annealed.annealed == ("temperature",)
+    assert annealed.initial_control(jax.random.key(0), ()) == {"temperature": 1.0}
+    assert [m.name for m in methods.METHODS if m.enumerates] == ["enumeration"]
 
 
 def test_methods_are_chosen_by_name():
@@ -52,7 +69,7 @@ def test_methods_are_chosen_by_name():
 
 def test_a_control_variate_may_depend_on_the_draws_shape():
     method = methods.Method(
-        "name", "name", ge.gumbel_softmax, "", control=lambda key, shape: {"w": np.ones(shape, int)}
+        "name", SCORE, ge.gumbel_softmax, "", control=lambda key, shape: {"w": np.ones(shape, int)}
     )
     control = method.initial_control(jax.random.key(0), (2, 3))
     assert control["w"].shape == (2, 3)
@@ -255,7 +272,7 @@ def test_the_closed_forms_are_those_of_the_two_outcomes():
 
 def measure(sampler, toy):
     """Bias and variance in standard errors, and the latter's relative standard error."""
-    method = methods.Method("name", "score_function", sampler, "")
+    method = methods.Method("name", SCORE, sampler, "")
     loss = training.minibatch_loss(toy, method)
     params = {**toy.init(jax.random.key(0)), "control": {}}
     found = toy.measure(loss, params, jax.random.key(1))
@@ -304,9 +321,8 @@ def test_the_cases_of_the_table_are_exact():
         index = rng.choice(len(probs), 200_000, p=probs / probs.sum())
         draws.insert(len(draws) - 1, np.asarray(case.support)[index])
     for case, xs in zip([*discrete, normal], draws, strict=True):
-        expected = np.asarray(case.expected_costs(case.params))
-        for cost, exact in zip((cases.smooth, cases.step), expected, strict=True):
-            values = np.asarray(jax.jit(jax.vmap(cost))(xs), float)
+        for name, exact in case.expected_costs(case.params).items():
+            values = np.asarray(jax.jit(jax.vmap(cases.COSTS[name]))(xs), float)
             assert abs(values.mean() - exact) < 4.5 * values.std() / len(xs) ** 0.5
         assert case.hard(xs).all()
         counts, masses = case.bins(xs)

@@ -486,21 +486,29 @@ def test_data_that_is_missing_is_said(monkeypatch, capsys):
 
 
 def test_results_are_recorded(monkeypatch, tmp_path, capsys):
-    """In the folder named; other runs than whole ones of all seeds nowhere."""
+    """In the folder named, or beside the README; in neither if nothing is said."""
     rows = [suite.Row("loss", suite.Target("1 to 2", 1.0, 2.0), [1.5, 1.6])]
     what = suite.Reproduction("toy", "nobody", lambda seeds, quick: rows, seeds=2)
     monkeypatch.setattr(main, "ALL", {"toy": what})
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
-    readme = measure.README.read_bytes()
-    assert main.main(["--seeds", "1"]) == main.main(["--quick"]) == 0
-    assert not list(tmp_path.iterdir())
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- begin published -->\n<!-- end published -->")
+    monkeypatch.setattr(measure, "README", readme)
+    assert main.main(["--quick"]) == main.main([]) == 0
+    assert list(tmp_path.iterdir()) == [readme]
     assert main.main(["--out", str(tmp_path / "out")]) == 0
     (path,) = (tmp_path / "out").iterdir()
     result = json.loads(path.read_text())
     assert path.name == f"published-toy-{measure.slug(result['machine'])}.json"
     assert result["rows"][0]["ours"] == [1.5, 1.6]
     assert "|    1 to 2 | 1.55 (1.5 to 1.6) |  1 to 2 |    yes |" in capsys.readouterr().out
-    assert measure.README.read_bytes() == readme
+    assert "loss" not in readme.read_text()
+    for partial in (["--seeds", "1"], ["--quick"]):
+        assert main.main(["--record", *partial]) == 2
+        assert "--record: expected a full run" in capsys.readouterr().err
+    assert main.main(["--record"]) == 0
+    assert [path.name for path in measure.RESULTS.iterdir()] == [path.name]
+    assert "loss" in readme.read_text()
 
 
 def test_interruption_keeps_the_state(monkeypatch, tmp_path, capsys):

@@ -11,11 +11,9 @@ import tomllib
 import typing
 
 import pytest
-from support import cases
 
 import gradest as ge
 from gradest import distributions as dists
-from gradest.problems.methods import METHODS as DOCUMENTED
 
 PACKAGE = pathlib.Path(ge.__file__).parent
 ROOT = pathlib.Path(__file__).parents[1]
@@ -31,100 +29,6 @@ def estimators() -> dict[str, typing.Any]:
 
 
 ESTIMATORS = estimators()
-
-# ---- The README's table of methods ---------------------------------------------------------
-
-
-def table() -> dict[str, dict[str, str]]:
-    """The rows of the table of methods, by estimator: a cell for each column."""
-    section = README.split("\n## The methods\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    named = [dict(zip(header, row, strict=True)) for row in rows]
-    found = {row["estimator"].strip("`"): row for row in named}
-    assert len(found) == len(named), "an estimator has two rows"
-    return found
-
-
-TABLE = table()
-ROWS = pytest.mark.parametrize("name", TABLE)
-
-
-def test_table_lists_the_estimators():
-    assert set(TABLE) == set(ESTIMATORS)
-
-
-@ROWS
-def test_table_tells_the_distributions(name):
-    told = TABLE[name]["distributions"]
-    if told == "any with `log_prob` and a fixed support":
-        # Tested with those whose support does not depend on the parameters, as assumed there.
-        expected = set(cases.FIXED_SUPPORT)
-    else:
-        groups = {
-            "the relaxed densities": {
-                kind for kind in dists.__dict__ if re.match("(Exp)?Relaxed[A-Z]", kind)
-            },
-            "those of `reparameterize` with a fixed support": {
-                *cases.CASES["reparameterize"].distributions
-            }
-            & {*cases.FIXED_SUPPORT},
-        }
-        expected = set().union(*(groups.get(name, {name}) for name in told.split(", ")))
-    assert expected == set(cases.CASES[name].distributions)
-
-
-@ROWS
-def test_table_tells_the_properties(name):
-    """As tests/cases.py, which is tested, and the command line, which measures, have them."""
-    told, tested = TABLE[name], cases.CASES[name]
-    documented = next(m.documented for m in DOCUMENTED if m.estimator == name and m.documented)
-    assert told["draws"] == ("exact" if documented.exact else "relaxed")
-    if not tested.estimates:
-        assert told["unbiased"] == "no gradient: raises"
-        assert told["cost must be differentiable"] == "-"
-        assert not documented.differentiable
-        return
-    assert documented.differentiable
-    right = ["yes", "exact", "of the bound"]
-    assert told["unbiased"] in (right if tested.unbiased else ["no", "to second order"])
-    assert documented.unbiased == tested.unbiased
-    smooth = told["cost must be differentiable"]
-    assert smooth.startswith("yes" if tested.differentiable_cost else "no")
-    assert documented.smooth_cost == tested.differentiable_cost
-    discrete = set(tested.distributions) & {*cases.FINITE, *cases.COUNTS}
-    continuous = set(tested.distributions) - discrete
-    kinds = {(True, True): "both", (True, False): "continuous", (False, True): "discrete"}
-    assert documented.variables == kinds[bool(continuous), bool(discrete)]
-
-
-@ROWS
-def test_table_tells_the_reference(name):
-    """Each in the docstring too."""
-    reference = sections(inspect.getdoc(ESTIMATORS[name])).get("Reference", "")
-    told = TABLE[name]["reference"]
-    assert (told == "-") == (not reference)
-    for author, year in re.findall(r"(\w+) (\d{4})", told):
-        assert re.search(rf"\b{author}\b(et al\.|[^.;])*\b{year}\b", reference), f"{author} {year}"
-
-
-@ROWS
-def test_table_tells_the_cost_evaluations(name):
-    doc = " ".join(inspect.getdoc(ESTIMATORS[name]).split())
-    counted = re.search(r"Cost evaluations per gradient: (.*?)(?:\. |\.$)", doc)[1]
-    said = {
-        "1": r"1$",
-        "`num_samples`": r"`num_samples`(, and their gradients in the draws)?$",
-        "-": r"none$",
-        "all configurations": r"the number of configurations",
-        "1 + 1 relaxed": r"1 exact and, at relaxed points with their gradient, 1 if coupled",
-    }
-    told = TABLE[name]["cost evaluations"]
-    if told in said:
-        assert re.match(said[told], counted)
-    else:
-        numbers = lambda text: set(re.findall(r"\d+|`\w+`", text))
-        assert numbers(told) <= numbers(counted)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _numerics, _random
-from ..distributions import Bernoulli, Categorical, OneHotCategorical
+from ..distributions import Bernoulli, Categorical
+from ..distributions._capabilities import FINITE
 
 
 class Finite(NamedTuple):
@@ -27,9 +28,8 @@ class Finite(NamedTuple):
 
     @classmethod
     def of(cls, estimator: str, dist: Any) -> "Finite":
-        kinds = [Bernoulli, Categorical, OneHotCategorical]
         remedy = "It needs a finite support: use score_function, or reparameterize."
-        _check.supported(estimator, dist, kinds, remedy)
+        _check.supported(estimator, dist, FINITE, remedy)
         dtype = dist.logits.dtype
         l = dist.logits.astype(_numerics.compute_dtype(dtype))
         if isinstance(dist, Bernoulli):

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from .. import _check, _numerics, _random
 from .._numerics import below_top, tempered
 from ..distributions import Bernoulli, OneHotCategorical
+from ..distributions._capabilities import RELAXABLE
 
 Relaxable = Bernoulli | OneHotCategorical
 
@@ -22,7 +23,7 @@ def check(estimator: str, dist: Any) -> None:
     _check.supported(
         estimator,
         dist,
-        [Bernoulli, OneHotCategorical],
+        RELAXABLE,
         "Give integer categories as OneHotCategorical; for other distributions use "
         "score_function, or reparameterize where it applies.",
     )

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from .. import _check
 from .._cost import Cost
 from .._sampler import Sampler
-from ..distributions import Laplace, Logistic, MultivariateNormal, Normal, StudentT, Uniform, base
+from ..distributions import Uniform, base
+from ..distributions._capabilities import SYMMETRIC
+from ._record import Record
 
 
 def antithetic() -> Sampler:
@@ -50,8 +52,20 @@ def antithetic() -> Sampler:
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
-    kinds = [Normal, MultivariateNormal, Laplace, Logistic, StudentT, Uniform]
-    _check.supported("antithetic", dist, kinds, "Use reparameterize, which takes one draw.")
+    _check.supported("antithetic", dist, SYMMETRIC, "Use reparameterize, which takes one draw.")
     x = base.draw(key, dist)
     centre = (dist.low + dist.high) / 2 if isinstance(dist, Uniform) else dist.loc
     return jnp.mean(cost.batch(jnp.stack([x, centre + (centre - x)])))
+
+
+RECORDS = (
+    Record(
+        antithetic,
+        needs=("reflection", "pathwise"),
+        unbiased="yes",
+        differentiable_cost=True,
+        evaluations=2,
+        reference="Mohamed 2020",
+        second_order=True,
+    ),
+)

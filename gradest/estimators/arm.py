@@ -11,6 +11,7 @@ from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
 from ..distributions import Bernoulli, base
 from . import _relaxation
+from ._record import Record
 
 
 def arm() -> Sampler:
@@ -177,3 +178,25 @@ def _children(left: jax.Array, right: jax.Array) -> jax.Array:
     """The next level of the tree, from the left and the right child of each node of this one."""
     *rows, nodes = left.shape
     return jnp.stack([left, right], axis=-1).reshape(*rows, 2 * nodes)
+
+
+RECORDS = (
+    Record(
+        arm,
+        needs=("categorical",),
+        # Written out for two outcomes; disarm takes more.
+        only=(Bernoulli,),
+        unbiased="yes",
+        differentiable_cost=False,
+        evaluations=2,
+        reference="Yin 2019",
+    ),
+    Record(
+        disarm,
+        needs=("categorical", "mean"),
+        unbiased="yes",
+        differentiable_cost=False,
+        evaluations=2,
+        reference="Dong 2020; Dong 2021",
+    ),
+)

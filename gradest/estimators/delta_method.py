@@ -11,6 +11,7 @@ from .._derivatives.attach import attach_gradient
 from .._derivatives.refuse import second_order_counts_as_zero
 from .._sampler import Sampler
 from ..distributions import Normal, base
+from ._record import Evaluations, Record
 
 
 def delta_method(*, num_samples: int = 1) -> Sampler:
@@ -103,3 +104,21 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
 
 
 _REMEDY = "Use score_function, or reparameterize."
+
+
+RECORDS = (
+    Record(
+        delta_method,
+        needs=("density",),
+        # The mean of the expansion and its gradient are written out for it alone.
+        only=(Normal,),
+        unbiased="yes",
+        differentiable_cost=False,
+        cost_note="twice at the mean",
+        evaluations=Evaluations(
+            "`num_samples` + 1 with its Hessian at the mean",
+            lambda options, dist: options["num_samples"] + 1,
+        ),
+        reference="Paisley 2012; Mohamed 2020",
+    ),
+)

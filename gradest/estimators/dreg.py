@@ -10,6 +10,7 @@ from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
 from . import _scores
+from ._record import NUM_SAMPLES, Record
 from .reparameterize import differentiable_draw
 from .vimco import log_mean_exp
 
@@ -81,3 +82,16 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     gradient = jax.tree.map(add, path, score)
     log_p = jnp.sum(_scores.log_probs(dist, draws))
     return attach_gradient(log_mean_exp(log_w), dist, gradient, log_prob=log_p)
+
+
+RECORDS = (
+    Record(
+        dreg,
+        needs=("pathwise", "density"),
+        unbiased="of the bound",
+        differentiable_cost=True,
+        evaluations=NUM_SAMPLES,
+        reference="Tucker 2019",
+        arguments={"num_samples": 2},
+    ),
+)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from .. import _check
 from .._cost import Cost
 from .._sampler import Sampler
 from . import _finite
+from ._record import Evaluations, Record
 
 
 def enumeration(*, max_configurations: int = 65_536) -> Sampler:
@@ -77,3 +79,22 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, max_configurations: int)
 
 def _readable(count: int) -> str:
     return f"{count:,}" if count < 10**15 else f"about 10^{int(math.log10(count))}"
+
+
+def _num_configurations(options: Mapping[str, Any], dist: Any) -> int:
+    del options
+    num_elements, num_values = _finite.Finite.of("enumeration", dist).log_probs.shape
+    return num_values**num_elements
+
+
+RECORDS = (
+    Record(
+        enumeration,
+        needs=("support",),
+        unbiased="exact",
+        differentiable_cost=False,
+        evaluations=Evaluations("all configurations", _num_configurations),
+        reference="-",
+        second_order=True,
+    ),
+)

@@ -10,8 +10,10 @@ from .. import _check
 from .._derivatives.refuse import Refusal, first_order, undifferentiable
 from .._jaxpr import user_line
 from .._sampler import Sampler
-from ..distributions import Bernoulli, Categorical, OneHotCategorical
+from ..distributions import Categorical, OneHotCategorical
+from ..distributions._capabilities import FINITE
 from . import _relaxation
+from ._record import Record
 
 
 def gumbel_max() -> Sampler:
@@ -44,8 +46,7 @@ def gumbel_max() -> Sampler:
 
 
 def _gumbel_max(key: jax.Array, dist: Any) -> jax.Array:
-    kinds = [Bernoulli, Categorical, OneHotCategorical]
-    _check.supported("gumbel_max", dist, kinds, "It draws from finite supports only.")
+    _check.supported("gumbel_max", dist, FINITE, "It draws from finite supports only.")
     refusal = Refusal("gumbel_max", user_line(), _REMEDIES)
     if isinstance(dist, Categorical):
         x = jnp.argmax(_relaxation.perturb(key, OneHotCategorical(dist.logits)), axis=-1)
@@ -152,3 +153,34 @@ def _st_gumbel_softmax(key: jax.Array, dist: Any, *, temperature: ArrayLike) -> 
     z = _relaxation.perturb(key, dist)
     hard = jax.lax.stop_gradient(_relaxation.harden(dist, z))
     return _relaxation.replace_value(hard, _relaxation.soften(dist, z, temperature))
+
+
+RECORDS = (
+    Record(
+        gumbel_max,
+        needs=("categorical",),
+        unbiased="no gradient: raises",
+        differentiable_cost=False,
+        evaluations=0,
+        reference="Gumbel 1954; Maddison 2014",
+    ),
+    Record(
+        gumbel_softmax,
+        needs=("relaxation",),
+        draws="relaxed",
+        unbiased="no",
+        differentiable_cost=True,
+        evaluations=1,
+        reference="Jang 2017; Maddison 2017",
+        arguments={"temperature": 0.5},
+    ),
+    Record(
+        st_gumbel_softmax,
+        needs=("relaxation",),
+        unbiased="no",
+        differentiable_cost=True,
+        evaluations=1,
+        reference="Jang 2017",
+        arguments={"temperature": 0.5},
+    ),
+)

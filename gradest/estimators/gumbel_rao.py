@@ -11,6 +11,7 @@ from .._derivatives.refuse import first_order
 from .._sampler import Sampler
 from ..distributions import base
 from . import _relaxation
+from ._record import Record
 
 
 def gumbel_rao(temperature: ArrayLike, *, num_samples: int = 10) -> Sampler:
@@ -73,3 +74,16 @@ def _gumbel_rao(
 
     soft = jnp.mean(jax.vmap(relaxed)(_random.split(key_noise, num_samples)), axis=0)
     return _relaxation.replace_value(hard, soft)
+
+
+RECORDS = (
+    Record(
+        gumbel_rao,
+        needs=("relaxation",),
+        unbiased="no",
+        differentiable_cost=True,
+        evaluations=1,
+        reference="Paulus 2021",
+        arguments={"temperature": 0.5},
+    ),
+)

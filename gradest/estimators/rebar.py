@@ -17,6 +17,7 @@ from .._jaxpr import depends
 from .._sampler import Sampler
 from ..distributions import base
 from . import _relaxation, _relaxed_control
+from ._record import Evaluations, Record
 from ._relaxation import Relaxable
 
 
@@ -167,3 +168,16 @@ def _estimate(
     g, traced, variance_gradient = with_variance_gradient(gradient, trained)
     value = attach_gradient(f, dist, type(dist)(g), log_prob=base.log_prob(dist, noise.b))
     return attach_variance_gradient(value, traced, variance_gradient)
+
+
+RECORDS = (
+    Record(
+        rebar,
+        needs=("relaxation",),
+        unbiased="yes",
+        differentiable_cost=True,
+        cost_note="at relaxed points",
+        evaluations=Evaluations("1 + 1 relaxed", lambda options, dist: 2),
+        reference="Tucker 2017",
+    ),
+)

@@ -11,6 +11,7 @@ from .._derivatives.refuse import first_order
 from .._sampler import Sampler
 from ..distributions import Bernoulli, base
 from . import _relaxation
+from ._record import Record
 from ._relaxation import Relaxable
 
 
@@ -88,3 +89,15 @@ def _attach_bwd(residuals: Any, ct: jax.Array) -> Any:
 
 
 _attach.defvjp(_attach_fwd, _attach_bwd)
+
+
+RECORDS = (
+    Record(
+        reinmax,
+        needs=("categorical", "mean"),
+        unbiased="to second order",
+        differentiable_cost=True,
+        evaluations=1,
+        reference="Liu 2023",
+    ),
+)

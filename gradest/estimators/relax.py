@@ -15,7 +15,8 @@ from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import ControlVariate, Sampler, with_score
 from ..distributions import Bernoulli, OneHotCategorical, base
-from . import _relaxation, _relaxed_control
+from . import _relaxation, _relaxed_control, _scores
+from ._record import Record
 from .reparameterize import reparameterize
 
 Surrogate = Callable[[Any, Any], jax.Array]
@@ -44,13 +45,11 @@ def relax(
 
     Assumptions: the surrogate is differentiable. The cost need not be: it is evaluated at the
     exact draw and never differentiated.
-    Bias: none, whatever the surrogate's parameters, temperature and eta. (For a continuous
-    distribution whose support depends on its parameters, such as Uniform, the score function is
-    biased and so is this.)
+    Bias: none, whatever the surrogate's parameters, temperature and eta.
     Variance: trained. The cotangents of `params`, `temperature` and `eta` are those of the squared
     norm of the gradient estimate, times the magnitude of the loss's own: put them into the
     parameters and they are trained with the rest.
-    Cost evaluations per gradient: 1, so that it may be in a loop or a branch. The surrogate is
+    Cost evaluations per gradient: 1. (So it may be in a loop or a branch.) The surrogate is
     evaluated with its gradient, once if coupled, else twice.
 
     Args:
@@ -71,7 +70,9 @@ def relax(
     Raises:
       ValueError: if the temperature is not positive, or eta not finite, or the surrogate's result
         not a real scalar.
-      TypeError: if the surrogate is not callable; from the sampler, for another distribution.
+      TypeError: if the surrogate is not callable; from the sampler, for another distribution, or
+        for one of gradest's whose support moves. (Of other libraries' that is not known: there the
+        gradient is wrong.)
       NotImplementedError: when differentiated twice with respect to the distribution.
 
     Example:
@@ -126,6 +127,7 @@ def _discrete(dist: Any) -> bool:
             f"reparameterizable distribution, got {type(dist).__name__}. Give integer categories "
             "as OneHotCategorical; for other distributions use score_function."
         )
+    _scores.check("relax", dist)
     return False
 
 
@@ -298,3 +300,16 @@ def _unflatten(dist: Any, flat: jax.Array) -> Any:
     parts = jnp.split(flat, ends)
     shaped = [part.reshape(np.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)]
     return jax.tree.unflatten(treedef, shaped)
+
+
+RECORDS = (
+    Record(
+        relax,
+        needs=("density", ("relaxation", "pathwise")),
+        unbiased="yes",
+        differentiable_cost=False,
+        evaluations=1,
+        reference="Grathwohl 2018",
+        arguments={"surrogate": lambda w, x: jnp.tanh(w * jnp.sum(x)), "params": 0.8},
+    ),
+)

@@ -13,6 +13,7 @@ from .._derivatives.refuse import UnestimatedGradientError
 from .._sampler import Sampler
 from ..distributions import base
 from . import _scores
+from ._record import Record
 
 
 def reparameterize(*, sticking_the_landing: bool = False) -> Sampler:
@@ -120,3 +121,16 @@ def _is_zero(t: Any) -> bool:
 
 
 _differentiable.defjvp(_differentiable_jvp, symbolic_zeros=True)
+
+
+RECORDS = (
+    Record(
+        reparameterize,
+        needs=("pathwise",),
+        unbiased="yes",
+        differentiable_cost=True,
+        evaluations=1,
+        reference="Kingma 2014; Rezende 2014; Figurnov 2018; Roeder 2017",
+        second_order=True,
+    ),
+)

@@ -13,6 +13,7 @@ from .._derivatives.primitives import magic
 from .._sampler import Sampler, with_score
 from ..distributions import base
 from . import _scores
+from ._record import NUM_SAMPLES, Record
 
 
 def score_function(
@@ -157,3 +158,16 @@ def _sum_of_others(x: jax.Array) -> jax.Array:
     before = jnp.cumsum(jnp.concatenate([zero, x[:-1]]), axis=0)
     after = jax.lax.cumsum(jnp.concatenate([x[1:], zero]), axis=0, reverse=True)
     return before + after
+
+
+RECORDS = (
+    Record(
+        score_function,
+        needs=("density",),
+        unbiased="yes",
+        differentiable_cost=False,
+        evaluations=NUM_SAMPLES,
+        reference="Williams 1992; Kool 2019; Foerster 2018",
+        second_order=True,
+    ),
+)

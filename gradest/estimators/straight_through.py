@@ -10,6 +10,7 @@ from .._derivatives.refuse import first_order
 from .._sampler import Sampler
 from ..distributions import base
 from . import _relaxation
+from ._record import Record
 
 
 def straight_through(*, slope: ArrayLike = 1.0) -> Sampler:
@@ -60,3 +61,15 @@ def _straight_through(key: jax.Array, dist: Any, *, slope: ArrayLike) -> jax.Arr
     # Multiplied by the slope, that is: divided by its inverse.
     soft = _relaxation.soften(dist, logits, 1 / slope)
     return _relaxation.replace_value(hard, soft)
+
+
+RECORDS = (
+    Record(
+        straight_through,
+        needs=("mean",),
+        unbiased="no",
+        differentiable_cost=True,
+        evaluations=1,
+        reference="Bengio 2013",
+    ),
+)

@@ -9,6 +9,7 @@ from .. import _check, _random
 from .._cost import Cost
 from .._sampler import Sampler
 from . import _finite, _scores
+from ._record import Evaluations, Record
 
 
 def sum_and_sample(*, num_summed: int = 1, num_samples: int = 1) -> Sampler:
@@ -82,3 +83,18 @@ def _estimate(
     baseline = jnp.sum(p * of_summed) / jnp.sum(p)
     signal = costs.astype(p.dtype) - baseline
     return _scores.weighted_costs(dist, draws, costs, jnp.concatenate([p, rest]), signal)
+
+
+RECORDS = (
+    Record(
+        sum_and_sample,
+        needs=("support",),
+        unbiased="yes",
+        differentiable_cost=False,
+        evaluations=Evaluations(
+            "`num_summed` + `num_samples`",
+            lambda options, dist: options["num_summed"] + options["num_samples"],
+        ),
+        reference="Liu 2019",
+    ),
+)

@@ -10,6 +10,7 @@ from .. import _check
 from .._cost import Cost
 from .._sampler import Sampler
 from . import _finite, _scores
+from ._record import NUM_SAMPLES, Record
 
 
 def unordered_set(num_samples: int) -> Sampler:
@@ -102,3 +103,16 @@ def _log_ratios(l: jax.Array) -> tuple[jax.Array, jax.Array]:
     without_two = log_mean(whole[None, None] - factor[:, None, :] - factor[None, :, :])
     second = jnp.where(jnp.eye(k, dtype=bool), 0, without_two - without[:, None])
     return without - log_mean(whole), second
+
+
+RECORDS = (
+    Record(
+        unordered_set,
+        needs=("support",),
+        unbiased="yes",
+        differentiable_cost=False,
+        evaluations=NUM_SAMPLES,
+        reference="Kool 2020",
+        arguments={"num_samples": 4},
+    ),
+)

@@ -11,6 +11,7 @@ from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
 from . import _scores
+from ._record import NUM_SAMPLES, Record
 
 
 def vimco(num_samples: int, *, mean: Literal["geometric", "arithmetic"] = "geometric") -> Sampler:
@@ -94,3 +95,16 @@ def log_mean_exp(log_w: jax.Array) -> jax.Array:
     top = jax.lax.stop_gradient(jnp.max(log_w))
     top = jnp.where(jnp.isfinite(top), top, 0)
     return top + jnp.log(jnp.mean(jnp.exp(log_w - top)))
+
+
+RECORDS = (
+    Record(
+        vimco,
+        needs=("density",),
+        unbiased="of the bound",
+        differentiable_cost=False,
+        evaluations=NUM_SAMPLES,
+        reference="Mnih 2016",
+        arguments={"num_samples": 2},
+    ),
+)

@@ -18,14 +18,21 @@ _THRESHOLD = 0.4
 
 def smooth(x: jax.Array) -> jax.Array:
     """A cost that is not separable, nor quadratic: some estimators are exact for those."""
+    return quadratic(x) + 0.3 * _weighted_sum(x.reshape(-1)) ** 3
+
+
+def quadratic(x: jax.Array) -> jax.Array:
+    """A cost of second order, not separable either."""
     x = x.reshape(-1)
-    s = _weighted_sum(x)
-    return (s - 0.3) ** 2 + 0.3 * s**3 + x[0] * x[-1]
+    return (_weighted_sum(x) - 0.3) ** 2 + x[0] * x[-1]
 
 
 def step(x: jax.Array) -> jax.Array:
     """A cost that is flat but for a jump: its own derivative is zero and says nothing."""
     return (_weighted_sum(x.reshape(-1)) > _THRESHOLD).astype(x.dtype)
+
+
+COSTS = {"smooth": smooth, "quadratic": quadratic, "step": step}
 
 
 def _weighted_sum(x: jax.Array) -> jax.Array:
@@ -45,11 +52,11 @@ class Case(abc.ABC):
     """A distribution with parameters, whose exact expectations and probabilities are known.
 
     Attributes:
-      variables: "discrete" or "continuous".
+      name: of the distribution.
       params: an array, with respect to which gradients are taken.
     """
 
-    variables: str
+    name: str
     params: jax.Array
 
     @abc.abstractmethod
@@ -57,8 +64,8 @@ class Case(abc.ABC):
         """The distribution with these parameters."""
 
     @abc.abstractmethod
-    def expected_costs(self, params: jax.Array, num_samples: int = 1) -> jax.Array:
-        """The exact expectations of `smooth` and `step`, differentiable.
+    def expected_costs(self, params: jax.Array, num_samples: int = 1) -> dict[str, jax.Array]:
+        """The exact expectations of the `COSTS`, differentiable.
 
         Of the log mean exp at `num_samples` draws, that is: with one, of the costs themselves.
         """
@@ -75,10 +82,8 @@ class Case(abc.ABC):
 class Finite(Case):
     """By enumeration of the support, whose joint draws are given one per row."""
 
-    variables = "discrete"
-
     def __init__(self, kind: Any, params: Any, support: Any):
-        self._kind = kind
+        self._kind, self.name = kind, kind.__name__
         self.params, self.support = jnp.asarray(params, float), jnp.asarray(support, float)
 
     def make(self, params: jax.Array) -> Any:
@@ -88,10 +93,10 @@ class Finite(Case):
         d = self.make(params)
         return jnp.exp(jax.vmap(lambda x: jnp.sum(d.log_prob(x)))(self.support))
 
-    def expected_costs(self, params: jax.Array, num_samples: int = 1) -> jax.Array:
+    def expected_costs(self, params: jax.Array, num_samples: int = 1) -> dict[str, jax.Array]:
         probs = self.probs(params)
         expected = lambda cost: _expected(probs, jax.vmap(cost)(self.support), num_samples)
-        return jnp.stack([expected(smooth), expected(step)])
+        return {name: expected(cost) for name, cost in COSTS.items()}
 
     def hard(self, draws: np.ndarray) -> np.ndarray:
         return np.any(self._matches(draws), axis=1)
@@ -107,7 +112,7 @@ class Finite(Case):
 class Normal(Case):
     """Two Normal variables; the rows of the parameters are their means and scales."""
 
-    variables = "continuous"
+    name = "Normal"
     _NUM_BINS = 8
 
     def __init__(self):
@@ -116,22 +121,22 @@ class Normal(Case):
     def make(self, params: jax.Array) -> dist.Normal:
         return dist.Normal(*params)
 
-    def expected_costs(self, params: jax.Array, num_samples: int = 1) -> jax.Array:
-        """By a quadrature, exact for the polynomial itself, and the probability of the jump."""
+    def expected_costs(self, params: jax.Array, num_samples: int = 1) -> dict[str, jax.Array]:
+        """By a quadrature, exact for polynomials themselves, and the probability of the jump."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(8 if num_samples == 1 else 32)
         noise = np.array(list(itertools.product(nodes, nodes)), np.float32)
         masses = jnp.asarray(np.outer(weights, weights).reshape(-1) / (2 * np.pi), jnp.float32)
         loc, scale = params
-        costs = jax.vmap(lambda noise: smooth(loc + scale * noise))(noise)
+        points = jax.vmap(lambda noise: loc + scale * noise)(noise)
         deviation = jnp.sqrt(jnp.sum((_WEIGHTS[:2] * scale) ** 2))
         above = stats.norm.cdf((_weighted_sum(loc) - _THRESHOLD) / deviation)
         jump = jnp.stack([1 - above, above])
-        return jnp.stack(
-            [
-                _expected(masses, costs, num_samples),
-                _expected(jump, jnp.arange(2.0), num_samples),
-            ]
-        )
+        of_polynomial = lambda cost: _expected(masses, jax.vmap(cost)(points), num_samples)
+        return {
+            "smooth": of_polynomial(smooth),
+            "quadratic": of_polynomial(quadratic),
+            "step": _expected(jump, jnp.arange(2.0), num_samples),
+        }
 
     def hard(self, draws: np.ndarray) -> np.ndarray:
         return np.all(np.isfinite(draws), axis=1)

@@ -1,42 +1,25 @@
-"""The table of methods: what each is made from, what it trains, and what is documented of it.
+"""The ways of using an estimator that `python -m gradest compare` trains with.
 
-Adding an estimator to `python -m gradest compare` and `python -m gradest table` is one entry of
-`METHODS`.
+They come from the estimators' records. One that is used with its own defaults, or with a
+temperature that is annealed, is here as soon as it has a record; what is trained in another way is
+written out in `_TRAINED`.
 """
 
 import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import gradest as ge
+from gradest import records
 
 from . import ProblemError
 
 Control = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Properties:
-    """A row of the article's table.
-
-    Attributes:
-      variables: what it draws: "discrete", "continuous" or "both".
-      differentiable: whether there is a gradient in the distribution's parameters.
-      exact: whether draws follow the distribution exactly.
-      smooth_cost: whether the cost must be differentiable; None where there is no gradient.
-      unbiased: whether the gradient is unbiased; None where there is none.
-    """
-
-    variables: Literal["discrete", "continuous", "both"]
-    differentiable: bool
-    exact: bool
-    smooth_cost: bool | None
-    unbiased: bool | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,22 +28,18 @@ class Method:
 
     Attributes:
       name: on the command line and in tables.
-      estimator: gradest's name for it.
+      record: of its estimator.
       sampler: makes the sampler from the control variate's parameters, as keywords.
       about: a few words.
       control: those parameters' initial values, or a function of (key, shape of the draw) that
         makes them. They are trained with the model's.
       annealed: which of them follow a schedule instead.
       learns_baseline: whether `sampler` also takes the `baseline` that the problem learns.
-      latents: the kinds of discrete variables that it draws; none if it is not for training.
-      bound_of: how many samples the bound has that it estimates; 1 is the expectation itself.
-      enumerates: whether it evaluates the cost at every configuration.
-      documented: its row of the table of methods; None if another entry of the same estimator
-        has it.
+      latents: the kinds of discrete variables that it trains.
     """
 
     name: str
-    estimator: str
+    record: records.Record
     sampler: Callable[..., ge.Sampler]
     about: str
     _: dataclasses.KW_ONLY
@@ -70,9 +49,6 @@ class Method:
     annealed: tuple[str, ...] = ()
     learns_baseline: bool = False
     latents: tuple[str, ...] = ("bernoulli", "categorical")
-    bound_of: int = 1
-    enumerates: bool = False
-    documented: Properties | None = None
 
     def initial_control(self, key: jax.Array, shape: tuple[int, ...]) -> dict[str, Any]:
         """The control variate's parameters before training."""
@@ -80,10 +56,9 @@ class Method:
         return jax.tree.map(lambda x: jnp.asarray(x, float), dict(values))
 
     @property
-    def properties(self) -> Properties:
-        """What is documented of its estimator."""
-        rows = [m.documented for m in METHODS if m.estimator == self.estimator]
-        return next(row for row in rows if row is not None)
+    def enumerates(self) -> bool:
+        """Whether it evaluates the cost at every configuration."""
+        return self.record.unbiased == "exact"
 
 
 def _surrogate(w: Mapping[str, jax.Array], relaxed: jax.Array) -> jax.Array:
@@ -102,102 +77,33 @@ def _initial_surrogate(key: jax.Array, size: int, hidden: int = 10) -> dict[str,
     }
 
 
-METHODS = [
-    Method(
-        "score_function",
-        "score_function",
-        ge.score_function,
-        "score_function(), without a baseline",
-        documented=Properties("both", True, exact=True, smooth_cost=False, unbiased=True),
-    ),
+_SCORE, _REBAR, _RELAX = (records.ESTIMATORS[name] for name in ("score_function", "rebar", "relax"))
+_TRAINED = [
+    Method("score_function", _SCORE, ge.score_function, "score_function(), without a baseline"),
     Method(
         "score_function_baseline",
-        "score_function",
+        _SCORE,
         lambda baseline: ge.score_function(baseline=baseline),
         "score_function(baseline=b), b learned by its own cotangent",
         learns_baseline=True,
     ),
     Method(
         "score_function_loo",
-        "score_function",
+        _SCORE,
         lambda: ge.score_function(num_samples=4, baseline="leave_one_out"),
         'score_function(num_samples=4, baseline="leave_one_out")',
     ),
     Method(
-        "straight_through",
-        "straight_through",
-        ge.straight_through,
-        "straight_through()",
-        documented=Properties("discrete", True, exact=True, smooth_cost=True, unbiased=False),
-    ),
-    Method(
-        "gumbel_softmax",
-        "gumbel_softmax",
-        ge.gumbel_softmax,
-        "gumbel_softmax(t), t annealed",
-        control={"temperature": 1.0},
-        annealed=("temperature",),
-        documented=Properties("discrete", True, exact=False, smooth_cost=True, unbiased=False),
-    ),
-    Method(
-        "st_gumbel_softmax",
-        "st_gumbel_softmax",
-        ge.st_gumbel_softmax,
-        "st_gumbel_softmax(t), t annealed",
-        control={"temperature": 1.0},
-        annealed=("temperature",),
-        documented=Properties("discrete", True, exact=True, smooth_cost=True, unbiased=False),
-    ),
-    Method(
-        "gumbel_rao",
-        "gumbel_rao",
-        ge.gumbel_rao,
-        "gumbel_rao(t), t annealed",
-        control={"temperature": 1.0},
-        annealed=("temperature",),
-        documented=Properties("discrete", True, exact=True, smooth_cost=True, unbiased=False),
-    ),
-    Method(
-        "reinmax",
-        "reinmax",
-        ge.reinmax,
-        "reinmax()",
-        documented=Properties("discrete", True, exact=True, smooth_cost=True, unbiased=False),
-    ),
-    Method(
-        "arm",
-        "arm",
-        ge.arm,
-        "arm()",
-        latents=("bernoulli",),
-        documented=Properties("discrete", True, exact=True, smooth_cost=False, unbiased=True),
-    ),
-    Method(
-        "disarm",
-        "disarm",
-        ge.disarm,
-        "disarm()",
-        documented=Properties("discrete", True, exact=True, smooth_cost=False, unbiased=True),
-    ),
-    Method(
-        "muprop",
-        "muprop",
-        ge.muprop,
-        "muprop()",
-        documented=Properties("discrete", True, exact=True, smooth_cost=False, unbiased=True),
-    ),
-    Method(
         "rebar",
-        "rebar",
+        _REBAR,
         # The logarithm is what is trained: a temperature must stay positive.
         lambda log_temperature, eta: ge.rebar(jnp.exp(log_temperature), eta=eta),
         "rebar(t, eta=eta), t and eta trained by their own cotangents",
         control={"log_temperature": math.log(0.5), "eta": 1.0},
-        documented=Properties("discrete", True, exact=True, smooth_cost=True, unbiased=True),
     ),
     Method(
         "relax",
-        "relax",
+        _RELAX,
         lambda surrogate, log_temperature, eta: ge.relax(
             _surrogate, surrogate, temperature=jnp.exp(log_temperature), eta=eta
         ),
@@ -207,91 +113,45 @@ METHODS = [
             "log_temperature": math.log(0.5),
             "eta": 1.0,
         },
-        documented=Properties("both", True, exact=True, smooth_cost=False, unbiased=True),
-    ),
-    Method(
-        "measure_valued",
-        "measure_valued",
-        ge.measure_valued,
-        "measure_valued(), the cost once more for every latent variable",
-        latents=("bernoulli",),
-        documented=Properties("both", True, exact=True, smooth_cost=False, unbiased=True),
-    ),
-    Method(
-        "enumeration",
-        "enumeration",
-        ge.enumeration,
-        "enumeration(), the exact gradient",
-        enumerates=True,
-        documented=Properties("discrete", True, exact=True, smooth_cost=False, unbiased=True),
-    ),
-    Method(
-        "unordered_set",
-        "unordered_set",
-        lambda: ge.unordered_set(4),
-        "unordered_set(4)",
-        documented=Properties("discrete", True, exact=True, smooth_cost=False, unbiased=True),
-    ),
-    Method(
-        "sum_and_sample",
-        "sum_and_sample",
-        ge.sum_and_sample,
-        "sum_and_sample()",
-        # The most probable of 2^64 configurations has hardly any mass to be summed.
-        latents=(),
-        documented=Properties("discrete", True, exact=True, smooth_cost=False, unbiased=True),
-    ),
-    Method(
-        "vimco",
-        "vimco",
-        lambda: ge.vimco(2),
-        "vimco(2)",
-        latents=(),
-        bound_of=2,
-        documented=Properties("both", True, exact=True, smooth_cost=False, unbiased=True),
-    ),
-    Method(
-        "dreg",
-        "dreg",
-        lambda: ge.dreg(2),
-        "dreg(2)",
-        latents=(),
-        bound_of=2,
-        documented=Properties("continuous", True, exact=True, smooth_cost=True, unbiased=True),
-    ),
-    Method(
-        "antithetic",
-        "antithetic",
-        ge.antithetic,
-        "antithetic()",
-        latents=(),
-        documented=Properties("continuous", True, exact=True, smooth_cost=True, unbiased=True),
-    ),
-    Method(
-        "delta_method",
-        "delta_method",
-        ge.delta_method,
-        "delta_method()",
-        latents=(),
-        documented=Properties("continuous", True, exact=True, smooth_cost=False, unbiased=True),
-    ),
-    Method(
-        "reparameterize",
-        "reparameterize",
-        ge.reparameterize,
-        "reparameterize()",
-        latents=(),
-        documented=Properties("continuous", True, exact=True, smooth_cost=True, unbiased=True),
-    ),
-    Method(
-        "gumbel_max",
-        "gumbel_max",
-        ge.gumbel_max,
-        "gumbel_max()",
-        latents=(),
-        documented=Properties("discrete", False, exact=True, smooth_cost=None, unbiased=None),
     ),
 ]
+
+_DRAWN_AS = {"bernoulli": "Bernoulli", "categorical": "OneHotCategorical"}
+#: What is not worth training with, though it draws them.
+_LEFT_OUT = {
+    # The most probable of 2^64 configurations has hardly any mass to be summed.
+    "sum_and_sample": ("bernoulli", "categorical"),
+    # The cost once more for every category of every variable.
+    "measure_valued": ("categorical",),
+}
+
+
+def _methods(record: records.Record) -> list[Method]:
+    """The ways of training with an estimator."""
+    written_out = [method for method in _TRAINED if method.record is record]
+    # A bound of several samples is not what the problems minimise.
+    if written_out or not record.estimates or record.unbiased == "of the bound":
+        return written_out
+    served = [latent for latent, kind in _DRAWN_AS.items() if kind in record.distributions]
+    latents = tuple(latent for latent in served if latent not in _LEFT_OUT.get(record.name, ()))
+    if not latents:
+        return []
+    if "temperature" in record.arguments:
+        return [
+            Method(
+                record.name,
+                record,
+                record.estimator,
+                f"{record.name}(t), t annealed",
+                control={"temperature": 1.0},
+                annealed=("temperature",),
+                latents=latents,
+            )
+        ]
+    return [Method(record.name, record, record.sampler, record.call, latents=latents)]
+
+
+METHODS = [method for record in records.ESTIMATORS.values() for method in _methods(record)]
 
 
 def trainable(latent: str) -> list[Method]:
@@ -301,22 +161,20 @@ def trainable(latent: str) -> list[Method]:
 
 def choose(names: Iterable[str] | None, latent: str) -> list[Method]:
     """The methods of these names, in the order given; all that apply if None."""
+    applicable = {method.name: method for method in trainable(latent)}
     if names is None:
-        return trainable(latent)
-    known = {method.name: method for method in METHODS}
-    chosen = []
-    for name in dict.fromkeys(names):
+        return list(applicable.values())
+    chosen = list(dict.fromkeys(names))
+    known = {method.name for method in METHODS} | set(records.ESTIMATORS)
+    for name in chosen or [""]:
         if name not in known:
-            raise ProblemError(unknown("--estimators", name, [m.name for m in trainable(latent)]))
-        if latent not in known[name].latents:
+            raise ProblemError(unknown("--estimators", name, applicable))
+        if name not in applicable:
             raise ProblemError(
                 f"--estimators: expected estimators that train {latent} variables, got {name!r}. "
-                f"Choose from {', '.join(m.name for m in trainable(latent))}."
+                f"Choose from {', '.join(applicable)}."
             )
-        chosen.append(known[name])
-    if not chosen:
-        raise ProblemError(unknown("--estimators", "", [m.name for m in trainable(latent)]))
-    return chosen
+    return [applicable[name] for name in chosen]
 
 
 def unknown(option: str, given: str, expected: Iterable[str]) -> str:

@@ -1,6 +1,5 @@
 """What a comparison leaves behind: a table, a JSON file and a picture."""
 
-import importlib.metadata
 import json
 import math
 import os
@@ -16,17 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+import gradest as ge
+
 from .problem import Problem
 from .training import Run
-
-
-def version() -> str:
-    """Of gradest, if it is installed."""
-    try:
-        return importlib.metadata.version("gradest")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
 
 # ---- Table ---------------------------------------------------------------------------------
 
@@ -51,8 +43,8 @@ def print_table(
     table.add_column("draws", no_wrap=True)
     best = best_run(problem, runs)
     for run in runs:
-        properties = run.method.properties
-        bias = "none" if properties.unbiased else "yes"
+        record = run.method.record
+        bias = "none" if record.is_unbiased else "yes"
         if measured_bias:
             cells = [
                 100 * run.last(name) / run.last("exact_gradient") for name in ("bias", "bias_se")
@@ -65,7 +57,7 @@ def print_table(
             known(f"{run.last('gradient_variance'):.3g}"),
             known(f"{run.variance_x_time:.3g}"),
             known(f"{run.ms_per_step:.2f}"),
-            "exact" if properties.exact else "relaxed",
+            record.draws,
             style="bold" if run is best else None,
         )
     console.print()
@@ -111,7 +103,7 @@ def notes(problem: Problem, runs: Sequence[Run], left_out: Mapping[str, str]) ->
     metric, header = list(problem.metrics.items())[-1]
     adjective = "Lowest" if problem.lower_is_better else "Highest"
     lines.append(f"{adjective} {header}: {best.method.name}, {fixed(best.last(metric))}.")
-    unbiased = [r for r in runs if r.status == "finished" and r.method.properties.unbiased]
+    unbiased = [r for r in runs if r.status == "finished" and r.method.record.is_unbiased]
     unbiased = [r for r in unbiased if math.isfinite(r.variance_x_time)]
     if unbiased:
         cheapest = min(unbiased, key=lambda run: run.variance_x_time)
@@ -135,7 +127,7 @@ def write_json(
 ) -> None:
     """Writes everything that was measured. Numbers that are not finite become null."""
     document = {
-        "gradest": version(),
+        "gradest": ge.__version__,
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
@@ -159,8 +151,8 @@ def as_dict(problem: Problem, run: Run) -> dict[str, Any]:
         "about": method.about,
         "status": run.status,
         "steps": run.done,
-        "draws": "exact" if method.properties.exact else "relaxed",
-        "unbiased": method.properties.unbiased,
+        "draws": method.record.draws,
+        "unbiased": method.record.is_unbiased,
         **{name: run.last(name) for name in (*problem.metrics, "gradient_variance")},
         **run.measured,
         "ms_per_step": run.ms_per_step,

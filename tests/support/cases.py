@@ -22,10 +22,10 @@ from . import broken as broken
 from . import oracles as oracles
 from .broken import Broken
 from .statistical import MAX_Z as MAX_Z
+from .statistical import NoPower as NoPower
 from .statistical import assert_unbiased as assert_unbiased
 from .statistical import assert_variance as assert_variance
 from .statistical import compiled as compiled
-from .statistical import has_power as has_power
 from .statistical import keys as keys
 
 # ---- Distributions: more than one element in each ------------------------------------------

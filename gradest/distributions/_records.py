@@ -1,0 +1,186 @@
+"""What is known of each distribution, once, beside what its class says itself."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from ._capabilities import CAPABILITIES
+from .base import Distribution
+from .bernoulli import Bernoulli, RelaxedBernoulli
+from .categorical import (
+    Categorical,
+    ExpRelaxedOneHotCategorical,
+    OneHotCategorical,
+    RelaxedOneHotCategorical,
+)
+from .continuous import (
+    Exponential,
+    Gumbel,
+    Laplace,
+    Logistic,
+    LogNormal,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+)
+from .counts import Binomial, Geometric, NegativeBinomial, Poisson
+from .gamma import Beta, Dirichlet, Gamma, StudentT
+from .mixture import MixtureSameFamily
+from .vonmises import VonMises
+from .weibull import Weibull
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributionRecord:
+    """The facts of one distribution.
+
+    Attributes:
+      kind: its class.
+      values: of one draw, in words.
+      example: makes a small one, whose draw has more than one element: what claims are measured
+        and tested on.
+      discrete: whether its values can be counted.
+    """
+
+    kind: type[Distribution]
+    values: str
+    example: Callable[[], Distribution]
+    discrete: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.kind.__name__
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return self.kind.parameters
+
+    @property
+    def reparameterizable(self) -> bool:
+        return self.kind.reparameterizable
+
+    @property
+    def fixed_support(self) -> bool:
+        return self.kind.fixed_support
+
+    @property
+    def relaxed(self) -> bool:
+        """Whether it is the density of a relaxed discrete draw."""
+        return "temperature" in self.parameters
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What it has of what estimators need."""
+        return tuple(name for name, can in CAPABILITIES.items() if can.of(self.kind))
+
+
+RECORDS = (
+    DistributionRecord(
+        Bernoulli, "0 or 1", lambda: Bernoulli(jnp.array([0.4, -0.7, 0.9])), discrete=True
+    ),
+    DistributionRecord(
+        Categorical,
+        "integers from 0 to K - 1",
+        lambda: Categorical(jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]])),
+        discrete=True,
+    ),
+    DistributionRecord(
+        OneHotCategorical,
+        "rows with one 1 among K - 1 zeros",
+        lambda: OneHotCategorical(jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]])),
+        discrete=True,
+    ),
+    DistributionRecord(
+        Poisson, "integers from 0", lambda: Poisson(jnp.array([0.8, 1.7])), discrete=True
+    ),
+    DistributionRecord(
+        Geometric, "integers from 0", lambda: Geometric(jnp.array([0.4, 0.8])), discrete=True
+    ),
+    DistributionRecord(
+        Binomial,
+        "integers from 0 to `total_count`",
+        lambda: Binomial(jnp.array([3, 2]), jnp.array([0.4, -0.9])),
+        discrete=True,
+    ),
+    DistributionRecord(
+        NegativeBinomial,
+        "integers from 0",
+        lambda: NegativeBinomial(jnp.array([1.8, 2.5]), jnp.array([-0.4, -1.0])),
+        discrete=True,
+    ),
+    DistributionRecord(
+        Normal, "reals", lambda: Normal(jnp.array([0.5, -0.3]), jnp.array([0.7, 1.1]))
+    ),
+    DistributionRecord(
+        LogNormal,
+        "positive reals",
+        lambda: LogNormal(jnp.array([0.2, -0.3]), jnp.array([0.5, 0.3])),
+    ),
+    DistributionRecord(
+        MultivariateNormal,
+        "vectors",
+        lambda: MultivariateNormal(jnp.array([0.5, -0.3]), jnp.array([[0.8, 0.0], [0.5, 0.9]])),
+    ),
+    DistributionRecord(
+        Laplace, "reals", lambda: Laplace(jnp.array([0.5, -0.3]), jnp.array([0.7, 0.4]))
+    ),
+    DistributionRecord(
+        Logistic, "reals", lambda: Logistic(jnp.array([0.5, -0.3]), jnp.array([0.5, 0.3]))
+    ),
+    DistributionRecord(
+        Gumbel, "reals", lambda: Gumbel(jnp.array([0.5, -0.3]), jnp.array([0.5, 0.7]))
+    ),
+    DistributionRecord(Exponential, "reals from 0", lambda: Exponential(jnp.array([1.5, 0.8]))),
+    DistributionRecord(
+        Uniform,
+        "reals from `low` to `high`",
+        lambda: Uniform(jnp.array([-0.5, 0.2]), jnp.array([0.7, 1.9])),
+    ),
+    DistributionRecord(
+        Gamma, "positive reals", lambda: Gamma(jnp.array([1.8, 2.6]), jnp.array([2.0, 1.7]))
+    ),
+    DistributionRecord(
+        Beta, "reals between 0 and 1", lambda: Beta(jnp.array([1.7, 2.0]), jnp.array([1.5, 2.8]))
+    ),
+    DistributionRecord(
+        Dirichlet, "points of the simplex", lambda: Dirichlet(jnp.array([1.8, 1.5, 2.6]))
+    ),
+    DistributionRecord(
+        StudentT,
+        "reals",
+        lambda: StudentT(jnp.array([9.0, 8.0]), jnp.array([0.3, -0.5]), jnp.array([0.5, 0.4])),
+    ),
+    DistributionRecord(
+        Weibull, "positive reals", lambda: Weibull(jnp.array([1.2, 0.7]), jnp.array([1.6, 2.0]))
+    ),
+    DistributionRecord(
+        VonMises,
+        "angles from -pi to pi",
+        # So concentrated that costs without the period of an angle do not see its ends.
+        lambda: VonMises(jnp.array([0.4, -0.1]), jnp.array([5.7, 5.1])),
+    ),
+    DistributionRecord(
+        MixtureSameFamily,
+        "those of its components",
+        lambda: MixtureSameFamily(
+            Categorical(jnp.array([[-0.2, 0.0], [-0.2, 0.6]])),
+            Normal(jnp.array([[-0.2, -1.3], [0.8, -0.6]]), jnp.array([[0.6, 1.0], [0.4, 0.7]])),
+        ),
+    ),
+    DistributionRecord(
+        RelaxedBernoulli,
+        "reals between 0 and 1",
+        lambda: RelaxedBernoulli(0.8, jnp.array([-1.0, 1.0])),
+    ),
+    DistributionRecord(
+        RelaxedOneHotCategorical,
+        "points of the simplex",
+        lambda: RelaxedOneHotCategorical(0.8, jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]])),
+    ),
+    DistributionRecord(
+        ExpRelaxedOneHotCategorical,
+        "logarithms of points of the simplex",
+        lambda: ExpRelaxedOneHotCategorical(1.2, jnp.array([[-0.3, 1.5, 0.1], [-0.9, 0.6, 1.1]])),
+    ),
+)

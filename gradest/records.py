@@ -1,0 +1,31 @@
+"""What is known of every estimator and every distribution, by name.
+
+An estimator's record stands at the end of its module, beside what it is about; those of the
+distributions are one table. Every other place that tells such a fact is written from them, or
+compares with them.
+
+>>> from gradest import records
+>>> records.ESTIMATORS["rebar"].distributions
+('Bernoulli', 'OneHotCategorical')
+>>> records.DISTRIBUTIONS["Uniform"].fixed_support
+False
+"""
+
+import types
+
+from . import estimators
+from .distributions._capabilities import CAPABILITIES as CAPABILITIES
+from .distributions._records import RECORDS as _DISTRIBUTIONS
+from .distributions._records import DistributionRecord as DistributionRecord
+from .estimators._record import Record as Record
+
+
+def _of_estimators() -> list[Record]:
+    """Of all the modules that `gradest` has imported; what serves most distributions first."""
+    modules = [part for part in vars(estimators).values() if isinstance(part, types.ModuleType)]
+    records = [record for module in modules for record in getattr(module, "RECORDS", ())]
+    return sorted(records, key=lambda record: (-len(record.distributions), record.name))
+
+
+ESTIMATORS: dict[str, Record] = {record.name: record for record in _of_estimators()}
+DISTRIBUTIONS: dict[str, DistributionRecord] = {record.name: record for record in _DISTRIBUTIONS}
