@@ -213,25 +213,39 @@ def render_all(benchmark: str, render: Render, results: pathlib.Path = RESULTS) 
     return "\n\n".join(render(json.loads(path.read_text())) for path in files)
 
 
-def add_out(parser: argparse.ArgumentParser, other: str) -> None:
-    """The option --out, without which only a full run keeps its results."""
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        help="folder for the JSON; default: benchmarks/results, where a full run also brings "
-        f"benchmarks/README.md up to date, and nowhere for {other}",
+def add_out(parser: argparse.ArgumentParser, full: str) -> None:
+    """The options --out and --record, without which nothing is written."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--out", type=pathlib.Path, metavar="DIR", help="folder for the results; default: nowhere"
+    )
+    where.add_argument(
+        "--record",
+        action="store_true",
+        help=f"keep the results of {full} in benchmarks/results and write them into "
+        "benchmarks/README.md",
     )
 
 
-def why_not_writable(out: pathlib.Path | None) -> str | None:
-    """Makes the folder of --out, if any; what to say if nothing can be written there."""
+def destination(args: argparse.Namespace, full: bool) -> tuple[pathlib.Path | None, str | None]:
+    """The folder for the results, which is made, and what to say if nothing can be written there.
+
+    Args:
+      args: as parsed, with the options of `add_out`.
+      full: whether so much is measured that it may be recorded.
+    """
+    if args.record and not full:
+        return None, "--record: expected a full run, whose results those of the README are"
+    out = RESULTS if args.record else args.out
     if out is None:
-        return None
+        return None, None
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        return f"--out: cannot write to {out}: {error.strerror}"
-    return None if os.access(out, os.W_OK) else f"--out: cannot write to {out}: permission denied"
+        return None, f"--out: cannot write to {out}: {error.strerror}"
+    if not os.access(out, os.W_OK):
+        return None, f"--out: cannot write to {out}: permission denied"
+    return out, None
 
 
 def fail(benchmark: str, message: str) -> int:
@@ -240,13 +254,16 @@ def fail(benchmark: str, message: str) -> int:
 
 
 def finish(
-    benchmark: str, results: dict[str, Any], render: Render, out: pathlib.Path | None, full: bool
+    benchmark: str,
+    results: dict[str, Any],
+    render: Render,
+    out: pathlib.Path | None,
+    record: bool,
 ) -> None:
-    """Prints the tables, writes the JSON and, after a full run, the README."""
+    """Prints the tables, writes the JSON and, if it is recorded, the README."""
     print(render(results))
-    if out is None:
-        return
-    write_json(out / f"{benchmark}-{slug(results['machine'])}.json", results)
-    if full and out.resolve() == RESULTS.resolve():
+    if out is not None:
+        write_json(out / f"{benchmark}-{slug(results['machine'])}.json", results)
+    if record:
         tables = render_all(benchmark, render)
         README.write_text(replace_between_markers(README.read_text(), benchmark, tables))

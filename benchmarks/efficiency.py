@@ -346,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("estimators", nargs="*", metavar="ESTIMATOR", help="default: all")
     parser.add_argument("--list", action="store_true", help="print their names and stop")
     parser.add_argument("--quick", action="store_true", help="few keys, hardly any training")
-    _measure.add_out(parser, "any other run")
+    _measure.add_out(parser, "a full run")
     args = parser.parse_args(argv)
     if args.list:
         print(*NAMES, sep="\n")
@@ -355,15 +355,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in NAMES:
             return fail(f"unknown estimator {name!r}; expected some of {', '.join(NAMES)}")
     full = not args.estimators and not args.quick
-    out = args.out or (_measure.RESULTS if full else None)
-    if (why := _measure.why_not_writable(out)) is not None:
+    out, why = _measure.destination(args, full)
+    if why is not None:
         return fail(why)
 
     machine = _measure.machine()
     latents = LATENTS[:1] if args.quick else LATENTS
     found = {latent: measure(latent, args.estimators, args.quick) for latent in latents}
     results = {"machine": machine, "latents": found}
-    _measure.finish("efficiency", results, render, out, full)
+    _measure.finish("efficiency", results, render, out, args.record)
     if out is not None:
         slug = _measure.slug(machine)
         for latent, rows in found.items():

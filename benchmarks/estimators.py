@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="few draws of each one's first estimator"
     )
-    _measure.add_out(parser, "any other run")
+    _measure.add_out(parser, "a full run")
     args = parser.parse_args(argv)
     if args.list:
         print(*PROBLEMS, sep="\n")
@@ -163,15 +163,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in PROBLEMS:
             return fail(f"unknown problem {name!r}; expected some of {', '.join(PROBLEMS)}")
     full = not args.problems and not args.quick
-    out = args.out or (_measure.RESULTS if full else None)
-    if (why := _measure.why_not_writable(out)) is not None:
+    out, why = _measure.destination(args, full)
+    if why is not None:
         return fail(why)
 
     results: dict[str, Any] = {"machine": _measure.machine(), "problems": {}}
     for name in args.problems or list(PROBLEMS)[:: 3 if args.quick else 1]:
         print(f"estimators: {name}", file=sys.stderr, flush=True)
         results["problems"][name] = _measure_one(PROBLEMS[name], args.quick)
-    _measure.finish("estimators", results, render, out, full)
+    _measure.finish("estimators", results, render, out, args.record)
     return 0
 
 

@@ -451,7 +451,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--quick", action="store_true", help="tiny shapes and two rounds")
     parser.add_argument("--repeats", type=int, help="rounds of every comparison, default 50")
-    _measure.add_out(parser, "any other run")
+    _measure.add_out(parser, "a full run")
     args = parser.parse_args(argv)
     if args.list:
         print(*NAMES, sep="\n")
@@ -462,8 +462,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.repeats is not None and args.repeats < 1:
         return fail(f"--repeats: expected at least 1, got {args.repeats}")
     full = not args.names and not args.quick and args.repeats is None
-    out = args.out or (_measure.RESULTS if full else None)
-    if (why := _measure.why_not_writable(out)) is not None:
+    out, why = _measure.destination(args, full)
+    if why is not None:
         return fail(why)
 
     rounds = args.repeats or (2 if args.quick else 50)
@@ -474,7 +474,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for question, row in measure(args.names or NAMES, rounds, args.quick):
             results[question].append(row)
             print(progress(question, row), file=sys.stderr, flush=True)
-    _measure.finish("speed", results, render, out, full)
+    _measure.finish("speed", results, render, out, args.record)
     return 0
 
 

@@ -332,13 +332,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     description = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser("benchmarks.transform", description=description)
     parser.add_argument("--quick", action="store_true", help="few draws and two rounds")
-    _measure.add_out(parser, "a quick one")
+    _measure.add_out(parser, "a full run")
     args = parser.parse_args(argv)
-    out = args.out or (None if args.quick else _measure.RESULTS)
-    if (why := _measure.why_not_writable(out)) is not None:
+    out, why = _measure.destination(args, full=not args.quick)
+    if why is not None:
         return _measure.fail("transform", why)
     results = measure(2 if args.quick else 30, args.quick)
-    _measure.finish("transform", results, render, out, not args.quick)
+    _measure.finish("transform", results, render, out, args.record)
     return 0
 
 

@@ -8,10 +8,11 @@ from ._derivatives.attach import attach_gradient as attach_gradient
 from ._derivatives.refuse import UnestimatedGradientError as UnestimatedGradientError
 from ._derivatives.refuse import UnestimatedGradientWarning as UnestimatedGradientWarning
 from ._diagnostics.diagnose import diagnose as diagnose
+from ._installation import warn_of_wrong_sums as _warn_of_wrong_sums
 from ._monte_carlo import monte_carlo as monte_carlo
 from ._sampler import Sampler as Sampler
-from ._transform.expectation import cost as cost
 from ._transform.expectation import expectation as expectation
+from ._transform.spend import cost as cost
 from ._version import __version__ as __version__
 from .estimators.antithetic import antithetic as antithetic
 from .estimators.arm import arm as arm
@@ -34,3 +35,5 @@ from .estimators.straight_through import straight_through as straight_through
 from .estimators.sum_and_sample import sum_and_sample as sum_and_sample
 from .estimators.unordered_set import unordered_set as unordered_set
 from .estimators.vimco import vimco as vimco
+
+_warn_of_wrong_sums()

@@ -99,16 +99,13 @@ def called(eqn: Any) -> core.ClosedJaxpr | None:
 
 
 def has_rule(eqn: Any) -> bool:
-    """Whether `eqn` runs a function of the user's that has a derivative rule of its own.
+    """Whether `eqn` runs a function of the user's that has a derivative rule of its own."""
+    return eqn.primitive.name.startswith("custom_")
 
-    The one around each draw, which refuses the derivative, is gradest's.
-    """
-    if not eqn.primitive.name.startswith("custom_"):
-        return False
-    closed = called(eqn)
-    return closed is None or all(
-        inner.primitive.name != "gradest_sample" for inner in closed.jaxpr.eqns
-    )
+
+def is_understood(eqn: Any) -> bool:
+    """Whether `eqn` is a call, a branch or a loop that is known here."""
+    return eqn.primitive.name in (*_CALLS, "cond", "scan", "while")
 
 
 def rerun(eqn: Any) -> Callable[..., Any] | None:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,13 @@ from jax.typing import ArrayLike
 
 from . import _check, _numerics, _random
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
 
 def monte_carlo(
-    fn: Callable[..., Any], num_samples: int, chunk_size: int | None = None
-) -> Callable[..., Any]:
+    fn: Callable[_P, _R], num_samples: int, chunk_size: int | None = None
+) -> Callable[_P, _R]:
     r"""The mean of `fn(key, *args)` over independent keys.
 
     .. math:: \frac{1}{n} \sum_{i=1}^n \mathrm{fn}(\mathrm{key}_i, \mathrm{args})
@@ -55,6 +58,8 @@ def monte_carlo(
     if chunk_size is not None:
         chunk_size = _check.integer("chunk_size", chunk_size, 1)
     chunk = min(num_samples, chunk_size or num_samples)
+    # Of its arguments the first is known here, which those of any signature need not have.
+    call: Callable[..., Any] = fn
 
     @functools.wraps(fn)
     def mean(key: ArrayLike, *args: Any, **kwargs: Any) -> Any:
@@ -72,7 +77,7 @@ def monte_carlo(
                 w.astype(x.dtype) if _is_half(x) else x for w, x in zip(wide, given, strict=True)
             ]
             args, kwargs = jax.tree.unflatten(treedef, narrow)
-            return fn(jax.random.key_data(sample_key) if legacy else sample_key, *args, **kwargs)
+            return call(jax.random.key_data(sample_key) if legacy else sample_key, *args, **kwargs)
 
         def total(start: jax.Array, size: int) -> Any:
             """The sum over the samples number `start` to `start + size - 1`."""
@@ -99,7 +104,7 @@ def monte_carlo(
                 sums = jax.tree.map(jnp.add, sums, rest)
         return jax.tree.map(lambda s, dtype: (s / num_samples).astype(dtype), sums, dtypes)
 
-    return mean
+    return cast(Callable[_P, _R], mean)
 
 
 def _is_half(x: Any) -> bool:

@@ -16,61 +16,118 @@ Differentiating the scalar estimates the gradient of the expectation, with respe
 A cost-based estimator is a page of ordinary JAX: it computes a value and an estimate of the
 gradient with respect to the leaves of `dist`, and ties the two with `attach_gradient`. The cost
 is called in plain JAX, never inside a custom derivative, so it may close over anything.
+
+A site is a cost-based draw in a program: an equation of `sample_p`, for which the transform finds
+its sampler again. Samplers make sites and sites hold samplers, so both are here.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 
-from . import _jaxpr, _marks, _random
-from ._derivatives.refuse import estimating, undifferentiable
+from . import _jaxpr, _random
+from ._cost import Cost
+from ._derivatives.primitives import lanes_first, magic
+from ._derivatives.refuse import Refusal, estimating, refused_tangents
+from ._derivatives.variance import attach_variance_gradient
+from ._typing import DistributionLike
 from .distributions import base
 
+# ---- What a sampler's functions look like --------------------------------------------------
 
-class Cost:
-    """The cost as estimators see it: a function of the draw whose result is checked.
 
-    The transform hands over the rest of the program in this form.
+class DrawFn(Protocol):
+    """The value of one draw of `dist`; a pathwise one is differentiable in its parameters."""
+
+    def __call__(self, key: jax.Array, dist: Any, /, *args: Any, **options: Any) -> Any: ...
+
+
+class EstimateFn(Protocol):
+    """The mean cost of one or more draws, with a gradient with respect to `dist` attached."""
+
+    def __call__(
+        self, key: jax.Array, dist: Any, cost: Cost, /, *args: Any, **options: Any
+    ) -> jax.Array: ...
+
+
+class ScoreFn(Protocol):
+    """One draw, its log-probability, and what is taken off its score function's variance.
+
+    The last is a baseline, a number that does not depend on the draw, or a `ControlVariate`.
     """
 
-    def __init__(self, function: Callable[[Any], ArrayLike], sampler: str):
-        self._function = function
-        self._sampler = sampler
-
-    def __call__(self, draw: Any) -> jax.Array:
-        c = self._function(draw)
-        shape, dtype = np.shape(c), jax.dtypes.result_type(c)
-        if shape != () or not jnp.issubdtype(dtype, jnp.floating):
-            remedy = (
-                "Convert it to a floating-point number."
-                if shape == ()
-                else "Sum or average it; to give every example its own credit, vmap the "
-                "expectation of a per-example loss."
-            )
-            raise ValueError(
-                f"{self._sampler}: expected the cost to be a real scalar, got shape {shape} and "
-                f"type {dtype}. {remedy}"
-            )
-        return jnp.asarray(c)
-
-    def batch(self, draws: Any) -> jax.Array:
-        """The costs of draws stacked along a leading axis, each with randomness of its own."""
-        return jax.vmap(self)(draws)
-
-    def relaxed(self, point: Any) -> jax.Array:
-        """The cost at a relaxed point, from which later relaxable sites are relaxed too."""
-        return self(point)
+    def __call__(
+        self, key: jax.Array, dist: Any, /, *args: Any, **options: Any
+    ) -> tuple[Any, jax.Array, "ArrayLike | ControlVariate"]: ...
 
 
+class HoistFn(Protocol):
+    """(static, options), with the arrays that static functions close over among the options."""
+
+    def __call__(
+        self, dist: Any, /, *args: Any, **options: Any
+    ) -> tuple[Mapping[str, Hashable], Mapping[str, Any]]: ...
+
+
+class ControlVariate(NamedTuple):
+    """What an estimator adds to the score function of its draw: r - c s, of mean zero.
+
+    The estimate of the gradient is (F - c) s + r, with F the cost of all that follows the draw, s
+    its score, and c and r what the estimator knows at the draw.
+
+    Attributes:
+      term: a scalar of value zero whose derivative in the distribution is r - c s.
+      trained: None, or scalars (A, B) such that A F + B has, in what the control variate depends
+        on, the derivative of what is to be minimised: of the squared norm of the estimate, or of
+        the squared distance of a baseline from F.
+    """
+
+    term: jax.Array
+    trained: tuple[jax.Array, jax.Array] | None
+
+    @staticmethod
+    def of(baseline: "ArrayLike | ControlVariate", log_prob: jax.Array) -> "ControlVariate | None":
+        """That of a baseline b, c = b and r = 0, trained on (F - b)^2 / 2; None without one."""
+        if isinstance(baseline, ControlVariate):
+            return baseline
+        if isinstance(baseline, float) and baseline == 0:
+            # In a loop, its terms of the value zero would be kept for every step.
+            return None
+        b = jnp.asarray(baseline, log_prob.dtype)
+        fixed = jax.lax.stop_gradient(b)
+        trained = (-b, b * fixed) if isinstance(baseline, jax.core.Tracer) else None
+        return ControlVariate(fixed * (1 - magic(log_prob)), trained)
+
+
+class _Static(dict[str, Hashable]):
+    """Options that are known when a program is traced; hashable, as JAX's caches need them."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(frozenset(self.items()))
+
+
+# ---- Samplers ------------------------------------------------------------------------------
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["options"],
+    meta_fields=["name", "draw", "estimate", "score", "relaxed", "hoist", "linear", "static"],
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
     """What every estimator returns: a pytree of its options, with two pure functions.
+
+    Each of its functions answers one question of a program's about the draw, and is given the
+    options by name. The options are of two kinds, since JAX traces the one and caches by the other.
 
     Args:
       name: the estimator's name, for errors and profiles.
@@ -82,6 +139,8 @@ class Sampler:
         a scan.
       relaxed: `relaxed(key, dist, **static, **options)`, the continuous draw that takes this
         site's place while an earlier site evaluates the rest of the program at a relaxed point.
+      hoist: `hoist(dist, **static, **options) -> (static, options)`, for an estimator that takes
+        functions: where a program draws, what they close over becomes part of the options.
       linear: whether the value is a mean of costs. If it is not, but a bound of several samples,
         the draw is the last cost-based one of a loss.
       options: arrays and numbers, leaves of the sampler: a temperature, a baseline. They may be
@@ -99,10 +158,11 @@ class Sampler:
 
     name: str
     _: dataclasses.KW_ONLY
-    draw: Callable[..., Any] | None = None
-    estimate: Callable[..., jax.Array] | None = None
-    score: Callable[..., tuple[Any, jax.Array, ArrayLike]] | None = None
-    relaxed: Callable[..., Any] | None = None
+    draw: DrawFn | None = None
+    estimate: EstimateFn | None = None
+    score: ScoreFn | None = None
+    relaxed: DrawFn | None = None
+    hoist: HoistFn | None = None
     linear: bool = True
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     static: Mapping[str, Hashable] = dataclasses.field(default_factory=dict)
@@ -113,12 +173,13 @@ class Sampler:
                 f"{self.name}: expected an estimate beside score or relaxed, got None. Without "
                 "one a sampler is pathwise: its draw is differentiated as it is."
             )
+        object.__setattr__(self, "static", _Static(self.static))
 
     @property
     def pathwise(self) -> bool:
         return self.estimate is None
 
-    def __call__(self, key: ArrayLike, dist: Any) -> Any:
+    def __call__(self, key: ArrayLike, dist: DistributionLike) -> jax.Array:
         """One draw of `dist`.
 
         Args:
@@ -126,7 +187,8 @@ class Sampler:
           dist: one of `gradest.distributions`, or of numpyro's, distrax's or TFP's.
 
         Returns:
-          The draw, of the distribution's shape.
+          The draw, of the distribution's shape; of a joint distribution of another library's, a
+          pytree of arrays.
 
         Raises:
           UnestimatedGradientError: when a cost-based sampler's draw is differentiated outside
@@ -136,7 +198,9 @@ class Sampler:
             return self._draw(_random.as_key(key), dist)
         return _draw_at_site(self, _random.as_key(key), dist)
 
-    def expect(self, key: ArrayLike, dist: Any, cost: Callable[[Any], ArrayLike]) -> jax.Array:
+    def expect(
+        self, key: ArrayLike, dist: DistributionLike, cost: Callable[[Any], ArrayLike]
+    ) -> jax.Array:
         """An estimate of E[cost(x)], x ~ dist, whose gradient estimates the expectation's.
 
         Args:
@@ -149,7 +213,7 @@ class Sampler:
         Returns:
           A scalar.
         """
-        return self._expect(_random.as_keys(key), dist, Cost(cost, self.name))
+        return self._expect(_random.as_keys(key), dist, Cost(lambda x, _: cost(x), self.name))
 
     def _draw(self, key: jax.Array, dist: Any) -> Any:
         with jax.named_scope(f"gradest.{self.name}"):
@@ -163,9 +227,9 @@ class Sampler:
         with jax.named_scope(f"gradest.{self.name}"), estimating(self.name):
             return self.estimate(key, dist, cost, **self.static, **self.options)
 
-    def _score(self, key: jax.Array, dist: Any) -> tuple[Any, jax.Array, ArrayLike]:
+    def _score(self, key: jax.Array, dist: Any) -> tuple[Any, jax.Array, Any]:
         assert self.score is not None
-        with jax.named_scope(f"gradest.{self.name}"):
+        with jax.named_scope(f"gradest.{self.name}"), estimating(self.name):
             return self.score(key, dist, **self.static, **self.options)
 
     def _relaxed(self, key: jax.Array, dist: Any) -> Any:
@@ -177,120 +241,161 @@ class Sampler:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
 
 
-def _flatten(sampler: Sampler) -> tuple[tuple[Any, ...], Hashable]:
-    names = tuple(sampler.options)
-    functions = (sampler.draw, sampler.estimate, sampler.score, sampler.relaxed)
-    return tuple(sampler.options.values()), (
-        sampler.name,
-        names,
-        functions,
-        sampler.linear,
-        tuple(sampler.static.items()),
-    )
+def with_score(
+    cost: jax.Array, log_prob: jax.Array, baseline: "ArrayLike | ControlVariate"
+) -> jax.Array:
+    """The cost of a draw, with what a `ScoreFn` says of the draw attached: (F - c) s + r."""
+    l = log_prob.astype(cost.dtype)
+    control = ControlVariate.of(baseline, l)
+    value = cost * magic(l)
+    if control is None:
+        return value
+    value = value + control.term.astype(cost.dtype)
+    if control.trained is None:
+        return value
+    fixed = jax.lax.stop_gradient(cost)
+    return attach_variance_gradient(value, control.trained, (fixed, jnp.ones_like(fixed)))
 
 
-def _flatten_with_keys(sampler: Sampler) -> tuple[tuple[Any, ...], Hashable]:
-    leaves, aux = _flatten(sampler)
-    keys = map(jax.tree_util.DictKey, sampler.options)
-    return tuple(zip(keys, leaves, strict=True)), aux
-
-
-def _unflatten(aux: Any, leaves: Iterable[Any]) -> Sampler:
-    name, names, functions, linear, static = aux
-    fields = dict(zip(("draw", "estimate", "score", "relaxed"), functions, strict=True))
-    options = dict(zip(names, leaves, strict=True))
-    return Sampler(name, **fields, linear=linear, options=options, static=dict(static))
-
-
-jax.tree_util.register_pytree_with_keys(Sampler, _flatten_with_keys, _unflatten, _flatten)
-
-
-# ---- Draws ---------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SamplerSite(_marks.Site):
-    """A cost-based draw in a program.
-
-    Attributes:
-      sampler: with `_Hole`s for those of its options that are operands.
-      treedef: of (distribution, traced options), the operands' structure.
-      draw_treedef: of a draw, filled in when it is first traced.
-      num_dist: how many of the operands are the distribution's.
-      where: the user's line that draws.
-      lanes: how many vmaps the draw is under, each adding a leading axis to the operands.
-      key_shared: whether one of those vmaps gave all its lanes the same key.
-      option_per_lane: whether one of them mapped an option of the sampler.
-    """
-
-    sampler: Sampler
-    treedef: Any
-    draw_treedef: list[Any]
-    num_dist: int
-    where: str
-    lanes: int = 0
-    key_shared: bool = False
-    option_per_lane: bool = False
-
-    def parts(self, operands: tuple[jax.Array, ...]) -> tuple[Sampler, Any]:
-        """The sampler and its distribution, put together from the operands."""
-        dist, traced = jax.tree.unflatten(self.treedef, operands)
-        return _fill(self.sampler, traced), dist
-
-    def draw(self, key: jax.Array, *operands: jax.Array) -> list[jax.Array]:
-        def draw(key: jax.Array, *operands: jax.Array) -> Any:
-            sampler, dist = self.parts(operands)
-            return sampler._draw(key, dist)
-
-        for _ in range(self.lanes):
-            draw = jax.vmap(draw)
-        leaves, treedef = jax.tree.flatten(draw(key, *operands))
-        self.draw_treedef[:] = [treedef]
-        return [jax.lax.stop_gradient(jnp.asarray(leaf)) for leaf in leaves]
-
-    def vmapped(self, key_shared: bool, mapped: Any) -> "SamplerSite":
-        return dataclasses.replace(
-            self,
-            lanes=self.lanes + 1,
-            key_shared=self.key_shared or key_shared,
-            option_per_lane=self.option_per_lane or any(mapped[self.num_dist :]),
-        )
+# ---- Sites ---------------------------------------------------------------------------------
 
 
 class _Hole:
     """The place of a traced option in a site's sampler."""
 
 
-def _split(sampler: Sampler) -> tuple[Sampler, list[Any]]:
-    """The sampler with holes for its traced options, and those options.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """The static half of a `sample_p` equation: what to draw from its operands.
 
-    A concrete option stays with the site: that it is concrete tells estimators that no
-    derivative with respect to it will be asked for.
+    Attributes:
+      held: the sampler, with `_Hole`s for those of its options that are operands.
+      operands: structure of (distribution, traced options).
+      num_parameters: how many of the operands are the distribution's.
+      structure: of the draw.
+      shapes: of the leaves of the draw, and their types.
+      where: the user's line that draws, as ' (at file:line)', or nothing.
+      lanes: how many vmaps the draw is under, each adding a leading axis to the operands.
+      key_shared: whether one of those vmaps gave all its lanes the same key.
+      option_per_lane: whether one of them mapped an option of the sampler.
     """
-    leaves, treedef = jax.tree.flatten(sampler)
-    traced = [leaf for leaf in leaves if isinstance(leaf, jax.core.Tracer)]
-    holes = [_Hole() if isinstance(leaf, jax.core.Tracer) else leaf for leaf in leaves]
-    return jax.tree.unflatten(treedef, holes), traced
 
+    held: Sampler
+    operands: Any
+    num_parameters: int
+    structure: Any
+    shapes: tuple[jax.ShapeDtypeStruct, ...]
+    where: str
+    lanes: int = 0
+    key_shared: bool = False
+    option_per_lane: bool = False
 
-def _fill(sampler: Sampler, traced: list[Any]) -> Sampler:
-    values = iter(traced)
-    leaves, treedef = jax.tree.flatten(sampler)
-    filled = [next(values) if isinstance(leaf, _Hole) else leaf for leaf in leaves]
-    return jax.tree.unflatten(treedef, filled)
+    @property
+    def name(self) -> str:
+        return self.held.name
+
+    @property
+    def has_traced_options(self) -> bool:
+        """Whether the sampler has options that may be differentiated."""
+        return self.operands.num_leaves > self.num_parameters
+
+    def sampler_and_dist(self, operands: Sequence[jax.Array]) -> tuple[Sampler, Any]:
+        """Put together from the operands; of options, which have no lanes, those of the first."""
+        parameters, options = operands[: self.num_parameters], operands[self.num_parameters :]
+        first = [option[(0,) * self.lanes] for option in options]
+        return self._together([*parameters, *first])
+
+    def sample(self, key: jax.Array, *operands: jax.Array) -> list[jax.Array]:
+        """The leaves of one draw: by the sampler's own function, lane by lane."""
+
+        def sample(key: jax.Array, *operands: jax.Array) -> Any:
+            sampler, dist = self._together(operands)
+            return sampler._draw(key, dist)
+
+        for _ in range(self.lanes):
+            sample = jax.vmap(sample)
+        return [jnp.asarray(leaf) for leaf in jax.tree.leaves(sample(key, *operands))]
+
+    def vmapped(self, size: int, key_shared: bool, mapped: Sequence[bool]) -> "Site":
+        """The site of the joint draw over `size` lanes, which all operands have as first axis."""
+        return dataclasses.replace(
+            self,
+            shapes=tuple(jax.ShapeDtypeStruct((size, *s.shape), s.dtype) for s in self.shapes),
+            lanes=self.lanes + 1,
+            key_shared=self.key_shared or key_shared,
+            option_per_lane=self.option_per_lane or any(mapped[self.num_parameters :]),
+        )
+
+    def _together(self, operands: Sequence[jax.Array]) -> tuple[Sampler, Any]:
+        dist, traced = jax.tree.unflatten(self.operands, operands)
+        values = iter(traced)
+        leaves, treedef = jax.tree.flatten(self.held)
+        filled = [next(values) if isinstance(leaf, _Hole) else leaf for leaf in leaves]
+        return jax.tree.unflatten(treedef, filled), dist
 
 
 def _draw_at_site(sampler: Sampler, key: jax.Array, dist: Any) -> Any:
     base.check(dist)
-    held, traced = _split(sampler)
     dist = jax.tree.map(jnp.asarray, dist)
-    operands, treedef = jax.tree.flatten((dist, traced))
-    where = _jaxpr.user_line()
-    site = SamplerSite(held, treedef, [], len(operands) - len(traced), where)
-    bind = lambda key, operands: _marks.sample_p.bind(key, *operands, site=site)
-    leaves = undifferentiable(sampler.name, where, _REMEDIES, bind)(key, operands)
-    return jax.tree.unflatten(site.draw_treedef[0], leaves)
+    if sampler.hoist is not None:
+        static, options = sampler.hoist(dist, **sampler.static, **sampler.options)
+        sampler = dataclasses.replace(sampler, static=static, options=options)
+    # A concrete option stays with the site: that it is concrete tells estimators that no derivative
+    # with respect to it will be asked for.
+    leaves, treedef = jax.tree.flatten(sampler)
+    traced = [leaf for leaf in leaves if isinstance(leaf, jax.core.Tracer)]
+    holes = [_Hole() if isinstance(leaf, jax.core.Tracer) else leaf for leaf in leaves]
+    operands, operand_structure = jax.tree.flatten((dist, traced))
+    shapes, structure = jax.tree.flatten(jax.eval_shape(sampler._draw, key, dist))
+    site = Site(
+        held=jax.tree.unflatten(treedef, holes),
+        operands=operand_structure,
+        num_parameters=len(operands) - len(traced),
+        structure=structure,
+        shapes=tuple(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in shapes),
+        where=_jaxpr.user_line(),
+    )
+    return jax.tree.unflatten(structure, sample_p.bind(key, *operands, site=site))
 
+
+# A draw from (key, *operands): the one equation at which the transform takes over.
+sample_p = core.Primitive("gradest_sample")
+sample_p.multiple_results = True
+
+
+@sample_p.def_impl
+def _(*args: Any, site: Site) -> list[jax.Array]:
+    # Run by itself, it may meet a number of the program that is not yet an array.
+    return site.sample(*map(jnp.asarray, args))
+
+
+@sample_p.def_abstract_eval
+def _(*_: Any, site: Site) -> list[Any]:
+    return [jax.core.ShapedArray(s.shape, s.dtype) for s in site.shapes]
+
+
+mlir.register_lowering(
+    sample_p, mlir.lower_fun(lambda *args, site: site.sample(*args), multiple_results=True)
+)
+
+
+def _batch_sample(args: Sequence[Any], dims: Sequence[Any], *, site: Site) -> Any:
+    moved = lanes_first(args, dims)
+    mapped = [d is not None for d in dims]
+    site = site.vmapped(moved[0].shape[0], not mapped[0], mapped[1:])
+    out = sample_p.bind(*moved, site=site)
+    return out, [0] * len(out)
+
+
+batching.primitive_batchers[sample_p] = _batch_sample
+
+
+def _differentiate_sample(primals: Any, tangents: Any, *, site: Site) -> Any:
+    draw = sample_p.bind(*primals, site=site)
+    return draw, refused_tangents(Refusal(site.name, site.where, _REMEDIES), draw, tangents)
+
+
+ad.primitive_jvps[sample_p] = _differentiate_sample
 
 _REMEDIES = (
     "Either write the draw in a loss under gradest.expectation and differentiate the wrapped "

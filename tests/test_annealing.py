@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from gradest._annealing import anneal, anneal_on_plateau, with_annealing
+from gradest import anneal, anneal_on_plateau, with_annealing
 
 
 @pytest.fixture

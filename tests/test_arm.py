@@ -3,13 +3,12 @@
 import itertools
 import math
 
-import estimates
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from estimates import exact, of_dist, toy
-from statistical import assert_unbiased, assert_variance
+from support import estimates
+from support.estimates import assert_unbiased, assert_variance, exact, of_dist, toy
 
 import gradest as ge
 from gradest import distributions as dists
@@ -28,6 +27,7 @@ def closed_form(name: str, p: float, t: float) -> float:
     return d**2 * m * (1 - m) ** 2 * (1 / 2 - m)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("p", "t"), [(0.3, 0.45), (0.8, 0.2)])
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.usefixtures("x64")
@@ -44,6 +44,7 @@ def test_one_even_bernoulli_by_disarm_has_no_variance():
     np.testing.assert_allclose(toy(ge.disarm(), 0.5, 0.45, 100), 0.025, rtol=1e-12)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.usefixtures("x64")
 def test_one_bernoulli_by_a_broken_one(name, monkeypatch):
@@ -75,6 +76,7 @@ def separable(name: str) -> np.ndarray:
     return alone + ((1 - m) ** 2 * m * others if name == "disarm" else others / 6)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.usefixtures("x64")
 def test_several_bernoullis(name):
@@ -166,6 +168,7 @@ def rows_cost(x):
     return (s - 0.7) ** 2 + 0.6 * s**3 + x[0, 0] * x[-1, -1]
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", LOGITS)
 @pytest.mark.usefixtures("x64")
 def test_categories(name):
@@ -186,6 +189,7 @@ def test_categories(name):
         assert_variance(1.05 * samples[:, possible], variance[possible])
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_categories_with_no_correction_where_the_walks_part(monkeypatch):
     """The score function below the node and above it: right only if the walks are independent."""
@@ -202,6 +206,7 @@ def test_categories_with_no_correction_where_the_walks_part(monkeypatch):
         assert_unbiased(samples, exact(dist, rows_cost).logits)
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_two_categories_are_one_bernoulli():
     cost = lambda b: (b - 0.2) ** 2
@@ -217,6 +222,7 @@ def test_two_categories_are_one_bernoulli():
 # ---- The contract --------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_value_is_the_mean_of_both_costs(name):
     """Each of the pair has the distribution of a draw, so the value has its mean."""
@@ -253,6 +259,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", CHAINS)
 def test_dependent_sites(name):
     samples = estimates.gradients(estimates.chain(*CHAINS[name]), estimates.chain_params())
@@ -261,11 +268,13 @@ def test_dependent_sites(name):
         assert_unbiased(jax.tree.map(lambda x: 1.05 * x, samples), estimates.exact_chain())
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_lanes(name):
     assert_unbiased(*estimates.lanes(ESTIMATORS[name]))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_mixed_second_derivatives(name):
     samples, want = estimates.mixed(ESTIMATORS[name]())

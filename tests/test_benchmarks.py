@@ -88,6 +88,7 @@ def test_committed_results_are_complete():
         assert len(results["draws"]) == len(speed.DRAWS)
 
 
+@pytest.mark.slow
 def test_quick_run_end_to_end(tmp_path, capsys):
     """On some of the names, through every question; the committed files stay as they are."""
     readme = measure.README.read_bytes()
@@ -132,6 +133,7 @@ def test_list_prints_the_names(capsys):
     [
         (["rebarr"], r"unknown name 'rebarr'; expected some of gumbel_softmax, .*, draws"),
         (["--repeats", "0"], r"--repeats: expected at least 1, got 0"),
+        (["--record", "rebar"], r"--record: expected a full run, .*"),
         (["--out", __file__], r"--out: cannot write to .*test_benchmarks.py: File exists"),
     ],
 )
@@ -146,6 +148,7 @@ def test_wrong_arguments_are_one_clear_line(argv, message, capsys):
 # ---- The estimators, and the guide made of them ---------------------------------------------
 
 
+@pytest.mark.slow
 def test_quick_run_of_the_estimators(tmp_path, capsys):
     """Of one problem of each kind, a trained baseline among them."""
     readme, names = measure.README.read_bytes(), ["bits_jumps", "elbo", "loop"]
@@ -201,6 +204,7 @@ def test_bias_is_seen_where_it_is_documented(measured):
             assert row["biased"] != right, f"{problem}: {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["normal_jumps", "bound", "loop"])
 def test_exact_gradients_are_exact(name):
     """Next to an unbiased estimator that is not the one they were made by, and a wrong one."""
@@ -284,6 +288,7 @@ def test_machine_is_described():
 # ---- Efficiency ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_quick_run_of_the_efficiency(tmp_path, capsys, monkeypatch):
     """One that averages and one that draws jointly: a row for each number of samples."""
     _, make = efficiency.JOINT["score_function_loo"]
@@ -326,6 +331,7 @@ def test_unknown_estimator_is_one_clear_line(capsys):
 # ---- Peers ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_quick_run_of_the_peers(tmp_path, capsys, monkeypatch):
     """With whatever is installed: what is not is said to be missing."""
     monkeypatch.setattr(peers_vae, "ESTIMATORS", ("gumbel_softmax",))
@@ -344,6 +350,7 @@ def test_quick_run_of_the_peers(tmp_path, capsys, monkeypatch):
     assert measure.README.read_bytes() == readme
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", peers_vae.ESTIMATORS)
 def test_training_steps_by_hand_equal_gradest(estimator, x64):
     del x64
@@ -367,6 +374,7 @@ def test_goals_of_the_peers_can_be_missed():
         compared.check_alike("vae", {"gradest": 1.0, "x": 1.1})
 
 
+@pytest.mark.slow
 def test_memory_of_a_chunk():
     """What is set aside on the way does not grow with the draws, but with the chunk."""
     few, many = (peers_memory.temporaries(draws, 10) for draws in (20, 200))

@@ -3,15 +3,12 @@
 import itertools
 import math
 
-import estimates
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from estimates import gradients, keys
-from methods import compiled
-from statistical import assert_unbiased, assert_variance
+from support import estimates
+from support.estimates import assert_unbiased, assert_variance, compiled, gradients, keys, oracles
 
 import gradest as ge
 from gradest import distributions as dists
@@ -58,6 +55,7 @@ def vimco_gradients(num_samples, mean):
     return gradients(loss, LOGITS, 100_000)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("mean", ["geometric", "arithmetic"])
 @pytest.mark.parametrize("num_samples", [2, 4])
 def test_vimco_moments(num_samples, mean):
@@ -76,12 +74,14 @@ def test_vimco_means_differ():
     assert (abs(four[0] / four[1] - 1) > 0.1).any()
 
 
+@pytest.mark.statistical
 def test_vimco_finds_out_another_baseline():
     samples = vimco_gradients(4, "geometric")
     with pytest.raises(AssertionError, match="the variance is"):
         assert_variance(samples, vimco_moments(4, "arithmetic")[1])
 
 
+@pytest.mark.statistical
 def test_the_value_is_the_bound():
     """Between the ELBO and the log-likelihood."""
     dist = dists.Bernoulli(LOGITS)
@@ -127,6 +127,7 @@ def exact_gradient(num_samples):
     return jnp.stack(compiled(jax.grad(bound))(ELSEWHERE))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("num_samples", [1, 2])
 def test_dreg_of_log_weights(num_samples):
     samples = of_normal(ge.dreg(num_samples), ELSEWHERE)
@@ -135,6 +136,7 @@ def test_dreg_of_log_weights(num_samples):
         assert_unbiased(1.05 * samples, exact_gradient(num_samples))
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_dreg_moments():
     """Of two samples, by a quadrature over the noise of both, in NumPy."""
@@ -194,6 +196,7 @@ def test_signal_to_noise_grows_with_the_samples():
 # ---- Sticking the landing ------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_sticking_the_landing_of_any_cost():
     """A control variate of mean zero, to every order."""
     cost = lambda x: jnp.sin(x) + x**2 / 3
@@ -211,6 +214,7 @@ def test_sticking_the_landing_of_any_cost():
 # ---- The contract --------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_mixed_second_derivatives():
     dist, w = dists.Normal(jnp.array([0.4, -0.7]), jnp.array([0.6, 0.8])), jnp.array([0.9, -0.6])
 
@@ -259,6 +263,7 @@ def test_a_bound_is_the_last_draw(sampler, later):
         loss(0.3, jax.random.key(0))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("sampler", [ge.dreg(2), ge.vimco(2)], ids=repr)
 def test_before_pathwise_draws_and_after_any(sampler):
     @ge.expectation

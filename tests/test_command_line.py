@@ -210,6 +210,7 @@ def check_picture(path):
     assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 50
 
 
+@pytest.mark.slow
 def test_compare_digits(capsys, tmp_path):
     assert main(["compare", "--quick", "--out", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
@@ -228,6 +229,7 @@ def test_compare_digits(capsys, tmp_path):
     assert entries["rebar"]["control"]["eta"] != 1.0
 
 
+@pytest.mark.slow
 def test_compare_digits_with_categorical_variables(capsys, tmp_path):
     names = ["gumbel_softmax", "rebar"]
     argv = ["compare", "--quick", "--latent", "categorical", "--out", str(tmp_path)]
@@ -239,6 +241,7 @@ def test_compare_digits_with_categorical_variables(capsys, tmp_path):
     assert entries["gumbel_softmax"]["control"]["temperature"] == 0.5
 
 
+@pytest.mark.slow
 def test_compare_with_few_variables_enumerates(capsys, tmp_path):
     argv = ["compare", "--quick", "--latent-size", "3", "--out", str(tmp_path)]
     assert main([*argv, "--estimators", "enumeration", "--steps", "5"]) == 0
@@ -274,6 +277,7 @@ def test_the_same_seed_gives_the_same_numbers(capsys, tmp_path):
     assert histories[0] == histories[1] != histories[2]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_what_is_finished(tmp_path):
     names = ["enumeration", "score_function", "straight_through"]
     argv = ["compare", "--problem", "toy", "--steps", "20000", "--out", str(tmp_path)]
@@ -319,6 +323,7 @@ def test_ctrl_c_elsewhere_is_status_130(monkeypatch, capsys):
 # ---- table ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_table_measures_what_is_documented(capsys):
     assert main(["table"]) == 0
     out = capsys.readouterr().out

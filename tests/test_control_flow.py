@@ -1,17 +1,24 @@
 """Losses with control flow around their draws, against the programs' exact expectations."""
 
 import functools
+import gc
 import warnings
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import programs
 import pytest
-from methods import compiled
-from programs import assert_exact_on_average, bit, keys, leave_one_out
-from statistical import assert_unbiased
+from support import programs
+from support.programs import (
+    assert_exact_on_average,
+    assert_unbiased,
+    bit,
+    compiled,
+    keys,
+    leave_one_out,
+    with_factor,
+)
 
 import gradest as ge
 from gradest import distributions as dists
@@ -69,32 +76,14 @@ def exact_cond():
     return programs.exact(estimators_in_branches_exactly, params())
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("samplers", BRANCHES.values(), ids=BRANCHES)
 def test_cond(samplers):
     got = programs.estimates(estimators_in_branches(*samplers), params(), 100_000)
     assert_unbiased(got, exact_cond())
 
 
-def with_factor(sampler, factor):
-    """Its gradient times `factor`, which may be traced: one program has all that are wrong."""
-
-    def estimate(key, dist, cost, factor):
-        value = sampler.expect(key, dist, cost)
-        return factor * value + (1 - factor) * jax.lax.stop_gradient(value)
-
-    def scored(key, dist, factor):
-        draw, log_prob, baseline = sampler._score(key, dist)
-        return draw, factor * log_prob, baseline
-
-    return ge.Sampler(
-        "with_factor",
-        draw=lambda key, dist, factor: sampler._draw(key, dist),
-        estimate=estimate,
-        score=scored if sampler.score else None,
-        options={"factor": factor},
-    )
-
-
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ["score_function", "rebar, leave_one_out"])
 def test_cond_with_a_wrong_estimator(name):
     def loss(params, factors, key):
@@ -107,6 +96,7 @@ def test_cond_with_a_wrong_estimator(name):
             assert_unbiased(run(params(), factors, keys(100_000)), exact_cond())
 
 
+@pytest.mark.statistical
 def test_switch_with_draws_in_some_branches():
     def loss(params, key):
         a, w = params["a"], params["w"]
@@ -140,6 +130,7 @@ def test_switch_with_draws_in_some_branches():
         assert_unbiased(run(start, keys(100_000)), exact)
 
 
+@pytest.mark.statistical
 def test_two_conds_in_sequence():
     def loss(params, key):
         a, w = params["a"], params["w"]
@@ -207,12 +198,14 @@ def exact_walk(reverse):
     return programs.exact(functools.partial(walk_exactly, reverse=reverse), params())
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("options", LOOPS.values(), ids=LOOPS)
 def test_scan(options):
     got = programs.estimates(functools.partial(walk, **options), params(), 100_000)
     assert_unbiased(got, exact_walk(options.get("reverse", False)))
 
 
+@pytest.mark.statistical
 def test_scan_with_a_wrong_estimator(monkeypatch):
     monkeypatch.setitem(globals(), "score", programs.wrong_score())
     got = programs.estimates(walk, params(), 100_000)
@@ -220,6 +213,7 @@ def test_scan_with_a_wrong_estimator(monkeypatch):
         assert_unbiased(got, exact_walk(False))
 
 
+@pytest.mark.statistical
 def test_scan_in_scan_without_xs():
     """The inner loop runs backwards, the outer one has neither xs nor ys."""
 
@@ -253,6 +247,7 @@ def test_scan_in_scan_without_xs():
     assert_exact_on_average(loss, program, params(), 50_000)
 
 
+@pytest.mark.statistical
 def test_cond_in_scan_in_cond():
     def loss(params, key):
         a, w = params["a"], params["w"]
@@ -285,6 +280,7 @@ def test_cond_in_scan_in_cond():
     assert_exact_on_average(loss, program, params())
 
 
+@pytest.mark.statistical
 def test_fori_loop_and_map():
     """Loops by other names."""
 
@@ -305,6 +301,7 @@ def test_fori_loop_and_map():
     assert_exact_on_average(loss, program, params(), 100_000)
 
 
+@pytest.mark.statistical
 def test_draws_after_a_loop():
     """Estimators that need what follows them, after a loop that does not."""
 
@@ -326,6 +323,7 @@ def test_draws_after_a_loop():
     assert_exact_on_average(loss, program, params(), 100_000)
 
 
+@pytest.mark.statistical
 def test_a_loop_in_the_cost():
     """Its last carry and its ys, by an estimator that itself differentiates the cost."""
 
@@ -354,6 +352,7 @@ def test_many_draws_in_straight_line_code():
     assert jax.jit(jax.grad(ge.expectation(loss)))(jnp.zeros(100), keys(1)[0]).shape == (100,)
 
 
+@pytest.mark.statistical
 def test_pathwise_draws_in_loops():
     """They are differentiated by JAX, in a while_loop too, and may surround others."""
 
@@ -497,16 +496,17 @@ def test_checkpoint_around_a_step_is_kept():
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * np.max(np.abs(want)))
 
 
-@pytest.mark.parametrize("num", [60, 200])
+@pytest.mark.parametrize("num", [200, 400])
 def test_too_many_draws_in_sequence(num):
     def loss(logit, key):
-        draw = lambda key: bit(ge.relax(lambda w, z: w * z, 1.0), key, logit)
+        draw = lambda key: bit(ge.muprop(), key, logit)
         return sum(map(draw, split(key, num)))
 
     with pytest.raises(RecursionError, match=f"expectation: {num} draws .*setrecursionlimit"):
         ge.expectation(loss)(0.0, keys(1)[0])
 
 
+@pytest.mark.statistical
 def test_a_called_function_is_estimated():
     assert_exact_on_average(called(draws(rebar)), called_exactly, params(), 20_000)
 
@@ -544,6 +544,7 @@ LANES = {
 SAMPLERS = {"score": score, "rebar": rebar, "loo": leave_one_out(), "enumeration": enumeration}
 
 
+@pytest.mark.statistical
 @pytest.mark.filterwarnings("ignore:.*credited with the whole loss:UserWarning")
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 @pytest.mark.parametrize("lanes", LANES)
@@ -571,6 +572,7 @@ def test_vmap_of_a_draw(lanes, sampler):
         assert_exact_on_average(loss, program, params(), num)
 
 
+@pytest.mark.statistical
 @pytest.mark.filterwarnings("ignore:.*credited with the whole loss:UserWarning")
 def test_vmap_of_control_flow():
     """A vmapped cond is a select, a vmapped scan a scan of vmapped steps."""
@@ -789,6 +791,7 @@ def test_closures_over_tracers():
         jax.tree.map(close, got, want)
 
 
+@pytest.mark.statistical
 def test_expectation_in_an_expectation():
     """The inner one estimates its own draws; to the outer one it is a function like any other."""
 
@@ -829,8 +832,14 @@ def test_no_key_is_used_twice_by_accident():
 
 
 def test_no_tracer_leaks():
-    with jax.check_tracer_leaks():
-        jax.jit(jax.grad(ge.expectation(everything))).trace(params(), keys(1)[0])
+    # Every trace ends with a search of the whole heap: what is there already is left out of it.
+    gc.collect()
+    gc.freeze()
+    try:
+        with jax.check_tracer_leaks():
+            jax.jit(jax.grad(ge.expectation(everything))).trace(params(), keys(1)[0])
+    finally:
+        gc.unfreeze()
 
 
 def test_no_needless_retracing():

@@ -7,11 +7,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import programs
 import pytest
-from methods import compiled
-from programs import assert_exact_on_average, bit, keys, leave_one_out
-from statistical import MAX_Z, assert_unbiased, assert_variance
+from support import programs
+from support.programs import (
+    MAX_Z,
+    assert_exact_on_average,
+    assert_unbiased,
+    assert_variance,
+    bit,
+    compiled,
+    keys,
+    leave_one_out,
+)
 
 import gradest as ge
 from gradest import distributions as dists
@@ -94,6 +101,7 @@ def exact_costs_everywhere():
     return programs.exact(costs_everywhere_exactly, params())
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("samplers", MIXTURES.values(), ids=MIXTURES)
 def test_costs_everywhere(samplers):
     got = programs.estimates(functools.partial(costs_everywhere, samplers), params(), 50_000)
@@ -155,6 +163,7 @@ def test_draws_are_credited_with_what_comes_after_them(loss):
     np.testing.assert_allclose(got["w"][:, 0], 1.0)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("early", [True, False])
 def test_cost_before_a_draw_adds_no_variance(early):
     """Var[(c - n) d log p] is that of c d log p, if n is a cost that came before, and not else."""
@@ -224,6 +233,7 @@ def expected_cost_of_policy(logits):
     return value[0]
 
 
+@pytest.mark.statistical
 def test_reward_to_go():
     """Unbiased like the gradient that credits every action with all costs, and less variable."""
     logits = jnp.array([0.4, -0.5, 0.3, 0.8])
@@ -284,6 +294,7 @@ def test_moments_of_walk(n):
     np.testing.assert_allclose(math.sqrt(second_with_mean - first**2), with_mean, rtol=3e-4)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("n", [10, 100])
 def test_random_walk(n):
     derivative, plain, with_mean = WALKS[n]
@@ -329,6 +340,7 @@ def downstream_branch(key, logit):
     return jax.lax.cond(logit > 0, draw, lambda key: 0.0, key)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("downstream", [downstream_draw, downstream_loop, downstream_branch])
 def test_every_sample_has_its_own_draws_downstream(downstream):
     """The mean of what two samples lead to has half the variance of one."""
@@ -394,6 +406,7 @@ def test_network_baseline_is_trained_by_its_cotangent():
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(want))
 
 
+@pytest.mark.statistical
 def test_network_baseline_does_not_bias():
     network = Network()
     variables = network.init(jax.random.key(1), jnp.zeros(2))
@@ -432,6 +445,7 @@ def per_example(sampler, logit, key, target):
     return (x + bit(sampler, k1, logit * x) - target) ** 2
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("sampler", [score, rebar, leave_one_out()], ids=["score", "rebar", "loo"])
 def test_vmapped_expectation_has_the_variance_of_one_lane(sampler):
     """A sum over 32 lanes has 32 times one lane's variance: no lane sees another's cost."""

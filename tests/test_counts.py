@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from methods import compiled, grad
 from scipy.special import expit
+from support.cases import compiled, grad
 
 import gradest as ge
 from gradest.distributions import Binomial, Geometric, NegativeBinomial, Poisson
@@ -148,6 +148,7 @@ def assert_drawn_from(draws, pmf):
     assert scipy.stats.chisquare(counts[kept], expected).pvalue > 1e-4
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", KINDS)
 def test_draws_follow_the_probabilities(name):
     x = make(name).sample(jax.random.key(2), (30_000,))
@@ -162,6 +163,7 @@ def test_draws_follow_the_probabilities(name):
         assert_drawn_from(x[:, 1], moved.pmf)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("rate", [1e3, 1e5])
 def test_large_rates(rate):
     x = np.asarray(Poisson(rate).sample(jax.random.key(3), (200_000,)), float)
@@ -170,6 +172,7 @@ def test_large_rates(rate):
     assert abs(x.var() / rate - 1) < 4.5 * np.sqrt(2 / len(x))
 
 
+@pytest.mark.statistical
 def test_rare_failures():
     """The less probable outcome decides: 1 - p has no digits in single precision."""
     x = np.asarray(Binomial(1000, 14.0).sample(jax.random.key(3), (100_000,)), float)

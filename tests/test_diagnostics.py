@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from methods import METHODS
+from support.cases import CASES
 
 import gradest as ge
 from gradest._diagnostics import diagnose as _diagnostics
@@ -45,7 +45,7 @@ def toy():
         samplers = {
             "score_function": ge.score_function(),
             "straight_through": ge.straight_through(),
-            "scaled": METHODS["score_function"].broken["scaled"](pytest.MonkeyPatch()),
+            "scaled": CASES["score_function"].broken["scaled"](pytest.MonkeyPatch()),
             "enumeration": ge.enumeration(),
         }
         dist = Bernoulli(jnp.float32(LOGIT))
@@ -56,6 +56,7 @@ def toy():
 # ---- Closed forms --------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_an_unbiased_gradient_is_not_called_biased(toy):
     leaf = toy["score_function"].total
     assert leaf.mean - leaf.bias == pytest.approx(EXACT, rel=1e-6)
@@ -64,6 +65,7 @@ def test_an_unbiased_gradient_is_not_called_biased(toy):
     assert leaf.biased is False
 
 
+@pytest.mark.statistical
 def test_the_variance_of_the_score_function(toy):
     leaf, exact = toy["score_function"].total, float(score_function_variance(LOGIT, T))
     assert leaf.variance_error < 0.003 * exact
@@ -76,6 +78,7 @@ def test_the_variance_of_the_score_function(toy):
     assert float(leaf.variance_error) == pytest.approx(error, rel=0.01)
 
 
+@pytest.mark.statistical
 def test_the_bias_of_straight_through(toy):
     leaf = toy["straight_through"].total
     bias = P * (1 - P) * (2 * P - 1)
@@ -84,6 +87,7 @@ def test_the_bias_of_straight_through(toy):
     assert leaf.biased is True
 
 
+@pytest.mark.statistical
 def test_a_gradient_off_by_five_percent_is_called_biased(toy):
     leaf = toy["scaled"].total
     assert leaf.biased is True
@@ -97,6 +101,7 @@ def test_rounding_is_no_bias(toy):
     assert leaf.biased is False
 
 
+@pytest.mark.statistical
 def test_z_is_calibrated():
     """Over many keys the z of an unbiased gradient is a standard normal."""
     report = diagnose({"normal": lambda key: jax.random.normal(key, (2_000,))}, exact=ZEROS)
@@ -133,6 +138,7 @@ def test_a_reference_gets_the_same_keys():
     assert np.sqrt(report["a"].total.variance / 20_000) > 5e-3
 
 
+@pytest.mark.statistical
 def test_the_reference_may_come_last_and_is_measured_with_its_error():
     gradients = {name: of(getattr(ge, name)()) for name in ("straight_through", "disarm", "arm")}
     report = diagnose(gradients, jnp.float32(LOGIT), reference="arm", num_draws=200_000)

@@ -398,6 +398,7 @@ def ks_p_values(name, draws, **parameters):
     ]
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_draws_follow_the_distribution(name):
     draws = make(name).sample(jax.random.key(12), (100_000,))
@@ -406,6 +407,7 @@ def test_draws_follow_the_distribution(name):
     assert np.abs(scipy.stats.spearmanr(draws).statistic - np.eye(3)).max() < 0.015
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_a_parameter_wrong_by_a_twentieth_is_noticed(name):
     moved = CONTINUOUS[name].moved
@@ -433,11 +435,13 @@ def element_probs(name):
     return softmax(logits, axis=-1)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", DISCRETE)
 def test_discrete_draws_follow_the_distribution(name):
     assert discrete_p_value(name, make(name), element_probs(name)) > 1e-3
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", DISCRETE)
 def test_discrete_probabilities_wrong_by_a_twentieth_are_noticed(name):
     wrong = 1.05 * jnp.asarray(PARAMETERS[name]["logits"], jnp.float32)
@@ -467,10 +471,12 @@ def whitened_p_values(dist, factor):
     return [norm, *marginals]
 
 
+@pytest.mark.statistical
 def test_multivariate_normal_draws():
     assert min(whitened_p_values(make("MultivariateNormal"), TRIL)) > 1e-3
 
 
+@pytest.mark.statistical
 def test_a_wrong_covariance_is_noticed():
     transposed = np.swapaxes(TRIL, -1, -2) + 0.05 * np.eye(2)
     assert min(whitened_p_values(make("MultivariateNormal"), transposed)) < 1e-6
@@ -487,6 +493,7 @@ def gumbel_softmax_p_values(name, temperature_factor=1.0):
     return [scipy.stats.kstest(marginal, "logistic").pvalue for marginal in marginals]
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ["RelaxedOneHotCategorical", "ExpRelaxedOneHotCategorical"])
 def test_relaxed_draws_follow_the_distribution(name):
     assert min(gumbel_softmax_p_values(name)) > 1e-3

@@ -1,7 +1,7 @@
 """Numbers that must not break: masks, huge logits, extreme temperatures, every precision.
 
 Every estimator that gradest exports goes through all of it, whatever its parameters are called;
-one that is added gets its row in `methods.METHODS`, and in `OPTIONS` if it has options of note.
+one that is added gets its row in `cases.CASES`, and in `OPTIONS` if it has options of note.
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from methods import DISTRIBUTIONS, FINITE, IMPLICIT, METHODS, REPARAMETERIZABLE, surrogate
+from support.cases import CASES, DISTRIBUTIONS, FINITE, IMPLICIT, REPARAMETERIZABLE, surrogate
 
 import gradest as ge
 from gradest import distributions as dists
@@ -49,7 +49,7 @@ for name in ("dreg", "unordered_set", "vimco"):
 
 
 def test_the_table_has_every_estimator():
-    assert set(METHODS) == set(ESTIMATORS)
+    assert set(CASES) == set(ESTIMATORS)
 
 
 class Cell(NamedTuple):
@@ -79,12 +79,12 @@ class Cell(NamedTuple):
 
 CELLS = [
     Cell(name, variant, distribution)
-    for name, method in METHODS.items()
+    for name, row in CASES.items()
     for variant in range(len(OPTIONS.get(name, [{}])))
-    for distribution in method.distributions
+    for distribution in row.distributions
     if distribution in FINITE
 ]
-GRADIENT_CELLS = [cell for cell in CELLS if METHODS[cell.name].estimates]
+GRADIENT_CELLS = [cell for cell in CELLS if CASES[cell.name].estimates]
 
 DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
@@ -183,7 +183,7 @@ def assert_no_masked_category(distribution, x, certain):
         np.testing.assert_array_equal(x[:, certain], [outcomes[certain]] * len(x))
 
 
-@all_cells([cell for cell in CELLS if not METHODS[cell.name].estimates])
+@all_cells([cell for cell in CELLS if not CASES[cell.name].estimates])
 @all_dtypes
 def test_extreme_logits_without_a_gradient(cell, dtype, x64):
     logits = extreme_logits(cell.distribution, dtype)

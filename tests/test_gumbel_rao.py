@@ -2,18 +2,22 @@
 
 import functools
 
-import estimates
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from estimates import coefficients, of_dist
-from statistical import assert_unbiased, assert_variance
+from support import estimates
+from support.estimates import (
+    assert_unbiased,
+    assert_variance,
+    broken,
+    coefficients,
+    of_dist,
+    oracles,
+)
 
 import gradest as ge
 from gradest import distributions as dists
-from gradest.estimators import _relaxation
 
 BITS = dists.Bernoulli(jnp.array([0.4, -0.7, 0.9]))
 ROWS = dists.OneHotCategorical(jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]]))
@@ -36,7 +40,7 @@ def parts(temperature: float) -> tuple[np.ndarray, float, float]:
     and d the differences of independent Gumbel variables.
     """
     probs = np.exp(LOGITS) / np.exp(LOGITS).sum()
-    d, weights = oracles._gumbel_differences(3)
+    d, weights = oracles.gumbel_differences(3)
     mean, second, within = np.zeros(3), 0.0, 0.0
     for b, p in enumerate(probs):
         distance = np.insert(d, b, 0.0, axis=1) + np.log(probs)
@@ -51,6 +55,7 @@ def parts(temperature: float) -> tuple[np.ndarray, float, float]:
     return mean, within, second - mean @ mean
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_three_classes():
     """tr Var[GR_K] = E[tr Var(STGS | D)] / K + tr Var[GR], around the same mean for all K."""
@@ -70,6 +75,7 @@ def test_three_classes():
             assert_unbiased(distances, np.array(within / (2 * k) + between))
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_one_sample_is_straight_through_gumbel_softmax():
     dist = dists.OneHotCategorical(jnp.asarray(LOGITS))
@@ -83,6 +89,7 @@ def cost(x):
     return (s - 0.7) ** 2 + jnp.tanh(s) + x.reshape(-1)[0] * x.reshape(-1)[-1]
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("num_samples", [1, 5])
 @pytest.mark.parametrize("name", DISTS)
 def test_mean_is_that_of_straight_through_gumbel_softmax(name, num_samples):
@@ -95,21 +102,19 @@ def test_mean_is_that_of_straight_through_gumbel_softmax(name, num_samples):
         assert_unbiased(1.05 * samples, want)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", DISTS)
 def test_noise_that_is_not_given_the_draw(name, monkeypatch):
-    def unconditional(key, dist, l, b):
-        del l, b
-        return _relaxation.perturb(key, dist)
-
-    monkeypatch.setattr(_relaxation, "conditional", unconditional)
+    sampler = broken.noise_not_given_the_draw(lambda: ge.gumbel_rao(0.7))(monkeypatch)
     dist = DISTS[name]
     own = lambda dist: oracles.st_gumbel_softmax(dist, cost, temperature=0.7)
-    samples = of_dist(ge.gumbel_rao(0.7), cost, dist).logits
+    samples = of_dist(sampler, cost, dist).logits
     want = estimates.compiled(jax.grad(own))(dist).logits
     with pytest.raises(AssertionError, match="mean is"):
         assert_unbiased(samples, want)
 
 
+@pytest.mark.statistical
 def test_one_bernoulli_is_two_categories():
     b = of_dist(ge.gumbel_rao(0.7), lambda b: (b - 0.2) ** 2, dists.Bernoulli(0.8)).logits
     pair = dists.OneHotCategorical(jnp.array([0.8, 0.0]))
@@ -148,6 +153,7 @@ def test_with_another_site():
     )
 
 
+@pytest.mark.statistical
 def test_draws_are_exact():
     x = jax.vmap(lambda key: ge.gumbel_rao(0.5)(key, ROWS))(estimates.keys())
     assert set(np.unique(x)) == {0.0, 1.0}

@@ -73,11 +73,13 @@ def argmax_p_value(logits, temperature):
     return chi_squared(counts, softmax(np.float64(LOGITS)))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("temperature", [1e-20, 1e-3, 0.5, 10.0])
 def test_the_argmax_follows_the_categorical_distribution(temperature):
     assert argmax_p_value(LOGITS, temperature) > 1e-3
 
 
+@pytest.mark.statistical
 def test_an_argmax_of_other_logits_is_noticed():
     assert argmax_p_value(1.05 * LOGITS, 1e-3) < 1e-6
 
@@ -269,11 +271,13 @@ def bits_p_value(dist, temperature):
     return chi_squared(np.histogram(log_odds(x, 1 - x), edges)[0], probs)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_bits_follow_the_binary_concrete_density(temperature, x64):
     assert bits_p_value(RelaxedBernoulli(temperature, float(ODDS)), temperature) > 1e-3
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("wrong", [{"temperature": 1.05}, {"logits": 0.65}])
 def test_another_binary_density_is_noticed(wrong, x64):
     dist = RelaxedBernoulli(**{"temperature": 1.0, "logits": float(ODDS), **wrong})
@@ -301,11 +305,13 @@ def rows_p_value(dist, temperature):
     return chi_squared(np.histogram2d(*where, (edges, edges))[0], probs)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_rows_follow_the_concrete_density(temperature, x64):
     assert rows_p_value(RelaxedOneHotCategorical(temperature, ROW), temperature) > 1e-3
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("wrong", [{"temperature": 1.05}, {"logits": ROW + np.array([0.05, 0, 0])}])
 def test_another_density_of_rows_is_noticed(wrong, x64):
     dist = RelaxedOneHotCategorical(**{"temperature": 1.0, "logits": ROW, **wrong})

@@ -6,13 +6,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
-from methods import DISTRIBUTIONS, compiled, wave, weights
-from statistical import assert_unbiased
+from support.cases import DISTRIBUTIONS, assert_unbiased, compiled, oracles, wave, weights
 
 import gradest as ge
 from gradest.distributions import (
@@ -126,6 +124,7 @@ def assert_drawn_from(draws, cdf):
     assert scipy.stats.kstest(draws, cdf).pvalue > 1e-4
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ["Gamma", "Beta", "StudentT", "Weibull"])
 def test_draws_follow_the_density(name):
     x = make(name).sample(jax.random.key(1), (60_000,))
@@ -137,6 +136,7 @@ def test_draws_follow_the_density(name):
             assert_drawn_from(x[:, i] * 1.05 if name != "Beta" else x[:, i] ** 1.05, cdf)
 
 
+@pytest.mark.statistical
 def test_draws_of_dirichlet_follow_the_density():
     a = np.array(PARAMETERS["Dirichlet"][0])
     x = np.asarray(make("Dirichlet").sample(jax.random.key(1), (20_000,)))
@@ -147,6 +147,7 @@ def test_draws_of_dirichlet_follow_the_density():
     assert_drawn_from(together, scipy.stats.beta(a[0] + a[1], a[2]).cdf)
 
 
+@pytest.mark.statistical
 def test_draws_of_von_mises_follow_the_density():
     concentrations = np.array([0.0, 1e-3, 0.4, 3.0, 60.0, 1e4])
     draws = VonMises(jnp.zeros(6), concentrations).sample(jax.random.key(2), (20_000,))
@@ -322,6 +323,7 @@ def naive(name, patch):
         patch.setattr(gamma, "slope", small)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("broken", [no_derivative, naive])
 @pytest.mark.parametrize("name", ["Gamma", "VonMises"])
 def test_broken_variant_is_found_out(name, broken, monkeypatch):
@@ -333,6 +335,7 @@ def test_broken_variant_is_found_out(name, broken, monkeypatch):
         assert_unbiased(got.concentration, want.concentration)
 
 
+@pytest.mark.statistical
 def test_small_concentrations_in_single_precision():
     """Where both Gamma variables underflow, and their ratio does not."""
     a, b = 0.01, 0.02
@@ -352,6 +355,7 @@ def test_small_concentrations_in_single_precision():
     assert (np.abs(clamped - exact) > 4.5 * error).any()
 
 
+@pytest.mark.statistical
 def test_before_a_discrete_site():
     """A Bernoulli draw that depends on a Gamma one, under the transform."""
     gammas, bits = ge.reparameterize(), ge.score_function()
@@ -376,6 +380,7 @@ def test_before_a_discrete_site():
 # ---- Second derivatives -------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_second_derivatives_of_von_mises_are_right():
     loss, params, exact = problem("VonMises")
     direction = (VonMises(jnp.array([1.0, -0.5]), jnp.array([0.7, 1.0])), jnp.array([0.5, 0.3]))

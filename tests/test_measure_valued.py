@@ -5,21 +5,26 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import estimates
 import jax
 import jax.numpy as jnp
-import methods
 import numpy as np
 import pytest
-from estimates import of_dist
-from methods import compiled
-from statistical import assert_unbiased, assert_variance
+from support import estimates
+from support.estimates import (
+    CASES,
+    DISTRIBUTIONS,
+    FINITE,
+    assert_unbiased,
+    assert_variance,
+    compiled,
+    of_dist,
+)
 
 import gradest as ge
 from gradest import distributions as dists
 from gradest.estimators import measure_valued as module
 
-DISTRIBUTIONS = methods.METHODS["measure_valued"].distributions
+SUPPORTED = CASES["measure_valued"].distributions
 independent = functools.partial(ge.measure_valued, coupled=False)
 
 # ---- One variable --------------------------------------------------------------------------
@@ -33,7 +38,7 @@ LAMBDA = 1.7
 B = LAMBDA - K
 
 
-class Case(NamedTuple):
+class Moments(NamedTuple):
     """By parameter: the gradient of E[cost(x)], and the variances coupled and independent."""
 
     dist: Callable[[], Any]
@@ -56,30 +61,30 @@ OF_GAMMA = (SHAPE + 4) / (3 * SHAPE * RATE**2)
 OF_WEIBULL = (SCALE**SHAPE / SHAPE) ** 2 * ((1 - GAMMA) ** 2 + math.pi**2 / 3)
 LINEAR = (SHAPE * SCALE ** (SHAPE - 1)) ** 2
 
-CASES = {
-    "Normal": Case(lambda: dists.Normal(MU, S), lambda x: (x - K) ** 2, NORMAL),
-    "LogNormal": Case(lambda: dists.LogNormal(MU, S), lambda x: (jnp.log(x) - K) ** 2, NORMAL),
-    "Poisson": Case(
+MOMENTS = {
+    "Normal": Moments(lambda: dists.Normal(MU, S), lambda x: (x - K) ** 2, NORMAL),
+    "LogNormal": Moments(lambda: dists.LogNormal(MU, S), lambda x: (jnp.log(x) - K) ** 2, NORMAL),
+    "Poisson": Moments(
         lambda: dists.Poisson(LAMBDA),
         lambda x: (x.astype(float) - K) ** 2,
         {"rate": (2 * B + 1, 4 * LAMBDA, POISSON)},
     ),
-    "Geometric": Case(
+    "Geometric": Moments(
         lambda: dists.Geometric(probs=P),
         lambda x: x.astype(float),
         {"logits": (-Q / P, Q**3 / P**2, 3 * Q**3 / P**2)},
     ),
-    "Exponential": Case(
+    "Exponential": Moments(
         lambda: dists.Exponential(RATE),
         lambda x: x,
         {"rate": (-1 / RATE**2, 1 / RATE**4, 3 / RATE**4)},
     ),
-    "Exponential squared": Case(
+    "Exponential squared": Moments(
         lambda: dists.Exponential(RATE),
         lambda x: x**2,
         {"rate": (-4 / RATE**3, 48 / RATE**6, 104 / RATE**6)},
     ),
-    "Gamma": Case(
+    "Gamma": Moments(
         lambda: dists.Gamma(SHAPE, RATE),
         lambda x: x,
         {
@@ -87,7 +92,7 @@ CASES = {
             "concentration": (1 / RATE, OF_GAMMA, OF_GAMMA),
         },
     ),
-    "Weibull": Case(
+    "Weibull": Moments(
         lambda: dists.Weibull(SCALE, SHAPE),
         lambda x: x**SHAPE,
         {
@@ -108,7 +113,7 @@ NUM_KEYS = {
 
 
 def samples(name: str, coupled: bool) -> dict[str, jax.Array]:
-    case, sampler = CASES[name], ge.measure_valued(coupled=coupled)
+    case, sampler = MOMENTS[name], ge.measure_valued(coupled=coupled)
     g = of_dist(sampler, case.cost, case.dist(), NUM_KEYS.get(name, 200_000))
     return {parameter: getattr(g, parameter) for parameter in case.moments}
 
@@ -134,11 +139,12 @@ def test_later_draws_are_shared_if_coupled(parameter, coupled):
         np.testing.assert_allclose(np.std(g), constant * np.sqrt(2), rtol=0.1)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("coupled", [True, False], ids=["coupled", "independent"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", MOMENTS)
 @pytest.mark.usefixtures("x64")
 def test_closed_form(name, coupled):
-    got, (mean, variance) = samples(name, coupled), CASES[name].closed_form(coupled)
+    got, (mean, variance) = samples(name, coupled), MOMENTS[name].closed_form(coupled)
     assert_unbiased(got, mean)
     assert_variance(got, variance)
     larger = jax.tree.map(lambda x: 1.05 * x, got)
@@ -147,15 +153,16 @@ def test_closed_form(name, coupled):
     with pytest.raises(AssertionError, match="variance is"):
         assert_variance(larger, variance)
     with pytest.raises(AssertionError, match="standard error"):
-        assert_variance(got, CASES[name].closed_form(not coupled)[1])
+        assert_variance(got, MOMENTS[name].closed_form(not coupled)[1])
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ["Normal", "Gamma", "Weibull"])
 @pytest.mark.usefixtures("x64")
 def test_pairs_that_are_too_far_apart(name, monkeypatch):
     exponential = module._exponential
     monkeypatch.setattr(module, "_exponential", lambda *args: 1.1 * exponential(*args))
-    got, (mean, variance) = samples(name, coupled=True), CASES[name].closed_form(coupled=True)
+    got, (mean, variance) = samples(name, coupled=True), MOMENTS[name].closed_form(coupled=True)
     with pytest.raises(AssertionError, match="mean is"):
         assert_unbiased(got, mean)
     with pytest.raises(AssertionError, match="variance is"):
@@ -178,6 +185,7 @@ def test_one_discrete_variable_has_no_variance(kind):
     np.testing.assert_allclose(bits, 0.3 * 0.7 * 0.1, rtol=1e-12)
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_two_bernoullis():
     """Of the product of both, the derivative in one is p (1 - p) times the other."""
@@ -192,6 +200,7 @@ def test_two_bernoullis():
         assert_variance(1.05 * got, (p * q) ** 2 * other * (1 - other))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("kind", [dists.Categorical, dists.OneHotCategorical])
 @pytest.mark.usefixtures("x64")
 def test_two_categories(kind):
@@ -221,7 +230,7 @@ def test_two_categories(kind):
 )
 def test_what_the_others_add_to_the_cost_cancels(name):
     """And a lane of a vmapped site draws, and pairs, what it would have alone."""
-    dist = methods.DISTRIBUTIONS[name]()
+    dist = DISTRIBUTIONS[name]()
     sampler, keys = ge.measure_valued(), estimates.keys(len(jax.tree.leaves(dist)[0]))
 
     def of_one(x):
@@ -251,6 +260,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", CHAINS)
 def test_dependent_sites(name):
     got = estimates.gradients(estimates.chain(*CHAINS[name]), estimates.chain_params())
@@ -276,6 +286,7 @@ def test_the_pair_shares_what_comes_after():
     assert jnp.std(gradients(independent())) > 10
 
 
+@pytest.mark.statistical
 def test_mixed_second_derivatives():
     got, want = estimates.mixed(ge.measure_valued())
     assert_unbiased(got, want)
@@ -283,9 +294,9 @@ def test_mixed_second_derivatives():
         assert_unbiased(1.05 * got, want)
 
 
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_second_derivatives_raise(name):
-    dist = methods.DISTRIBUTIONS[name]()
+    dist = DISTRIBUTIONS[name]()
     loss = lambda dist: ge.measure_valued().expect(
         jax.random.key(0), dist, lambda x: jnp.sum(jnp.cos(x.astype(jnp.float32)))
     )
@@ -315,7 +326,7 @@ def test_only_what_is_differentiated_is_evaluated():
     np.testing.assert_allclose(flops("loc") / both, 10 / 16, rtol=0.1)
 
 
-@pytest.mark.parametrize("name", [n for n in DISTRIBUTIONS if n not in methods.FINITE])
+@pytest.mark.parametrize("name", [n for n in SUPPORTED if n not in FINITE])
 def test_half_precision(name):
     """Finite supports are among the extremes of every estimator."""
 
@@ -324,7 +335,7 @@ def test_half_precision(name):
         return ge.measure_valued().expect(jax.random.key(0), dist, cost)
 
     for dtype in (jnp.float16, jnp.bfloat16):
-        dist = jax.tree.map(lambda leaf: leaf.astype(dtype), methods.DISTRIBUTIONS[name]())  # noqa: B023
+        dist = jax.tree.map(lambda leaf: leaf.astype(dtype), DISTRIBUTIONS[name]())  # noqa: B023
         value, g = compiled(jax.value_and_grad(loss), static_argnums=1)(dist, dtype)
         assert value.dtype == dtype
         for leaf, parameter in zip(jax.tree.leaves(g), jax.tree.leaves(dist), strict=True):

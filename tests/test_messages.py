@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
-from programs import bit, keys
+from support.programs import bit, keys
 
 import gradest as ge
 from gradest import distributions as dists

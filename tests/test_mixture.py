@@ -5,12 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 import scipy.stats
-from methods import compiled
 from scipy.special import softmax
-from statistical import assert_unbiased
+from support.estimates import assert_unbiased, compiled, oracles
 
 import gradest as ge
 from gradest import distributions as dists
@@ -124,6 +122,7 @@ def test_derivatives_of_draws_are_those_of_the_quantile_function(name, x64):
     assert jax.tree.structure(jacobian) == treedef
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ["Normal", "Gamma"])
 def test_draws_follow_the_density(name):
     x = np.asarray(make(name).sample(jax.random.key(1), (20_000,)), float)
@@ -161,6 +160,7 @@ def at_keys(function, params, num):
     return compiled(jax.vmap(function, in_axes=(None, 0)))(params, keys)
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_broken_variant_is_found_out(monkeypatch):
     """The derivative of the component drawn, held fixed: no gradient for the weights."""
@@ -181,6 +181,7 @@ def test_broken_variant_is_found_out(monkeypatch):
             assert_unbiased(jax.tree.leaves(got)[leaf], jax.tree.leaves(want)[leaf])
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_second_derivatives_are_right():
     params = (two(), jnp.array([0.9, -0.6]))
@@ -312,6 +313,7 @@ def unit_moves(wide):
     return treedef.unflatten(m.astype(leaf.dtype) for m, leaf in zip(moves, leaves, strict=True))
 
 
+@pytest.mark.statistical
 def test_outside_the_support_and_far_out():
     x = jnp.array([-1.0, 0.0])
     for name in ("LogNormal", "Gamma", "Weibull", "Exponential"):

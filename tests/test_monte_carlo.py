@@ -5,10 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from statistical import assert_unbiased
+from support.estimates import assert_unbiased, oracles
 
 import gradest as ge
 from gradest.distributions import Bernoulli
@@ -116,6 +115,7 @@ def bernoulli_loss(key, logits):
     return (jnp.sum(draw * jnp.array([1.0, -2.0, 0.5])) - 0.3) ** 2
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("chunk_size", [None, 1000])
 def test_of_an_expectation(chunk_size):
     """Of 12 means over 40,000 estimates each, the mean is the exact gradient."""

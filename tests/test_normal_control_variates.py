@@ -3,16 +3,20 @@
 import functools
 import math
 
-import estimates
 import jax
 import jax.numpy as jnp
-import methods
 import numpy as np
-import oracles
 import pytest
-from estimates import gradients, keys
-from methods import compiled
-from statistical import assert_unbiased, assert_variance
+from support import estimates
+from support.estimates import (
+    DISTRIBUTIONS,
+    assert_unbiased,
+    assert_variance,
+    compiled,
+    gradients,
+    keys,
+    oracles,
+)
 
 import gradest as ge
 from gradest import distributions as dists
@@ -31,6 +35,7 @@ def of_normal(sampler, cost, num=100_000):
 parabola = lambda x: (x - K) ** 2
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_antithetic_moments():
     samples = of_normal(ge.antithetic(), parabola)
@@ -46,7 +51,7 @@ def test_antithetic_moments():
 )
 def test_mirrored_draws_are_as_probable(name):
 
-    dist = methods.DISTRIBUTIONS[name]()
+    dist = DISTRIBUTIONS[name]()
     seen = []
 
     def cost(x):
@@ -90,6 +95,7 @@ def delta_method_moments():
     return exact, weights @ (g - mean) ** 2
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_delta_method_moments():
     dist = dists.Normal(LOC, NARROW)
@@ -113,6 +119,7 @@ def test_delta_method_averages_its_samples():
     np.testing.assert_allclose(one.var() / four.var(), 4.0, rtol=0.1)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("second", [ge.rebar, ge.score_function], ids=lambda make: make.__name__)
 def test_delta_method_before_another_draw(second):
     """Second derivatives of what follows are those of an estimate of first order: no matter."""
@@ -135,6 +142,7 @@ def test_delta_method_before_another_draw(second):
     assert_unbiased(gradients(loss, params, 100_000), compiled(jax.grad(exact))(params))
 
 
+@pytest.mark.statistical
 def test_antithetic_second_derivatives():
     cost = lambda x: jnp.sin(2 * x) + x**3 / 3
     loss = lambda dist, key: ge.antithetic().expect(key, dist, cost)
@@ -145,6 +153,7 @@ def test_antithetic_second_derivatives():
     assert_unbiased(stack(got, 1), stack(want, 0))
 
 
+@pytest.mark.statistical
 def test_delta_method_mixed_second_derivatives():
     """The control variate depends on the cost's parameters, too; the cost has a jump."""
     dist, w = dists.Normal(jnp.array([0.4, -0.7]), jnp.array([0.6, 0.8])), jnp.array([0.9, -0.6])

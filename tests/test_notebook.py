@@ -71,6 +71,7 @@ def test_starts_with_the_badge_and_the_installation():
     assert cells[1].source == INSTALL
 
 
+@pytest.mark.slow
 def test_runs(tmp_path):
     outputs = execute(tmp_path)
     # IPython reports that pip failed, and does not raise.

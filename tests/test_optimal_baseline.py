@@ -4,15 +4,21 @@ import dataclasses
 import functools
 import math
 
-import estimates
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from estimates import coefficients, exact, of_dist, toy
-from methods import compiled
-from statistical import assert_unbiased, assert_variance
+from support import estimates
+from support.estimates import (
+    assert_unbiased,
+    assert_variance,
+    coefficients,
+    compiled,
+    exact,
+    of_dist,
+    oracles,
+    toy,
+)
 
 import gradest as ge
 from gradest import distributions as dists
@@ -41,6 +47,7 @@ def counted(n: int, p: float, t: float, include_own: bool = False) -> tuple[floa
     return mean, second - mean**2
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("n", [2, 4, 10])
 @pytest.mark.usefixtures("x64")
 def test_one_bernoulli(n):
@@ -66,6 +73,7 @@ def test_two_samples_are_leave_one_out():
     np.testing.assert_allclose(*both, atol=1e-12)
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_normal_with_many_samples():
     """K times the variance falls to that of the best baseline, 8 a^2 + 6 s^2."""
@@ -96,6 +104,7 @@ DISTS = {
 }
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", DISTS)
 def test_several_elements(name):
     dist = DISTS[name]
@@ -107,6 +116,7 @@ def test_several_elements(name):
         assert_unbiased(jax.tree.map(lambda x: 1.05 * x, samples), want)
 
 
+@pytest.mark.statistical
 def test_own_sample_in_the_baseline(monkeypatch):
     everything = lambda x: jnp.broadcast_to(jnp.sum(x, axis=0), x.shape)
     monkeypatch.setattr(module, "_sum_of_others", everything)
@@ -115,6 +125,7 @@ def test_own_sample_in_the_baseline(monkeypatch):
         assert_unbiased(samples, exact(DISTS["Bernoulli"], cost))
 
 
+@pytest.mark.statistical
 def test_value_is_the_mean_cost():
     dist, w = DISTS["Bernoulli"], jnp.array([0.9, -0.6, 0.5])
     loss = lambda w, key: four().expect(key, dist, lambda x: jnp.tanh(jnp.sum(w * x)))
@@ -151,6 +162,7 @@ class Successes:
         return x * log_p + (self.count.astype(float) - x) * log_q
 
 
+@pytest.mark.statistical
 def test_distribution_with_an_integer_parameter():
     n, p, t = 4, 0.3, 2.2
 
@@ -170,6 +182,7 @@ def test_distribution_with_an_integer_parameter():
 CHAINS = {"optimal, rebar": (four, ge.rebar), "rebar, optimal": (ge.rebar, four)}
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", CHAINS)
 def test_dependent_sites(name):
     chain = estimates.chain(*CHAINS[name])
@@ -179,10 +192,12 @@ def test_dependent_sites(name):
         assert_unbiased(jax.tree.map(lambda x: 1.05 * x, samples), estimates.exact_chain())
 
 
+@pytest.mark.statistical
 def test_lanes():
     assert_unbiased(*estimates.lanes(four))
 
 
+@pytest.mark.statistical
 def test_mixed_second_derivatives():
     samples, want = estimates.mixed(four())
     assert_unbiased(samples, want)

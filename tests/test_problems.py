@@ -238,6 +238,7 @@ def test_the_loss_is_the_negative_elbo(small):
         np.testing.assert_allclose(g, e, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.statistical
 def test_the_elbo_is_evaluated_with_exact_draws(small):
     problem, params, _ = small
     each = jax.jit(jax.vmap(lambda x: exact_negative_elbo(problem, params, x)))
@@ -284,6 +285,7 @@ def measure(sampler, toy):
     )
 
 
+@pytest.mark.statistical
 def test_measured_bias_and_variance_are_those_of_the_closed_form():
     toy = Toy(target=0.3, start=0.5)
     bias, variance, bias_power, variance_power = measure(ge.score_function, toy)
@@ -293,6 +295,7 @@ def test_measured_bias_and_variance_are_those_of_the_closed_form():
     assert variance_power < 0.02
 
 
+@pytest.mark.statistical
 def test_a_gradient_that_is_too_large_is_noticed():
     def scaled():
         sampler = ge.score_function()
@@ -305,6 +308,7 @@ def test_a_gradient_that_is_too_large_is_noticed():
     assert variance > 4.5
 
 
+@pytest.mark.statistical
 def test_the_cases_of_the_table_are_exact():
     """Against many draws of numpy's."""
     rng = np.random.default_rng(0)

@@ -12,9 +12,8 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from methods import compiled
+from support.estimates import compiled, oracles
 
 import gradest as ge
 from gradest import distributions as dists
@@ -93,6 +92,7 @@ def test_polynomial_is_minimised():
 # ---- Bayesian logistic regression ----------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_exact_elbo():
     x, y = (jnp.asarray(a, jnp.float32) for a in blr.load())
     params = blr.start(x.shape[1])
@@ -174,6 +174,7 @@ def check_mean(gradients, exact):
         assert (np.abs(np.mean(g, axis=0) - want) < 4.5 * error + 1e-5).all()
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("form", ["plain", "plain, live", "unbiased", "one pass", "leave-one-out"])
 def test_belief_net_has_the_gradient_of_its_elbo(form, small_net):
     params = sbn.FORMS[form].initial(jax.random.key(1))
@@ -181,6 +182,7 @@ def test_belief_net_has_the_gradient_of_its_elbo(form, small_net):
     assert_unbiased(gradients_of(sbn.FORMS[form], params, 20_000), exact)
 
 
+@pytest.mark.statistical
 def test_authors_form_has_the_second_layers_gradient_again(small_net):
     """The published figures need it; elsewhere nothing is biased."""
     form = sbn.FORMS["authors'"]
@@ -193,6 +195,7 @@ def test_authors_form_has_the_second_layers_gradient_again(small_net):
     assert_unbiased(gradients, exact)
 
 
+@pytest.mark.statistical
 def test_second_layer_again_is_a_score_at_the_relaxed_first_layer(small_net):
     """E[-c'(z) dn/dl | ...] = E[c(z) d log p(b) / dl], the loss c at relaxed layers."""
     del small_net
@@ -273,6 +276,7 @@ def tiny_halves(monkeypatch):
         monkeypatch.setattr(structured, name, value)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ["arm", "disarm", "score_function_loo", "muprop", "rebar"])
 def test_structured_loss_has_the_gradient_of_its_expectation(name, tiny_halves):
     method, exact_method = methods.choose([name, "enumeration"], "bernoulli")
@@ -345,6 +349,7 @@ def tiny_autoencoder(monkeypatch):
         monkeypatch.setattr(vae, name, value)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("arity", [2, 3])
 def test_autoencoder_has_the_gradient_of_its_elbo(arity, tiny_autoencoder):
     mean, image = jnp.asarray(IMAGES.mean(axis=0), jnp.float32), jnp.asarray(IMAGES[0], jnp.float32)
@@ -481,21 +486,29 @@ def test_data_that_is_missing_is_said(monkeypatch, capsys):
 
 
 def test_results_are_recorded(monkeypatch, tmp_path, capsys):
-    """In the folder named; other runs than whole ones of all seeds nowhere."""
+    """In the folder named, or beside the README; in neither if nothing is said."""
     rows = [suite.Row("loss", suite.Target("1 to 2", 1.0, 2.0), [1.5, 1.6])]
     what = suite.Reproduction("toy", "nobody", lambda seeds, quick: rows, seeds=2)
     monkeypatch.setattr(main, "ALL", {"toy": what})
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
-    readme = measure.README.read_bytes()
-    assert main.main(["--seeds", "1"]) == main.main(["--quick"]) == 0
-    assert not list(tmp_path.iterdir())
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- begin published -->\n<!-- end published -->")
+    monkeypatch.setattr(measure, "README", readme)
+    assert main.main(["--quick"]) == main.main([]) == 0
+    assert list(tmp_path.iterdir()) == [readme]
     assert main.main(["--out", str(tmp_path / "out")]) == 0
     (path,) = (tmp_path / "out").iterdir()
     result = json.loads(path.read_text())
     assert path.name == f"published-toy-{measure.slug(result['machine'])}.json"
     assert result["rows"][0]["ours"] == [1.5, 1.6]
     assert "|    1 to 2 | 1.55 (1.5 to 1.6) |  1 to 2 |    yes |" in capsys.readouterr().out
-    assert measure.README.read_bytes() == readme
+    assert "loss" not in readme.read_text()
+    for partial in (["--seeds", "1"], ["--quick"]):
+        assert main.main(["--record", *partial]) == 2
+        assert "--record: expected a full run" in capsys.readouterr().err
+    assert main.main(["--record"]) == 0
+    assert [path.name for path in measure.RESULTS.iterdir()] == [path.name]
+    assert "loss" in readme.read_text()
 
 
 def test_interruption_keeps_the_state(monkeypatch, tmp_path, capsys):

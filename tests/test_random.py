@@ -68,6 +68,7 @@ def draw_together(key, logits, num):
     return jax.jit(lambda k: _random.categorical(k, logits, (num,)))(key)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("draw", [draw_one_by_one, draw_together])
 @pytest.mark.parametrize("k", MASKS)
 def test_follow_the_softmax(k, draw):
@@ -77,6 +78,7 @@ def test_follow_the_softmax(k, draw):
     assert p_value(draws, softmax(logits)) > 1e-3
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("k", MASKS)
 def test_a_probability_wrong_by_a_twentieth_is_noticed(k):
     logits = random_logits(k, MASKS[k])
@@ -85,6 +87,7 @@ def test_a_probability_wrong_by_a_twentieth_is_noticed(k):
     assert p_value(draws, softmax(logits)) < 1e-6
 
 
+@pytest.mark.statistical
 def test_rows_are_independent_and_each_follows_its_own():
     logits = np.stack([random_logits(4, [1]), random_logits(4, [2], spread=2.0)])
     draws = _random.categorical(jax.random.key(1), jnp.asarray(logits), (200_000,))
@@ -96,6 +99,7 @@ def test_rows_are_independent_and_each_follows_its_own():
     assert scipy.stats.pearsonr(draws[:, 0], draws[:, 1]).pvalue > 1e-3
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_logits_are_drawn_in_single_precision(dtype):
     """300 categories: half-precision sums and uniforms could not tell them apart."""
@@ -107,6 +111,7 @@ def test_half_precision_logits_are_drawn_in_single_precision(dtype):
     assert "u32[7]" in str(bits)
 
 
+@pytest.mark.statistical
 def test_half_precision_sums_would_be_noticed():
     logits = jnp.asarray(random_logits(300, [0, 299, 150]), jnp.bfloat16)
     cumulative = jnp.cumsum(jax.nn.softmax(logits))
@@ -173,6 +178,7 @@ def test_impossible_categories_among_50000(shape, stuck_uniform):
         assert ((np.asarray(last) - draws) < 500).all()
 
 
+@pytest.mark.statistical
 def test_a_mostly_masked_vocabulary():
     logits = np.full(50_000, -inf, np.float32)
     kept = np.sort(np.random.default_rng(1).choice(50_000, 40, replace=False))

@@ -1,13 +1,20 @@
 """ReinMax: exact for quadratic costs, and over all draws its own expectation for others."""
 
-import estimates
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from estimates import coefficients, exact, moments, of_dist, toy
-from statistical import assert_unbiased, assert_variance
+from support import estimates
+from support.estimates import (
+    assert_unbiased,
+    assert_variance,
+    coefficients,
+    exact,
+    moments,
+    of_dist,
+    oracles,
+    toy,
+)
 
 import gradest as ge
 from gradest import distributions as dists
@@ -29,6 +36,7 @@ def cubic(x):
     return quadratic(x) + 0.6 * jnp.sum(w * x) ** 3
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("p", "t"), [(0.5, 0.3), (0.3, 0.2)])
 @pytest.mark.usefixtures("x64")
 def test_one_bernoulli(p, t):
@@ -58,6 +66,7 @@ def formula(dist, cost, temperature):
     return estimate
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(
     ("cost", "temperature"),
     [(quadratic, 1.0), (cubic, 1.0), (quadratic, 1.6)],
@@ -83,12 +92,14 @@ def test_moments(name, cost, temperature):
         assert_variance(1.05 * samples, variance)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("make", [ge.straight_through, lambda: ge.reinmax(1.6)], ids=["st", "1.6"])
 def test_others_are_biased_for_quadratics(make):
     with pytest.raises(AssertionError, match="mean is"):
         assert_unbiased(of_dist(make(), quadratic, ROWS).logits, exact(ROWS, quadratic).logits)
 
 
+@pytest.mark.statistical
 def test_gradients_of_the_costs_own_parameters():
     loss = lambda w, key: ge.reinmax().expect(key, BITS, lambda x: jnp.tanh(jnp.sum(w * x)))
     w = jnp.array([0.9, -0.6, 0.5])
@@ -101,6 +112,7 @@ def test_gradients_of_the_costs_own_parameters():
 # ---- The contract --------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_dependent_sites():
     """Exact for a quadratic cost of two draws that are not dependent through the parameters."""
     w = jnp.array([0.9, -0.6, 0.5, 0.7, -0.8, 0.4])
@@ -127,6 +139,7 @@ def test_plain_gradients_need_no_transform():
     np.testing.assert_array_equal(plain.logits, by_expect.logits)
 
 
+@pytest.mark.statistical
 def test_draws_are_exact():
     x = jax.vmap(lambda key: ge.reinmax(0.5)(key, ROWS))(estimates.keys())
     assert_unbiased(x, np.asarray(jax.nn.softmax(ROWS.logits)))

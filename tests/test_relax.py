@@ -4,19 +4,25 @@ import functools
 import math
 from typing import Any
 
-import estimates
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from estimates import coefficients, exact, of_dist, toy
-from methods import compiled
-from statistical import assert_unbiased, assert_variance
+from support import estimates
+from support.estimates import (
+    assert_unbiased,
+    assert_variance,
+    broken,
+    coefficients,
+    compiled,
+    exact,
+    of_dist,
+    oracles,
+    toy,
+)
 
 import gradest as ge
 from gradest import distributions as dists
-from gradest.estimators import _relaxation
 
 NUM_KEYS = 100_000
 BITS = dists.Bernoulli(jnp.array([0.4, -0.7, 0.9]))
@@ -90,6 +96,7 @@ def toy_moments(l, t, c, temperature=0.5, eta=1.0, coupled=True):
 wavy = lambda w, relaxed: w[0] * relaxed + jnp.sin(3 * w[1] * relaxed)
 
 
+@pytest.mark.statistical
 @COUPLING
 @pytest.mark.parametrize(("p", "t"), [(0.5, 0.2), (0.25, 0.3)])
 @pytest.mark.usefixtures("x64")
@@ -108,6 +115,7 @@ def test_one_bernoulli(p, t, coupled):
         assert_variance(1.05 * samples, second - mean**2)
 
 
+@pytest.mark.statistical
 @COUPLING
 @pytest.mark.usefixtures("x64")
 def test_cotangents_are_those_of_the_squared_norm(coupled):
@@ -146,6 +154,7 @@ def surrogate(w, relaxed):
     return network(w, relaxed) + 0.5 * jnp.prod(relaxed)
 
 
+@pytest.mark.statistical
 @COUPLING
 @pytest.mark.parametrize("name", DISTS)
 def test_several_elements(name, coupled):
@@ -158,6 +167,7 @@ def test_several_elements(name, coupled):
         assert_unbiased(1.05 * samples, want)
 
 
+@pytest.mark.statistical
 @pytest.mark.filterwarnings("ignore:.*the cost depends on the relaxed draw")
 @pytest.mark.parametrize("name", DISTS)
 def test_cost_is_not_differentiated(name):
@@ -185,16 +195,17 @@ def test_cost_is_evaluated_once_at_the_exact_draw():
     assert set(np.unique(points[0])) <= {0.0, 1.0}
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", DISTS)
-@pytest.mark.parametrize("broken", ["conditional", "pull_back_conditional"])
-def test_broken(name, broken, monkeypatch):
-    functions = {
-        "conditional": lambda key, dist, l, b: _relaxation.perturb(key, dist),
-        "pull_back_conditional": lambda dist, l, b, z, ct: jnp.zeros_like(ct),
-    }
-    monkeypatch.setattr(_relaxation, broken, functions[broken])
+@pytest.mark.parametrize(
+    "how",
+    [broken.noise_not_given_the_draw, broken.conditional_not_differentiated],
+    ids=lambda how: how.__name__,
+)
+def test_broken(name, how, monkeypatch):
     w = network_params(jax.random.key(1), DISTS[name].shape)
-    samples = of_dist(ge.relax(surrogate, w, coupled=False), cost, DISTS[name], NUM_KEYS)
+    sampler = how(lambda: ge.relax(surrogate, w, coupled=False))(monkeypatch)
+    samples = of_dist(sampler, cost, DISTS[name], NUM_KEYS)
     with pytest.raises(AssertionError, match="mean is"):
         assert_unbiased(samples, exact(DISTS[name], cost))
 
@@ -237,6 +248,7 @@ def lax_moments(w, mu, s, k):
 parabola = lambda w, x: w["scale"] * (x - w["centre"]) ** 2
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("w", [0.0, 0.6, 1.0])
 @pytest.mark.usefixtures("x64")
 def test_normal(w):
@@ -253,6 +265,7 @@ def test_normal(w):
         assert_variance(samples.loc, lax_moments(w + 0.1, mu, s, k)[1])
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_cotangent_of_the_surrogates_scale():
     """The sum over both parameters of the squared estimates; eta has the same as the scale."""
@@ -278,6 +291,7 @@ def test_cotangent_of_the_surrogates_scale():
         assert_unbiased(jax.tree.map(lambda x: 1.1 * x, samples), want)
 
 
+@pytest.mark.statistical
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_distribution_of_another_library():
     numpyro = pytest.importorskip("numpyro.distributions")
@@ -309,6 +323,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", CHAINS)
 def test_dependent_sites(name):
     samples = estimates.gradients(
@@ -319,6 +334,7 @@ def test_dependent_sites(name):
         assert_unbiased(jax.tree.map(lambda x: 1.05 * x, samples), estimates.exact_chain())
 
 
+@pytest.mark.statistical
 def test_lanes():
     """Every lane has its own surrogate's value: the surrogate sees one lane's draw."""
     shapes = []
@@ -331,6 +347,7 @@ def test_lanes():
     assert set(shapes) == {(2,)}
 
 
+@pytest.mark.statistical
 def test_lanes_of_a_continuous_distribution():
     loc = jnp.array([[0.4, -0.6], [0.2, 0.9], [-0.3, -0.8]])
     w = jnp.array([0.9, -0.6, 0.5, 0.7, -0.8, 0.4])
@@ -357,6 +374,7 @@ def test_lanes_of_a_continuous_distribution():
         assert_unbiased(1.05 * samples, want)
 
 
+@pytest.mark.statistical
 def test_mixed_second_derivatives():
     samples, want = estimates.mixed(linear(), NUM_KEYS)
     assert_unbiased(samples, want)

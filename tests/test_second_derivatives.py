@@ -5,12 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
-import programs
 import pytest
-from methods import compiled
-from programs import bit, enumerated, keys
-from statistical import assert_unbiased
+from support import programs
+from support.programs import assert_unbiased, bit, compiled, enumerated, keys, oracles
 
 import gradest as ge
 from gradest import distributions as dists
@@ -116,6 +113,7 @@ CASES = {
 }
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_hessian_by_score_function(case):
     loss, program, sampler = case
@@ -123,6 +121,7 @@ def test_hessian_by_score_function(case):
     assert_unbiased(got, exact_hessian(program))
 
 
+@pytest.mark.statistical
 def test_hessian_with_a_wrong_estimator():
     loss = functools.partial(two_draws, programs.wrong_score())
     with pytest.raises(AssertionError, match="standard errors off"):
@@ -164,6 +163,7 @@ def test_baseline_lowers_the_variance_of_second_derivatives():
     assert np.all(variances(1.0) < 0.7 * variances(0.0))
 
 
+@pytest.mark.statistical
 def test_hessian_by_reparameterize():
     normal = ge.reparameterize()
 
@@ -182,6 +182,7 @@ def test_hessian_by_reparameterize():
     assert_unbiased(hessians(loss, 100_000), compiled(jax.hessian(exactly))(params()))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("first", [score, rebar, loo], ids=["score", "rebar", "loo"])
 @pytest.mark.parametrize("second", [score, rebar], ids=["score", "rebar"])
 def test_mixed_derivatives(first, second):

@@ -12,10 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from methods import compiled
-from statistical import assert_unbiased, assert_variance
+from support.estimates import assert_unbiased, assert_variance, compiled, oracles
 
 import gradest as ge
 from gradest import distributions as dists
@@ -66,6 +64,7 @@ TOY = {
 }
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", TOY)
 def test_closed_form(name):
     make, variance = TOY[name]
@@ -86,12 +85,14 @@ NOT_AS_GOOD = {
 }
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", TOY)
 def test_closed_form_finds_out_another_variance(name):
     with pytest.raises(AssertionError, match="standard errors off"):
         assert_variance(toy(NOT_AS_GOOD[name](), P, T), TOY[name][1])
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("num_samples", [2, 5])
 @pytest.mark.parametrize("name", ["OneHotCategorical", "Normal"])
 def test_leave_one_out_of_any_distribution(name, num_samples):
@@ -184,6 +185,7 @@ REBAR = {
 }
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("coupled", [False, True], ids=["independent", "coupled"])
 @pytest.mark.parametrize(("p", "t"), REBAR)
 def test_rebar(p, t, coupled):
@@ -193,6 +195,7 @@ def test_rebar(p, t, coupled):
     assert_variance(toy(ge.rebar(0.5, coupled=coupled), p, t), variance)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("coupled", [False, True], ids=["independent", "coupled"])
 def test_rebar_finds_out_another_variance(coupled):
     _, variance = rebar_moments(0.5, 0.45, coupled)
@@ -204,6 +207,7 @@ def test_rebar_finds_out_another_variance(coupled):
 # ---- Gumbel-softmax: its mean, which is not the gradient's, 0.025 --------------------------
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("temperature", "mean"), [(0.1, 0.024799), (0.5, 0.02146), (1.0, 1 / 60)])
 def test_gumbel_softmax_mean(temperature, mean):
     z, w = logistic_rule(-45.0, 45.0)
@@ -214,6 +218,7 @@ def test_gumbel_softmax_mean(temperature, mean):
     assert_unbiased(toy(ge.gumbel_softmax(temperature), 0.5, 0.45), mean)
 
 
+@pytest.mark.statistical
 def test_gumbel_softmax_mean_finds_out_another_temperature():
     with pytest.raises(AssertionError, match="standard errors off"):
         assert_unbiased(toy(ge.gumbel_softmax(0.6), 0.5, 0.45), 0.02146)
@@ -318,6 +323,7 @@ def continuous_samples(case: Case) -> dict[str, jax.Array]:
     return {parameter: getattr(g, parameter) for parameter in case.variance}
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_continuous(name):
     case = CONTINUOUS[name]
@@ -326,6 +332,7 @@ def test_continuous(name):
     assert_variance(samples, case.variance)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ["Normal", "Exponential"])
 def test_continuous_finds_out_another_variance(name):
     """A baseline leaves the mean and changes the variance."""

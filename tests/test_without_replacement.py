@@ -4,20 +4,25 @@ import functools
 import itertools
 import math
 
-import estimates
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 import scipy.stats
-from estimates import gradients, keys, of_dist
-from methods import compiled
-from statistical import assert_unbiased, assert_variance
+from support import estimates
+from support.estimates import (
+    assert_unbiased,
+    assert_variance,
+    compiled,
+    gradients,
+    keys,
+    of_dist,
+    oracles,
+)
 
 import gradest as ge
 from gradest import distributions as dists
-from gradest._sampler import Cost
+from gradest._cost import Cost
 from gradest.estimators import _finite, unordered_set
 
 # ---- Draws ---------------------------------------------------------------------------------
@@ -58,11 +63,13 @@ def p_of_orders(dist, num, num_keys=60_000):
     return scipy.stats.chisquare(list(counts.values()), frequencies).pvalue
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("num", [1, 2, 3])
 def test_draws_without_replacement(num):
     assert p_of_orders(PAIR, num) > 1e-4
 
 
+@pytest.mark.statistical
 def test_draws_are_found_out_when_prefixes_are_not_conditioned_on(monkeypatch):
     monkeypatch.setattr(_finite, "_below", lambda top, g: g)
     assert p_of_orders(PAIR, 2) < 1e-9
@@ -181,7 +188,7 @@ def test_published_variance(k, monkeypatch):
     monkeypatch.setattr(_finite.Finite, "without_replacement", given)
     cost = lambda b: jnp.sum((b - jnp.array(TARGET)) ** 2)
     of_set = lambda l, s: unordered_set._estimate(
-        s, dists.Bernoulli(jnp.full(3, l)), Cost(cost, ""), num_samples=k
+        s, dists.Bernoulli(jnp.full(3, l)), Cost(lambda b, _: cost(b), ""), num_samples=k
     )
     g = compiled(jax.vmap(jax.grad(of_set), in_axes=(None, 0)))(0.0, sets)
     np.testing.assert_allclose(g.mean(), MEAN, rtol=1e-10)
@@ -189,6 +196,7 @@ def test_published_variance(k, monkeypatch):
     np.testing.assert_allclose(g.var(), UNORDERED_SET[k], rtol=5e-5)
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 def test_published_variance_of_draws():
     samples = shared_logit(ge.unordered_set(3))
@@ -200,6 +208,7 @@ def test_published_variance_of_draws():
         assert_unbiased(1.05 * samples, MEAN)
 
 
+@pytest.mark.statistical
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("k", LEAVE_ONE_OUT)
 def test_published_variance_of_leave_one_out(k):
@@ -237,6 +246,7 @@ def sum_and_sample_moments(num_summed, num_samples):
     return p @ (f[:, None] * scores), share**2 * variance / num_samples
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("num_summed", "num_samples"), [(1, 1), (2, 1), (3, 4)])
 def test_sum_and_sample_moments(num_summed, num_samples):
     sampler = ge.sum_and_sample(num_summed=num_summed, num_samples=num_samples)
@@ -257,6 +267,7 @@ MAKE = {
 each = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 
 
+@pytest.mark.statistical
 @each
 def test_dependent_sites(make):
     loss = estimates.chain(make, ge.score_function)
@@ -264,6 +275,7 @@ def test_dependent_sites(make):
     assert_unbiased(samples, estimates.exact_chain())
 
 
+@pytest.mark.statistical
 @each
 def test_lanes_are_one_joint_draw(make):
     got, want = estimates.lanes(make)
@@ -275,6 +287,7 @@ def test_first_order_only(make):
     estimates.assert_first_order(make(), dists.Bernoulli(jnp.array([0.4, -0.7])))
 
 
+@pytest.mark.statistical
 @each
 def test_mixed_second_derivatives(make):
     got, want = estimates.mixed(make(), 100_000)
@@ -291,6 +304,7 @@ def test_impossible_draws_count_for_nothing(make):
     assert (np.asarray(got)[:, 1] == 0).all()
 
 
+@pytest.mark.statistical
 def test_many_variables():
     """Thirty bits, whose configurations nobody can list."""
     dist = dists.Bernoulli(jnp.linspace(-3, 3, 30))
@@ -304,6 +318,7 @@ def test_many_variables():
             assert_unbiased(1.1 * along, np.ones(1))
 
 
+@pytest.mark.statistical
 def test_value_is_unbiased():
     dist = dists.Bernoulli(jnp.array([0.4, -0.7, 0.9]))
     cost = functools.partial(lambda w, x: jnp.sum(w * x) ** 2 + 1, jnp.array([0.9, -0.6, 0.5]))

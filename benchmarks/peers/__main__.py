@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
     parser.add_argument("--list", action="store_true", help="print the parts and stop")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, hardly any rounds")
-    _measure.add_out(parser, "any other run")
+    _measure.add_out(parser, "a full run")
     args = parser.parse_args(argv)
     if args.list:
         print(*PARTS, sep="\n")
@@ -160,8 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in PARTS:
             return fail(f"unknown part {name!r}; expected some of {', '.join(PARTS)}")
     full = not args.parts and not args.quick
-    out = args.out or (_measure.RESULTS if full else None)
-    if (why := _measure.why_not_writable(out)) is not None:
+    out, why = _measure.destination(args, full)
+    if why is not None:
         return fail(why)
 
     results: dict[str, Any] = {
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"peers: {name}", file=sys.stderr, flush=True)
         _, measure, _ = PARTS[name]
         results["parts"][name] = list(measure(QUICK_ROUNDS if args.quick else ROUNDS, args.quick))
-    _measure.finish("peers", results, render, out, full)
+    _measure.finish("peers", results, render, out, args.record)
     return 0
 
 

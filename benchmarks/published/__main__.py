@@ -66,15 +66,15 @@ def render_all(folder: pathlib.Path = _measure.RESULTS) -> str:
     return "\n\n".join(parts)
 
 
-def record(what: Reproduction, result: dict[str, Any], out: pathlib.Path) -> None:
-    """The JSON and the picture, and in benchmarks/results what the README has of them."""
+def keep(what: Reproduction, result: dict[str, Any], out: pathlib.Path, record: bool) -> None:
+    """The JSON and the picture and, if they are recorded, what the README has of them."""
     path = out / f"published-{what.name}-{_measure.slug(result['machine'])}.json"
     _measure.write_json(path, result)
     if what.picture is not None:
         what.picture(result["rows"]).savefig(path.with_suffix(".png"), dpi=110)
-    if out.resolve() == _measure.RESULTS.resolve():
+    if record:
         text = _measure.README.read_text()
-        text = _measure.replace_between_markers(text, "published", render_all())
+        text = _measure.replace_between_markers(text, "published", render_all(out))
         _measure.README.write_text(text)
 
 
@@ -95,20 +95,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where long runs save what they need to go on after an interruption, which they then "
         "do unless it is deleted; default: benchmarks/.state",
     )
-    _measure.add_out(parser, "shortened runs and another number of seeds")
+    _measure.add_out(parser, "runs that are not shortened, with as many seeds as it takes")
     args = parser.parse_args(argv)
     for name in args.names:
         if name not in ALL:
             return fail(f"unknown name {name!r}; expected some of {', '.join(ALL)}")
     if args.seeds is not None and args.seeds < 1:
         return fail(f"--seeds: expected at least 1, got {args.seeds}")
-    if (why := _measure.why_not_writable(args.out)) is not None:
+    out, why = _measure.destination(args, full=not args.quick and args.seeds is None)
+    if why is not None:
         return fail(why)
     if args.list:
         for what in ALL.values():
             print(f"{what.name}: {what.source}")
         return 0
-    out = args.out or (None if args.quick or args.seeds else _measure.RESULTS)
     passed = True
     for what in [ALL[name] for name in args.names or ALL]:
         if what.needs_data and not os.environ.get("GRADEST_DATA"):
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{render(result)}\n")
         passed = passed and all(row["passed"] for row in result["rows"])
         if out is not None:
-            record(what, {"machine": machine, **result}, out)
+            keep(what, {"machine": machine, **result}, out, args.record)
             _resume.forget(args.state, what.name)
     return 0 if passed else FAILED
 

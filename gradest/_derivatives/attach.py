@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .primitives import magic
-from .refuse import estimator_name, refuse_second
+from .refuse import estimator_name, refuse_second_order
 
 
 def attach_gradient(
@@ -72,7 +72,7 @@ _attach = jax.custom_vjp(_attach_, nondiff_argnums=(0,))
 
 def _attach_fwd(name: str, value: Any, inputs: Any, gradient: Any, log_prob: Any) -> Any:
     value = _attach_(name, value, inputs, gradient, log_prob)
-    return value, (refuse_second(name, gradient, inputs), log_prob)
+    return value, (refuse_second_order(name, gradient, inputs), log_prob)
 
 
 def _attach_bwd(name: str, residuals: Any, ct: jax.Array) -> Any:

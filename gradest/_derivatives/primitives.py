@@ -12,8 +12,17 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
-# A primitive and no custom_jvp function, whose rule is forgotten by a scan that is differentiated
-# twice, and whose constant result a staged vmap cannot batch.
+
+def lanes_first(args: Sequence[Any], dims: Sequence[Any]) -> list[Any]:
+    """The operands of a vmapped equation with the lanes along their first axis, all of them."""
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    return [
+        jnp.moveaxis(a, d, 0) if d is not None else jnp.broadcast_to(a, (size, *a.shape))
+        for a, d in zip(args, dims, strict=True)
+    ]
+
+
+# One, whatever its operand, a log-probability, whose derivative it has.
 magic_p = core.Primitive("gradest_magic")
 magic_p.def_impl(jnp.ones_like)
 magic_p.def_abstract_eval(lambda aval: aval)
@@ -22,8 +31,16 @@ ad.defjvp(magic_p, lambda tangent, log_prob: tangent * magic_p.bind(log_prob))
 batching.defvectorized(magic_p)
 
 
+def magic(log_prob: jax.Array) -> jax.Array:
+    """exp(l - stop_gradient(l)): one, whose derivative is that of l (Foerster 2018, eq. 4).
+
+    To every order, also where l is infinite; and l costs nothing where no derivative is taken.
+    """
+    return magic_p.bind(log_prob)
+
+
 # The draw that is its first operand, whose derivative in the other ones, the leaves of a tree, is
-# `rule(draw, tree, tangents)`. A primitive for the same reason.
+# `rule(draw, tree, tangents)`.
 implicit_p = core.Primitive("gradest_implicit")
 implicit_p.def_impl(lambda x, *leaves, rule, treedef: x)
 implicit_p.def_abstract_eval(lambda x, *leaves, rule, treedef: x)
@@ -37,15 +54,6 @@ def _differentiate_implicit(
     x = implicit_p.bind(*primals, rule=rule, treedef=treedef)
     moves = [ad.instantiate_zeros(tangent) for tangent in tangents[1:]]
     return x, rule(x, treedef.unflatten(primals[1:]), treedef.unflatten(moves))
-
-
-def lanes_first(args: Sequence[Any], dims: Sequence[Any]) -> list[Any]:
-    """The operands of a vmapped equation with the lanes along their first axis, all of them."""
-    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
-    return [
-        jnp.moveaxis(a, d, 0) if d is not None else jnp.broadcast_to(a, (size, *a.shape))
-        for a, d in zip(args, dims, strict=True)
-    ]
 
 
 def _batch_implicit(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
@@ -72,11 +80,3 @@ def _differentiate_again(*_: Any, what: str) -> Any:
 
 
 ad.primitive_jvps[first_order_p] = _differentiate_again
-
-
-def magic(log_prob: jax.Array) -> jax.Array:
-    """exp(l - stop_gradient(l)): one, whose derivative is that of l (Foerster 2018, eq. 4).
-
-    To every order, also where l is infinite; and l costs nothing where no derivative is taken.
-    """
-    return magic_p.bind(log_prob)

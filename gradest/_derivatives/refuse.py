@@ -2,12 +2,17 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+
+from .primitives import lanes_first
 
 
 class UnestimatedGradientError(RuntimeError):
@@ -25,6 +30,138 @@ class UnestimatedGradientWarning(UserWarning):
 # ---- First derivatives ---------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """Why a draw has no derivative.
+
+    Attributes:
+      estimator: the name of what drew it.
+      where: the user's line, as ' (at file:line)', or nothing.
+      remedies: what to do instead, as sentences.
+    """
+
+    estimator: str
+    where: str
+    remedies: str
+
+    def of_float(self) -> Exception:
+        return UnestimatedGradientError(
+            f"{self.estimator}: its draw{self.where} was differentiated where nothing estimates "
+            f"the gradient, which would silently be zero. {self.remedies}"
+        )
+
+    def of_integer(self) -> Exception:
+        return UnestimatedGradientError(
+            f"{self.estimator}: an integer draw was made{self.where} while its distribution's "
+            "parameters are being differentiated, where its gradient would silently be zero. "
+            f"{self.remedies} If the draw is for a metric only, give it "
+            "jax.lax.stop_gradient(dist)."
+        )
+
+
+# The tangents of a draw, linear in those of its parameters, which raise once they are asked for: by
+# a transpose that has a cotangent for them, or by the compiler.
+no_gradient_p = core.Primitive("gradest_no_gradient")
+no_gradient_p.multiple_results = True
+
+
+def refused_tangents(refusal: Refusal, draw: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+    """The tangents of the leaves of a draw, given those of what it was drawn from."""
+    live = [t for t in tangents if not isinstance(t, ad.Zero) and t.dtype != jax.dtypes.float0]
+    if not live:
+        return list(map(_zero_tangent, draw))
+    if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in draw):
+        # Integers carry no derivative: no transpose would raise.
+        raise refusal.of_integer()
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in draw)
+    return no_gradient_p.bind(*live, shapes=shapes, refusal=refusal)
+
+
+def _zero_tangent(x: Any) -> Any:
+    return ad.Zero.from_primal_value(x)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@no_gradient_p.def_abstract_eval
+def _(*_: Any, shapes: Sequence[Any], refusal: Refusal) -> list[Any]:
+    del refusal
+    return [jax.core.ShapedArray(s.shape, s.dtype) for s in shapes]
+
+
+@no_gradient_p.def_impl
+def _(*_: Any, shapes: Sequence[Any], refusal: Refusal) -> list[jax.Array]:
+    # Run operation by operation, as the tangents of a metric are, which are thrown away.
+    del refusal
+    return [jnp.full(s.shape, jnp.nan, s.dtype) for s in shapes]
+
+
+def _raise_in_compiler(*_: Any, shapes: Sequence[Any], refusal: Refusal) -> Any:
+    del shapes
+    raise refusal.of_float()
+
+
+mlir.register_lowering(no_gradient_p, _raise_in_compiler)
+
+
+def _transpose_no_gradient(cts: Any, *tangents: Any, shapes: Any, refusal: Refusal) -> list[None]:
+    del shapes
+    if not all(isinstance(ct, ad.Zero) for ct in cts):
+        raise refusal.of_float()
+    return [None] * len(tangents)
+
+
+ad.primitive_transposes[no_gradient_p] = _transpose_no_gradient
+
+
+def _differentiate_no_gradient(primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
+    out = no_gradient_p.bind(*primals, **params)
+    if all(isinstance(t, ad.Zero) for t in tangents):
+        return out, list(map(_zero_tangent, out))
+    moves = [ad.instantiate_zeros(t) for t in tangents]
+    return out, no_gradient_p.bind(*moves, **params)
+
+
+ad.primitive_jvps[no_gradient_p] = _differentiate_no_gradient
+
+
+def _batch_no_gradient(args: Any, dims: Any, *, shapes: Any, refusal: Refusal) -> Any:
+    moved = lanes_first(args, dims)
+    size = moved[0].shape[0]
+    shapes = tuple(jax.ShapeDtypeStruct((size, *s.shape), s.dtype) for s in shapes)
+    return no_gradient_p.bind(*moved, shapes=shapes, refusal=refusal), [0] * len(shapes)
+
+
+batching.primitive_batchers[no_gradient_p] = _batch_no_gradient
+
+
+# Its first operand, a draw from the other ones, of which it has no derivative.
+undifferentiable_p = core.Primitive("gradest_undifferentiable")
+
+
+def undifferentiable(refusal: Refusal, draw: jax.Array, drawn_from: Any) -> jax.Array:
+    """`draw`, whose derivative with respect to the leaves of `drawn_from` raises."""
+    leaves = jax.tree.leaves(drawn_from)
+    return undifferentiable_p.bind(jax.lax.stop_gradient(draw), *leaves, refusal=refusal)
+
+
+undifferentiable_p.def_impl(lambda draw, *_, refusal: draw)
+undifferentiable_p.def_abstract_eval(lambda draw, *_, refusal: draw)
+mlir.register_lowering(undifferentiable_p, lambda ctx, draw, *_, refusal: [draw])
+
+
+def _differentiate_undifferentiable(primals: Any, tangents: Any, *, refusal: Refusal) -> Any:
+    draw = undifferentiable_p.bind(*primals, refusal=refusal)
+    (tangent,) = refused_tangents(refusal, [draw], tangents[1:])
+    return draw, tangent
+
+
+def _batch_undifferentiable(args: Any, dims: Any, **params: Any) -> Any:
+    return undifferentiable_p.bind(*lanes_first(args, dims), **params), 0
+
+
+ad.primitive_jvps[undifferentiable_p] = _differentiate_undifferentiable
+batching.primitive_batchers[undifferentiable_p] = _batch_undifferentiable
+
+
 def noting(x: jax.Array, note: Callable[[], None]) -> jax.Array:
     """`x`, which calls `note` if a derivative is traced back to it."""
 
@@ -35,37 +172,6 @@ def noting(x: jax.Array, note: Callable[[], None]) -> jax.Array:
     function = jax.custom_vjp(lambda x: x)
     function.defvjp(lambda x: (x, None), bwd)
     return function(x)
-
-
-def undifferentiable(
-    name: str, where: str, remedies: str, draw: Callable[..., Any]
-) -> Callable[..., Any]:
-    """`draw(key, operands)`, whose derivative with respect to the operands raises."""
-
-    def fwd(key: Any, operands: Any) -> tuple[Any, None]:
-        out = draw(key.value, jax.tree.map(lambda x: x.value, operands, is_leaf=_is_primal))
-        perturbed = any(x.perturbed for x in jax.tree.leaves(operands, is_leaf=_is_primal))
-        dtypes = (x.dtype for x in jax.tree.leaves(out))
-        if perturbed and not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
-            # Integers carry no derivative, so there is no backward pass to raise from.
-            raise UnestimatedGradientError(
-                f"{name}: an integer draw was made{where} while its distribution's parameters are "
-                f"being differentiated, where its gradient would silently be zero. {remedies} If "
-                "the draw is for a metric only, give it jax.lax.stop_gradient(dist)."
-            )
-        return out, None
-
-    def bwd(_: None, cts: Any) -> tuple[None, None]:
-        if any(not _is_zero(ct) for ct in jax.tree.leaves(cts, is_leaf=_is_zero)):
-            raise UnestimatedGradientError(
-                f"{name}: its draw{where} was differentiated where nothing estimates the gradient, "
-                f"which would silently be zero. {remedies}"
-            )
-        return None, None
-
-    function = jax.custom_vjp(lambda key, operands: draw(key, operands))
-    function.defvjp(fwd, bwd, symbolic_zeros=True)
-    return function
 
 
 # ---- Second derivatives --------------------------------------------------------------------
@@ -92,61 +198,41 @@ def second_order_counts_as_zero() -> contextlib.AbstractContextManager[None]:
     return _SECOND_ORDER_IS_ZERO(True)
 
 
-def _refuse_second_(name: str, estimate: Any, inputs: Any) -> Any:
+def _refuse_second_order(name: str, estimate: Any, inputs: Any) -> Any:
+    """`estimate`, a function of `inputs` that must not be differentiated with respect to them.
+
+    A derivative with respect to anything else passes: of the squared gradient estimate with
+    respect to a control variate's parameters, say.
+    """
     del name, inputs
     return estimate
 
 
-refuse_second = jax.custom_vjp(_refuse_second_, nondiff_argnums=(0,))
-
-
-def first_order(name: str, inputs: Any) -> Any:
-    """`inputs`, through which derivatives of first order pass and higher ones raise."""
-    return jax.tree.map(lambda x: _first_order(name, jnp.asarray(x)), inputs)
-
-
-def _first_order_(name: str, x: jax.Array) -> jax.Array:
-    del name
-    return x
-
-
-_first_order = jax.custom_vjp(_first_order_, nondiff_argnums=(0,))
-
-
-def _first_order_fwd(name: str, x: jax.Array) -> tuple[jax.Array, None]:
-    return refuse_second(name, x, x), None
-
-
-def _first_order_bwd(name: str, _: None, ct: jax.Array) -> tuple[jax.Array]:
-    del name
-    return (ct,)
-
-
-_first_order.defvjp(_first_order_fwd, _first_order_bwd)
+refuse_second_order = jax.custom_vjp(_refuse_second_order, nondiff_argnums=(0,))
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class _Refusal:
-    """Whether, and how, `refuse_second` meets a live cotangent: a residual known at trace time."""
+class _Second:
+    """Whether, and how, a live cotangent is refused: a residual known at trace time."""
 
     perturbed: bool
     is_zero: bool
 
 
-def _refuse_second_fwd(name: str, estimate: Any, inputs: Any) -> Any:
+def _refuse_second_order_fwd(name: str, estimate: Any, inputs: Any) -> Any:
     value = lambda tree: jax.tree.map(lambda x: x.value, tree, is_leaf=_is_primal)
     perturbed = any(x.perturbed for x in jax.tree.leaves(inputs, is_leaf=_is_primal))
     # Called again, for a derivative of yet higher order to meet it too.
-    passed = refuse_second(name, value(estimate), value(inputs))
-    return passed, _Refusal(perturbed, _SECOND_ORDER_IS_ZERO.value)
+    passed = refuse_second_order(name, value(estimate), value(inputs))
+    return passed, _Second(perturbed, _SECOND_ORDER_IS_ZERO.value)
 
 
-def _refuse_second_bwd(name: str, refusal: _Refusal, cts: Any) -> Any:
+def _refuse_second_order_bwd(name: str, second: _Second, cts: Any) -> Any:
     cts = jax.tree.map(lambda ct: None if _is_zero(ct) else ct, cts, is_leaf=_is_zero)
-    if not refusal.perturbed or not jax.tree.leaves(cts):
+    if not second.perturbed or not jax.tree.leaves(cts):
         return cts, None
-    if refusal.is_zero:
+    if second.is_zero:
         return None, None
     raise NotImplementedError(
         f"{name}: its gradient was differentiated again with respect to the distribution's "
@@ -154,6 +240,9 @@ def _refuse_second_bwd(name: str, refusal: _Refusal, cts: Any) -> Any:
         "derivative. Use score_function, enumeration or, for a reparameterizable distribution, "
         "reparameterize, whose derivatives of every order are right."
     )
+
+
+refuse_second_order.defvjp(_refuse_second_order_fwd, _refuse_second_order_bwd, symbolic_zeros=True)
 
 
 def _is_primal(x: Any) -> bool:
@@ -166,4 +255,26 @@ def _is_zero(ct: Any) -> bool:
     return isinstance(ct, SymbolicZero) or getattr(ct, "dtype", None) == jax.dtypes.float0
 
 
-refuse_second.defvjp(_refuse_second_fwd, _refuse_second_bwd, symbolic_zeros=True)
+def first_order(name: str, inputs: Any) -> Any:
+    """`inputs`, through which derivatives of first order pass and higher ones raise."""
+    return jax.tree.map(lambda x: _pass_first_order(name, jnp.asarray(x)), inputs)
+
+
+def _pass_first_order_(name: str, x: jax.Array) -> jax.Array:
+    del name
+    return x
+
+
+_pass_first_order = jax.custom_vjp(_pass_first_order_, nondiff_argnums=(0,))
+
+
+def _pass_first_order_fwd(name: str, x: jax.Array) -> tuple[jax.Array, None]:
+    return refuse_second_order(name, x, x), None
+
+
+def _pass_first_order_bwd(name: str, _: None, ct: jax.Array) -> tuple[jax.Array]:
+    del name
+    return (ct,)
+
+
+_pass_first_order.defvjp(_pass_first_order_fwd, _pass_first_order_bwd)

@@ -249,9 +249,9 @@ class Report:
         Raises:
           ModuleNotFoundError: without matplotlib, which the extra `gradest[examples]` brings.
         """
-        from . import _plot
+        from .plot import figure
 
-        return _plot.figure(self)
+        return figure(self)
 
 
 def _with_total(estimate: Estimate) -> dict[str, Leaf]:

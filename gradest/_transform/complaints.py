@@ -1,70 +1,31 @@
-"""The equations at which a program stops: what each of them is, and what is wrong with it.
+"""Every message of the transform."""
 
-Shared by the two ways of going on from there, `_expectation` and `_loops`.
-"""
-
-import dataclasses
 import functools
+import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from .. import _jaxpr, _marks, _random
+from .. import _jaxpr
 from .._derivatives.refuse import UnestimatedGradientWarning
-from .._sampler import Sampler, SamplerSite
-from ..distributions import base
-from . import program as _program
+from .._sampler import Site
+
+# ---- Draws ---------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Mode:
-    """How the rest of a program is evaluated.
-
-    Attributes:
-      relaxed: an earlier site was given a relaxed value; relaxable sites follow suit.
-      indices: of the samples that earlier sites drew: each has its own randomness downstream.
-      bound: the name of an earlier sampler whose value is no mean of costs, but a bound.
-    """
-
-    relaxed: bool = False
-    indices: tuple[jax.Array, ...] = ()
-    bound: str = ""
-
-
-def read_site(eqn: Any, operands: list[Any], mode: Mode) -> tuple[jax.Array, Sampler, Any]:
-    """The key, the sampler and the distribution of a sample equation."""
-    site: SamplerSite = eqn.params["site"]
-    # A parameter may be a literal of the program, a number that is not yet an array.
-    key, *rest = map(jnp.asarray, operands)
-    sampler, dist = site.parts(tuple(rest))
-    if mode.bound:
-        raise NotImplementedError(
-            f"{sampler.name}: a draw{site.where} comes after one by {mode.bound}, whose value, a "
-            "bound of several samples, is no mean of costs that a later draw could be credited "
-            "with. Draw all variables at one site, from a joint distribution, or the later ones "
-            "by a pathwise sampler, whose noise all the samples then share."
-        )
-    for index in mode.indices:
-        key = _random.fold_in(key, index)
-    if not isinstance(dist, base.Distribution):
-        for _ in range(site.lanes):
-            dist = base.Lanes(dist)
-    return key, sampler, dist
-
-
-def check_lanes(marks: Iterable[Any]) -> None:
+def check_lanes(sites: Iterable[Site]) -> None:
     """Raises for draws whose lanes cannot be drawn together, and warns of the others.
 
     Once for each line of the user's: such a draw is credited with other lanes' cost.
     """
-    vmapped = [site for site in _sites(marks) if site.lanes]
+    vmapped = [site for site in sites if site.lanes]
     for site in vmapped:
         _check_site(site)
-    for name, where in dict.fromkeys((site.sampler.name, site.where) for site in vmapped):
+    for name, where in dict.fromkeys((site.name, site.where) for site in vmapped):
         warnings.warn(
             f"{name}: a draw under jax.vmap inside a loss{where} is credited with the whole loss "
             "in every lane. If the loss is a sum over lanes, "
@@ -74,9 +35,9 @@ def check_lanes(marks: Iterable[Any]) -> None:
         )
 
 
-def _check_site(site: SamplerSite) -> None:
-    name, where = site.sampler.name, site.where
-    if not site.sampler.linear:
+def _check_site(site: Site) -> None:
+    name, where = site.name, site.where
+    if not site.held.linear:
         raise NotImplementedError(
             f"{name}: a draw under jax.vmap inside a loss{where}: its value is the bound of the "
             "joint draw of all lanes, which is looser than the sum of the lanes' bounds. Use "
@@ -94,9 +55,68 @@ def _check_site(site: SamplerSite) -> None:
         )
 
 
-def check_collectives(program: _program.Program) -> None:
+def after_a_bound(site: Site, bound: str) -> Exception:
+    return NotImplementedError(
+        f"{site.name}: a draw{site.where} comes after one by {bound}, whose value, a "
+        "bound of several samples, is no mean of costs that a later draw could be credited "
+        "with. Draw all variables at one site, from a joint distribution, or the later ones "
+        "by a pathwise sampler, whose noise all the samples then share."
+    )
+
+
+def only_scores(site: Site) -> Exception:
+    return NotImplementedError(
+        f"{site.name}: a draw{site.where} is inside a `scan`, where the rest of the "
+        "program cannot be evaluated at several points. There use score_function with one sample "
+        "(baseline: None or a scalar), averaged with gradest.monte_carlo, relax, or a pathwise "
+        "sampler such as reparameterize or gumbel_softmax; or unroll the loop in Python."
+    )
+
+
+def nested_too_deep(num: int) -> Exception:
+    return RecursionError(
+        f"expectation: {num} draws and costs in sequence are nested too deep "
+        f"for Python's recursion limit of {sys.getrecursionlimit()}: each draw is given what "
+        "follows it as a function. Raise it with sys.setrecursionlimit, draw several variables "
+        "at one site, or use score_function with one sample, which does not nest."
+    )
+
+
+# ---- Constructs ----------------------------------------------------------------------------
+
+
+def unsupported(construct: str, held: Any) -> Exception:
+    """For the draw or the cost `held`, a node, in a construct that is not understood."""
+    what = "a cost" if held.site is None else f"a draw by {held.site.name}"
+    remedy = _INSTEAD_OF.get(construct, "Move it out of the construct.")
+    return NotImplementedError(
+        f"expectation: {what}{held.where} is inside a `{construct}`, which the transform does not "
+        f"support. {remedy} Or use sampler.expect(key, dist, cost) there, with a cost of its own."
+    )
+
+
+_INSTEAD_OF = {
+    "while": "Use jax.lax.scan with a fixed number of steps, and a mask for those that are over.",
+    "shard_map": "Put the expectation inside: jax.shard_map(gradest.expectation(loss), ..., "
+    "check_vma=False).",
+    "xla_pmap": "Put the expectation inside: jax.pmap(gradest.expectation(loss)).",
+}
+
+
+def check_rules(sites: Iterable[Site]) -> None:
+    """Warns of draws in a function whose own derivative rule is not used for that."""
+    for site in sites:
+        warnings.warn(
+            f"expectation: a draw by {site.name}{site.where} is inside a function with a "
+            "derivative rule of its own, by jax.custom_vjp or jax.custom_jvp. The rule is not "
+            "used: the function is differentiated as it is written. Draw outside of it.",
+            stacklevel=2,
+        )
+
+
+def check_collectives(eqns: Iterable[Any]) -> None:
     """Warns where draws reach other lanes, whose costs they are not credited with."""
-    for eqn in program.collectives():
+    for eqn in eqns:
         warnings.warn(
             f"expectation: a `{eqn.primitive.name}`{_jaxpr.line_of(eqn)} in the loss mixes lanes "
             "of a named axis, and depends on a draw. A draw is credited with the loss of its own "
@@ -107,88 +127,45 @@ def check_collectives(program: _program.Program) -> None:
         )
 
 
-def check_rule(eqn: Any, used: Sequence[bool]) -> None:
-    """Warns where a draw is in a function whose own derivative rule is not used for that."""
-    for site in _sites(_program.live_marks(eqn, used)):
-        if _jaxpr.has_rule(eqn):
-            warnings.warn(
-                f"expectation: a draw by {site.sampler.name}{site.where} is inside a function with "
-                "a derivative rule of its own, by jax.custom_vjp or jax.custom_jvp. The rule is "
-                "not used: the function is differentiated as it is written. Draw outside of it.",
-                stacklevel=2,
-            )
+# ---- Costs ---------------------------------------------------------------------------------
 
 
-def needs_continuation(marks: Iterable[Any]) -> bool:
-    """Whether one of these draws needs the rest of the program as a function."""
-    return any(site.sampler.score is None for site in _sites(marks))
-
-
-def has_traced_options(marks: Iterable[Any]) -> bool:
-    """Whether one of these draws has options that may be differentiated."""
-    return any(site.treedef.num_leaves > site.num_dist for site in _sites(marks))
-
-
-def _sites(marks: Iterable[Any]) -> Iterable[SamplerSite]:
-    return (mark.params["site"] for mark in marks if mark.primitive is _marks.sample_p)
-
-
-def unsupported(eqn: Any, used: Sequence[bool]) -> Exception:
-    mark = _program.live_marks(eqn, used)[0]
-    if mark.primitive is _marks.sample_p:
-        held, where = f"a draw by {mark.params['site'].sampler.name}", mark.params["site"].where
-    else:
-        held, where = "a cost", mark.params["where"]
-    construct = eqn.primitive.name
-    remedy = _REMEDIES.get(construct, "Move it out of the construct.")
-    return NotImplementedError(
-        f"expectation: {held}{where} is inside a `{construct}`, which the transform does not "
-        f"support. {remedy} Or use sampler.expect(key, dist, cost) there, with a cost of its own."
+def cost_outside(where: str) -> Exception:
+    return RuntimeError(
+        f"gradest.cost: a cost{where} is outside of a loss under gradest.expectation, which "
+        "collects the costs. Wrap the loss in gradest.expectation, or add the term to its result."
     )
 
 
-_REMEDIES = {
-    "while": "Use jax.lax.scan with a fixed number of steps, and a mask for those that are over.",
-    "shard_map": "Put the expectation inside: jax.shard_map(gradest.expectation(loss), ..., "
-    "check_vma=False).",
-    "xla_pmap": "Put the expectation inside: jax.pmap(gradest.expectation(loss)).",
-}
-
-
-def only_scores(eqn: Any) -> Exception:
-    site: SamplerSite = eqn.params["site"]
+def cost_under_vmap(where: str) -> Exception:
     return NotImplementedError(
-        f"{site.sampler.name}: a draw{site.where} is inside a `scan`, where the rest of the "
-        "program cannot be evaluated at several points. There use score_function with one sample "
-        "(baseline: None or a scalar), averaged with gradest.monte_carlo, or a pathwise sampler "
-        "such as reparameterize or gumbel_softmax; or unroll the loop in Python."
+        f"gradest.cost: a cost{where} is under jax.vmap inside a loss, where it cannot be told "
+        "whether a branch that holds it is taken. Vmap the expectation of a per-lane loss, "
+        "jax.vmap(gradest.expectation(per_lane_loss)), or return the costs from the vmapped "
+        "function and give gradest.cost the whole array."
     )
 
 
-def clone_keys(tree: Any) -> Any:
-    """Marks keys as used again on purpose: for common random numbers."""
-    is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.tree.map(lambda x: jax.random.clone(x) if is_key(x) else x, tree)
+def cost_differentiated(where: str) -> Exception:
+    return NotImplementedError(
+        f"gradest.cost: a cost{where} is inside a function that the loss itself differentiates, or "
+        "in a loss that is differentiated without gradest.expectation. Wrap the loss in "
+        "gradest.expectation, and give the costs to gradest.cost outside of that jax.grad, or "
+        "jax.jvp; auxiliary output (has_aux=True) takes them there."
+    )
 
 
-def watched(eqn: Any, env: _program.Env, name: str) -> _program.Env:
-    """The environment in which the parameters of a draw by jax.random warn when differentiated."""
-    parameters = [
-        v
-        for v in _jaxpr.variables(eqn)
-        if jnp.issubdtype(jax.dtypes.result_type(env[v]), jnp.floating)
-    ]
-    where = _jaxpr.line_of(eqn)
-    return {**env, **{v: _watch(name, where, env[v]) for v in parameters}}
+# ---- Draws by jax.random -------------------------------------------------------------------
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _watch(name: str, where: str, x: jax.Array) -> jax.Array:
+def watched(name: str, where: str, x: jax.Array) -> jax.Array:
+    """`x`, a parameter of a draw by `jax.random`, which warns when it is differentiated."""
     del name, where
     return x
 
 
-def _watch_jvp(name: str, where: str, primals: Any, tangents: Any) -> Any:
+def _watched_jvp(name: str, where: str, primals: Any, tangents: Any) -> Any:
     (x,), (dx,) = primals, tangents
     if isinstance(dx, SymbolicZero):
         return x, jnp.zeros_like(x)
@@ -202,4 +179,4 @@ def _watch_jvp(name: str, where: str, primals: Any, tangents: Any) -> Any:
     return x, dx
 
 
-_watch.defjvp(_watch_jvp, symbolic_zeros=True)
+watched.defjvp(_watched_jvp, symbolic_zeros=True)

@@ -5,32 +5,35 @@ draw's sampler is then given the rest of the program as its cost. Sites thus nes
 of the program, and each is credited with what comes after it alone.
 """
 
-import contextvars
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _jaxpr, _marks
-from .._sampler import Cost
-from . import program as _program
-from .complaints import (
-    Mode,
-    check_collectives,
-    check_lanes,
-    check_rule,
-    clone_keys,
-    read_site,
-)
-from .ledger import Ledger, Position, account, advance
+from .. import _random
+from .._cost import Mode
+from . import complaints
+from .continuation import value_of
+from .ledger import Ledger, advance
+from .program import Program, Purpose, read_program
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def expectation(loss: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+@overload
+def expectation(loss: Callable[P, T], has_aux: bool = False) -> Callable[P, T]: ...
+
+
+@overload
+def expectation(*, has_aux: bool = False) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+
+
+def expectation(loss: Callable[..., Any] | None = None, has_aux: bool = False) -> Any:
     """Estimates the expectation of a loss that draws, with its gradient attached.
 
     The result takes the arguments of `loss` and returns one Monte Carlo estimate of
@@ -45,16 +48,20 @@ def expectation(loss: Callable[..., Any], has_aux: bool = False) -> Callable[...
 
     Args:
       loss: a function whose result is a real scalar, or a pair of it and auxiliary output.
-        Arrays among its arguments are traced, as under `jax.jit`; anything else is static.
+        Arrays among its arguments are traced, as under `jax.jit`; anything else is static. Without
+        one, `gradest.expectation(has_aux=True)` is a decorator.
       has_aux: whether `loss` returns a pair, as in `jax.value_and_grad`. The auxiliary output is
-        that of one run of the program with plain draws: never averaged over samples, never
-        differentiated.
+        never differentiated, and never averaged over samples: where the loss is evaluated once, as
+        with draws by `score_function` with one sample and by pathwise samplers, it is that of the
+        same run; else that of one run of the program with plain draws. Effects take place once,
+        but for those in what the loss needs at several points.
 
     Returns:
       A function with the arguments of `loss`, which returns a scalar, or the scalar and the
       auxiliary output.
 
     Raises:
+      TypeError: if `loss` is not callable, or returns something else than it should.
       NotImplementedError: when a draw is inside a construct that the transform does not
         support; the message names it, the estimator and the remedy.
       ValueError: when the loss is not a real scalar.
@@ -74,56 +81,25 @@ def expectation(loss: Callable[..., Any], has_aux: bool = False) -> Callable[...
       Graphs", eq. 5 and Theorem 1, for draws credited with what is downstream of them.
     """
 
+    if loss is None:
+        return functools.partial(expectation, has_aux=has_aux)
+    if not callable(loss):
+        raise TypeError(
+            f"loss: expected a function, got {type(loss).__name__}. Wrap the function that draws, "
+            "not its result: gradest.expectation(loss)(*args)."
+        )
+
     @functools.wraps(loss)
     def estimate(*args: Any, **kwargs: Any) -> Any:
         staged = _stage(loss, has_aux, args, kwargs)
         with jax.named_scope("gradest.expectation"):
-            value = _evaluate(staged.jaxpr, staged.values)
-            if not has_aux:
-                return value
-            return value, staged.aux()
+            value, aux = staged.evaluate()
+        return (value, aux) if has_aux else value
 
     return estimate
 
 
-def cost(c: jax.typing.ArrayLike) -> None:
-    """Adds `c` to the loss, from inside it.
-
-    Draws made before this line are credited with it and draws made after it are not, which
-    spares their gradient estimates the variance that it would add.
-
-    Args:
-      c: real; an array adds the sum of its elements. In a function under `jax.vmap`, one that is
-        the same in all lanes is added once.
-
-    Raises:
-      RuntimeError: when run outside `gradest.expectation`.
-      TypeError: if `c` is not a floating-point array.
-
-    Example:
-      >>> import gradest as ge, jax
-      >>> from gradest.distributions import Bernoulli
-      >>> bit = ge.score_function()
-      >>> @ge.expectation
-      ... def loss(logit, key):
-      ...     first = bit(key, Bernoulli(logit))
-      ...     ge.cost((first - 0.3) ** 2)
-      ...     return 0.0 * first
-      >>> loss(0.0, jax.random.key(0)).shape
-      ()
-    """
-    if not _STAGING.get():
-        raise _marks.cost_outside()
-    c = jnp.asarray(c)
-    if not jnp.issubdtype(c.dtype, jnp.floating):
-        raise TypeError(f"c: expected a real floating-point array, got one of type {c.dtype}.")
-    _marks.cost_p.bind(c, where=_jaxpr.user_line())
-
-
 # ---- Staging -------------------------------------------------------------------------------
-
-# Whether a loss is being staged: a cost that nothing collects would be dropped by jax.jit.
-_STAGING = contextvars.ContextVar("staging", default=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +110,37 @@ class _Staged:
     values: list[Any]
     aux_treedef: Any
 
-    def aux(self) -> Any:
-        """Auxiliary output of a run with plain draws; equal work is shared when compiled."""
-        jaxpr = _program.without_costs(self.jaxpr, [False] + [True] * (len(self.jaxpr.outvars) - 1))
-        values = jax.lax.stop_gradient(clone_keys(self.values))
+    def evaluate(self) -> tuple[jax.Array, Any]:
+        """The loss, and its auxiliary output: of the same run where that is one run."""
+        program = read_program(self.jaxpr, Purpose.BOTH)
+        _check(program)
+        if not program.needs_rest(Mode()):
+            return self._of_one_run(program)
+        if len(program.outputs) == 1:
+            return self._value(program), self._aux([])
+        # The loss may be evaluated at several points: auxiliary output is that of plain draws.
+        loss = self._value(read_program(self.jaxpr, Purpose.LOSS))
+        report = read_program(self.jaxpr, Purpose.REPORT)
+        env = report.bind(*jax.lax.stop_gradient(jax.tree.map(_clone, self.values)))
+        env, _ = advance(report, slice(None), env, Mode(), Ledger())
+        return loss, self._aux(report.results(env)[1:])
+
+    def _value(self, program: Program) -> jax.Array:
+        try:
+            return value_of(program, self.values, Mode(), lambda outs, _: outs[0])
+        except RecursionError:
+            raise complaints.nested_too_deep(len(program.marks)) from None
+
+    def _of_one_run(self, program: Program) -> tuple[jax.Array, Any]:
+        ledger = Ledger.of(program.nodes)
+        env, ledger = advance(program, slice(None), program.bind(*self.values), Mode(), ledger)
+        loss, *aux = program.results(env)
+        return ledger.close(jnp.asarray(loss)), self._aux(aux)
+
+    def _aux(self, outs: Sequence[Any]) -> Any:
         # A constant output is a literal of the program, which is not yet an array.
-        return jax.tree.unflatten(self.aux_treedef, map(jnp.asarray, jaxpr(*values)))
+        leaves = [jax.lax.stop_gradient(jnp.asarray(out)) for out in outs]
+        return jax.tree.unflatten(self.aux_treedef, leaves)
 
 
 def _stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> _Staged:
@@ -162,13 +163,8 @@ def _stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> _
         return _real_scalar(out[0], has_aux), out[1]
 
     values = [leaves[i] for i in dynamic]
-    token = _STAGING.set(True)
-    try:
-        closed, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
-    finally:
-        _STAGING.reset(token)
-    jaxpr, consts = _jaxpr.open_jaxpr(closed)
-    return _Staged(jaxpr, [*consts, *values], jax.tree.structure(aux))
+    jaxpr, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
+    return _Staged(jaxpr, values, jax.tree.structure(aux))
 
 
 def _real_scalar(value: Any, has_aux: bool) -> Any:
@@ -191,105 +187,11 @@ def _real_scalar(value: Any, has_aux: bool) -> Any:
     return value
 
 
-# ---- Evaluation ----------------------------------------------------------------------------
+def _check(program: Program) -> None:
+    complaints.check_lanes([draw.site for draw in program.draws])
+    complaints.check_collectives(program.collectives())
+    complaints.check_rules(draw.site for draw in program.with_rules())
 
 
-# What follows a (part of a) program: from its outputs to the value of everything to come.
-_Then = Callable[[list[Any], Mode], jax.Array]
-
-
-class _Rest(Cost):
-    """The rest of a program as a function of a draw: a site's cost."""
-
-    def __init__(self, function: Callable[[Any, Mode], jax.Array], mode: Mode, sampler: str):
-        super().__init__(lambda draw: function(draw, mode), sampler)
-        self._of_mode = lambda mode: _Rest(function, mode, sampler)
-        self._mode = mode
-
-    def batch(self, draws: Any) -> jax.Array:
-        def one(index: jax.Array, draw: Any) -> jax.Array:
-            indices = (*self._mode.indices, index)
-            return self._of_mode(dataclasses.replace(self._mode, indices=indices))(draw)
-
-        size = jax.tree.leaves(draws)[0].shape[0]
-        return jax.vmap(one)(jnp.arange(size, dtype=jnp.uint32), draws)
-
-    def relaxed(self, point: Any) -> jax.Array:
-        return self._of_mode(dataclasses.replace(self._mode, relaxed=True))(point)
-
-
-def _evaluate(jaxpr: Any, values: Sequence[Any]) -> jax.Array:
-    program = _program.Program.of(jaxpr, [True] + [False] * (len(jaxpr.outvars) - 1))
-    check_lanes(program.marks())
-    check_collectives(program)
-    try:
-        return _run(program, values, Mode(), lambda outs, _: outs[0])
-    except RecursionError:
-        raise RecursionError(
-            f"expectation: {len(program.marks())} draws and costs in sequence are nested too deep "
-            f"for Python's recursion limit of {sys.getrecursionlimit()}: each draw is given what "
-            "follows it as a function. Raise it with sys.setrecursionlimit, draw several variables "
-            "at one site, or use score_function with one sample, which does not nest."
-        ) from None
-
-
-def _run(program: _program.Program, values: Sequence[Any], mode: Mode, then: _Then) -> jax.Array:
-    """The value of `program` at `values` followed by `then`, draws estimated."""
-    empty = Ledger.empty(program.marks())
-
-    def proceed(position: Position, mode: Mode) -> jax.Array:
-        position, ledger = advance(program, position, mode, empty, pause=True)
-        rest = go_on(position, mode)
-        return rest if ledger is empty else ledger.close(rest)
-
-    def go_on(position: Position, mode: Mode) -> jax.Array:
-        """Goes on from the program's end, or from a draw that is given all that follows it."""
-        turn, env = position.turn, position.env
-        if turn == len(program.stops):
-            return then([_program.read(env, v) for v in program.outputs], mode)
-        stop = program.stops[turn]
-        eqn = program.jaxpr.eqns[stop]
-        operands = [_program.read(env, v) for v in eqn.invars]
-
-        def resume(outs: list[Any], mode: Mode) -> jax.Array:
-            # An estimator may run the rest more than once, with the same randomness on purpose.
-            rest = {v: clone_keys(x) for v, x in env.items()}
-            results = dict(zip(eqn.outvars, outs, strict=True))
-            return proceed(Position(turn + 1, stop + 1, {**rest, **results}), mode)
-
-        return _continue(eqn, operands, program.used(stop), mode, resume)
-
-    return proceed(Position(0, 0, program.bind(*values)), mode)
-
-
-def _continue(
-    eqn: Any, operands: list[Any], used: Sequence[bool], mode: Mode, then: _Then
-) -> jax.Array:
-    """The value from `eqn` on, an equation that holds a draw which needs what follows it."""
-    if eqn.primitive is _marks.sample_p:
-        return _sample(eqn, operands, mode, then)
-    if (called := _jaxpr.called(eqn)) is not None:
-        check_rule(eqn, used)
-        return _run_closed(called, used, mode, then, *operands)
-    if (branches := _jaxpr.branches(eqn)) is not None:
-        index, *args = operands
-        arms = [functools.partial(_run_closed, branch, used, mode, then) for branch in branches]
-        return jax.lax.switch(index, arms, *args)
-    # A loop: this raises, and says what is wrong with it.
-    outs, _ = account(eqn, operands, used, mode, Ledger.empty([]))
-    return then(outs, mode)
-
-
-def _run_closed(closed: Any, used: Sequence[bool], mode: Mode, then: _Then, *args: Any) -> Any:
-    jaxpr, consts = _jaxpr.open_jaxpr(closed)
-    return _run(_program.Program.of(jaxpr, used), [*consts, *args], mode, then)
-
-
-def _sample(eqn: Any, operands: list[Any], mode: Mode, then: _Then) -> jax.Array:
-    key, sampler, dist = read_site(eqn, operands, mode)
-    if mode.relaxed and sampler.relaxed is not None:
-        return then(jax.tree.leaves(sampler._relaxed(key, dist)), mode)
-    rest = lambda draw, mode: then(jax.tree.leaves(draw), mode)
-    if not sampler.linear:
-        mode = dataclasses.replace(mode, bound=sampler.name)
-    return sampler._expect(key, dist, _Rest(rest, mode, sampler.name))
+def _clone(x: Any) -> Any:
+    return jax.random.clone(x) if _random.is_typed(x) else x

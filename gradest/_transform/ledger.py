@@ -7,25 +7,33 @@ draws so far weights every later cost, which is the same sum, sum_t c_t magic(su
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .. import _jaxpr, _marks
+from .. import _jaxpr, _random
+from .._cost import Mode
 from .._derivatives.primitives import magic
 from .._derivatives.variance import attach_variance_gradient
-from . import program as _program
-from .complaints import (
-    Mode,
-    check_rule,
-    has_traced_options,
-    needs_continuation,
-    only_scores,
-    read_site,
-    unsupported,
-    watched,
+from .._sampler import ControlVariate, Sampler
+from ..distributions import base
+from . import complaints
+from .program import (
+    Branch,
+    Call,
+    Draw,
+    Env,
+    Loop,
+    Node,
+    Opaque,
+    Program,
+    RawDraw,
+    Run,
+    Spend,
+    While,
+    marks_of,
 )
 
 
@@ -36,150 +44,173 @@ class Ledger:
 
     Attributes:
       log_prob: of the draws so far.
-      cost: the costs so far, each weighted by magic(log-probability of the draws before it), and
-        the baselines b of the draws as b (1 - magic(l)), which is zero with derivative -b dl,
-        weighted likewise.
-      baselines: None if no baseline is trained, else the sum of b, and that of
-        b (b + costs before) with the bracket held fixed. With the total T of all costs,
-        second - T * first has the derivative b - (T - costs before) in each b: that of
-        (costs after - b)^2 / 2.
+      value: the costs so far, each weighted by magic(log-probability of the draws before it), and
+        the control variates of the draws, which are zero, weighted likewise.
+      trained: None if no control variate is, else the sums of A and of B - A * costs before, with
+        the costs held fixed: with the total T of all costs, T * first + second has the derivative
+        of the draws' A * (costs after) + B.
     """
 
-    log_prob: jax.Array
-    cost: jax.Array
-    baselines: tuple[jax.Array, jax.Array] | None
+    log_prob: jax.Array | None = None
+    value: jax.Array | None = None
+    trained: tuple[jax.Array, jax.Array] | None = None
 
     @staticmethod
-    def empty(marks: Iterable[Any]) -> "Ledger":
-        """For the draws and costs `marks`."""
+    def of(nodes: Sequence[Run | Node]) -> "Ledger":
+        """An empty one for the draws and costs in `nodes`; without any, one without sums."""
+        marks = [mark for node in nodes for mark in marks_of(node)]
+        if not marks:
+            return Ledger()
+        trains = any(isinstance(mark, Draw) and mark.site.has_traced_options for mark in marks)
         zero = jnp.zeros(())
-        return Ledger(zero, zero, (zero, zero) if has_traced_options(marks) else None)
+        return Ledger(zero, zero, (zero, zero) if trains else None)
 
-    def draw(self, log_prob: jax.Array, baseline: Any) -> "Ledger":
+    def book(self, log_prob: jax.Array, baseline: Any) -> "Ledger":
+        """Enters a draw."""
+        assert self.log_prob is not None
+        assert self.value is not None
         l = log_prob.astype(self.log_prob.dtype)
-        if isinstance(baseline, float) and baseline == 0:
-            # In a loop, its terms of the value zero would be kept for every step.
+        control = ControlVariate.of(baseline, l)
+        if control is None:
             return dataclasses.replace(self, log_prob=self.log_prob + l)
-        b = jnp.asarray(baseline, self.cost.dtype)
-        fixed_b, before = jax.lax.stop_gradient((b, self.cost))
-        baselines = self.baselines
-        if baselines is not None:
-            baselines = baselines[0] + b, baselines[1] + b * (fixed_b + before)
-        return Ledger(
-            log_prob=self.log_prob + l,
-            cost=self.cost + magic(self.log_prob) * fixed_b * (1 - magic(l)),
-            baselines=baselines,
-        )
+        sums = self.trained
+        if sums is not None and control.trained is not None:
+            a, b = (x.astype(self.value.dtype) for x in control.trained)
+            sums = sums[0] + a, sums[1] + b - a * jax.lax.stop_gradient(self.value)
+        term = control.term.astype(self.value.dtype)
+        return Ledger(self.log_prob + l, self.value + magic(self.log_prob) * term, sums)
 
     def spend(self, c: jax.Array) -> "Ledger":
-        c = jnp.sum(c).astype(self.cost.dtype)
-        return dataclasses.replace(self, cost=self.cost + c * magic(self.log_prob))
+        """Enters a cost."""
+        assert self.log_prob is not None
+        assert self.value is not None
+        c = jnp.sum(c).astype(self.value.dtype)
+        return dataclasses.replace(self, value=self.value + c * magic(self.log_prob))
 
     def close(self, rest: jax.Array) -> jax.Array:
         """The value of the costs so far and of the `rest` of the program."""
-        ledger = jax.tree.map(lambda x: x.astype(rest.dtype), self)
-        value = ledger.cost + rest * magic(ledger.log_prob)
-        if ledger.baselines is None:
+        if self.log_prob is None or self.value is None:
+            return rest
+        value = self.value.astype(rest.dtype) + rest * magic(self.log_prob.astype(rest.dtype))
+        if self.trained is None:
             return value
         total = jax.lax.stop_gradient(value)
-        gradient = (-total, jnp.ones_like(total))
-        return attach_variance_gradient(value, ledger.baselines, gradient, order=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """Where in a program its evaluation is.
-
-    Attributes:
-      turn: how many of the program's stops lie behind.
-      equation: the number of the next equation.
-      env: the values of the variables that are needed from there on.
-    """
-
-    turn: int
-    equation: int
-    env: _program.Env
+        sums = [x.astype(rest.dtype) for x in self.trained]
+        return attach_variance_gradient(value, sums, (total, jnp.ones_like(total)))
 
 
 def advance(
-    program: _program.Program,
-    position: Position,
-    mode: Mode,
-    ledger: Ledger,
-    *,
-    pause: bool = False,
-) -> tuple[Position, Ledger]:
-    """Evaluates the program to its end, or to `pause` before a draw that needs what follows it."""
-    turn, start, env = position.turn, position.equation, position.env
-    while turn < len(program.stops):
-        stop = program.stops[turn]
-        env, start = program.run(start, stop, env), stop
-        eqn = program.jaxpr.eqns[stop]
-        if pause and needs_continuation(program.marks_at(stop)):
-            return Position(turn, start, env), ledger
-        turn += 1
-        if stop in program.raw:
-            env = watched(eqn, env, program.raw[stop])
-            continue
-        operands = [_program.read(env, v) for v in eqn.invars]
-        outs, ledger = account(eqn, operands, program.used(stop), mode, ledger)
-        env, start = {**env, **dict(zip(eqn.outvars, outs, strict=True))}, stop + 1
-    end = len(program.jaxpr.eqns)
-    return Position(turn, end, program.run(start, end, env)), ledger
+    program: Program, nodes: slice, env: Env, mode: Mode, ledger: Ledger
+) -> tuple[Env, Ledger]:
+    """Evaluates some of the program's nodes; the environment grows by their results."""
+    env = dict(env)
+    for node in program.nodes[nodes]:
+        if isinstance(node, Run):
+            outs = node.function(*(env[v] for v in node.invars))
+            env.update(zip(node.outvars, outs, strict=True))
+        else:
+            outs, ledger = account(node, node.operands(env), mode, ledger)
+            env.update(zip(node.eqn.outvars, outs, strict=True))
+    return env, ledger
 
 
 def account(
-    eqn: Any, operands: list[Any], used: Sequence[bool], mode: Mode, ledger: Ledger
+    node: Node, operands: list[Any], mode: Mode, ledger: Ledger
 ) -> tuple[list[Any], Ledger]:
-    """The results of `eqn`, with its draws and costs entered into the ledger."""
-    if eqn.primitive is _marks.cost_p:
-        return operands, ledger.spend(operands[0])
-    if eqn.primitive is _marks.sample_p:
-        key, sampler, dist = read_site(eqn, operands, mode)
-        if sampler.score is None:
-            raise only_scores(eqn)
-        draw, log_prob, baseline = sampler._score(key, dist)
-        return jax.tree.leaves(draw), ledger.draw(log_prob, baseline)
-    if (called := _jaxpr.called(eqn)) is not None:
-        check_rule(eqn, used)
-        run = lambda operands, ledger: _account_all(called, operands, used, mode, ledger)
-        rerun = _jaxpr.rerun(eqn)
-        return (run if rerun is None else rerun(run))(operands, ledger)
-    if (branches := _jaxpr.branches(eqn)) is not None:
-        index, *args = operands
-
-        def arm(branch: Any, ledger: Ledger, *args: Any) -> tuple[list[Any], Ledger]:
-            return _account_all(branch, args, used, mode, ledger)
-
-        return jax.lax.switch(index, [functools.partial(arm, b) for b in branches], ledger, *args)
-    if (scan := _jaxpr.as_scan(eqn)) is not None:
-        return _account_scan(scan, operands, used, mode, ledger)
-    if (loop := _jaxpr.as_while(eqn)) is not None and not _program.live_marks(eqn, used):
-        return _replay_while(loop, operands, used, mode, ledger), ledger
-    raise unsupported(eqn, used)
-
-
-def _account_all(
-    closed: Any, operands: Sequence[Any], used: Sequence[bool], mode: Mode, ledger: Ledger
-) -> tuple[list[Any], Ledger]:
-    jaxpr, consts = _jaxpr.open_jaxpr(closed)
-    program = _program.Program.of(jaxpr, used)
-    start = Position(0, 0, program.bind(*consts, *operands))
-    end, ledger = advance(program, start, mode, ledger)
-    return [_program.read(end.env, v) for v in program.outputs], ledger
+    """The results of `node`, with its draws and costs entered into the ledger."""
+    match node:
+        case Draw():
+            return _draw(node, operands, mode, ledger)
+        case Spend():
+            return operands, ledger.spend(operands[0]) if node.counted else ledger
+        case RawDraw():
+            return node.run.function(*_watched(node, operands)), ledger
+        case Opaque():
+            raise complaints.unsupported(node.eqn.primitive.name, node.held)
+    # What holds nothing to account for carries no sums.
+    carried = ledger if marks_of(node) else Ledger()
+    match node:
+        case Call():
+            run = functools.partial(_run, node.body, mode)
+            outs, carried = (node.rerun(run) if node.rerun else run)(carried, *operands)
+        case Branch():
+            index, *args = operands
+            arms = [functools.partial(_run, arm, mode) for arm in node.arms]
+            outs, carried = jax.lax.switch(index, arms, carried, *args)
+        case Loop():
+            outs, carried = _scan(node, operands, mode, carried)
+        case While():
+            outs = _repeat(node, operands, mode)
+        case _:
+            raise AssertionError(node)
+    return outs, carried if marks_of(node) else ledger
 
 
-def _account_scan(
-    scan: _jaxpr.Scan, operands: list[Any], used: Sequence[bool], mode: Mode, ledger: Ledger
-) -> tuple[list[Any], Ledger]:
+def _run(program: Program, mode: Mode, ledger: Ledger, *args: Any) -> tuple[list[Any], Ledger]:
+    env, ledger = advance(program, slice(None), program.bind(*args), mode, ledger)
+    return program.results(env), ledger
+
+
+# ---- Draws ---------------------------------------------------------------------------------
+
+
+def _draw(node: Draw, operands: list[Any], mode: Mode, ledger: Ledger) -> tuple[list[Any], Ledger]:
+    if not node.credited:
+        key, *rest = jax.lax.stop_gradient([jnp.asarray(x) for x in operands])
+        return node.site.sample(_key_in(mode, key), *rest), ledger
+    key, sampler, dist = open_site(node, operands, mode)
+    if mode.relaxed and sampler.relaxed is not None:
+        return jax.tree.leaves(sampler._relaxed(key, dist)), ledger
+    if sampler.score is None:
+        raise complaints.only_scores(node.site)
+    draw, log_prob, baseline = sampler._score(key, dist)
+    return jax.tree.leaves(draw), ledger.book(log_prob, baseline)
+
+
+def open_site(node: Draw, operands: Sequence[Any], mode: Mode) -> tuple[jax.Array, Sampler, Any]:
+    """The key, the sampler and the distribution of a draw."""
+    # A parameter may be a literal of the program, a number that is not yet an array.
+    key, *rest = map(jnp.asarray, operands)
+    sampler, dist = node.site.sampler_and_dist(rest)
+    if mode.bound:
+        raise complaints.after_a_bound(node.site, mode.bound)
+    if not isinstance(dist, base.Distribution):
+        for _ in range(node.site.lanes):
+            dist = base.Lanes(dist)
+    return _key_in(mode, key), sampler, dist
+
+
+def _key_in(mode: Mode, key: jax.Array) -> jax.Array:
+    for index in mode.indices:
+        key = _random.fold_in(key, index)
+    return key
+
+
+def _watched(node: RawDraw, operands: Sequence[Any]) -> list[Any]:
+    """The operands, of which the parameters of the draw warn when they are differentiated."""
+    where = _jaxpr.line_of(node.eqn)
+
+    def watched(x: Any) -> Any:
+        if not jnp.issubdtype(jax.dtypes.result_type(x), jnp.floating):
+            return x
+        return complaints.watched(node.name, where, x)
+
+    values = dict(zip(map(id, node.eqn.invars), operands, strict=True))
+    return [watched(values[id(v)]) for v in node.run.invars]
+
+
+# ---- Loops ---------------------------------------------------------------------------------
+
+
+def _scan(node: Loop, operands: list[Any], mode: Mode, ledger: Ledger) -> tuple[list[Any], Ledger]:
+    scan = node.scan
     consts = operands[: scan.num_consts]
     carry = operands[scan.num_consts : scan.num_consts + scan.num_carry]
     xs = operands[scan.num_consts + scan.num_carry :]
-    used = _program.used_in_scan(scan, used)
 
     def step(state: Any, x: list[Any]) -> Any:
         carry, ledger = state
-        outs, ledger = _account_all(scan.body, [*consts, *carry, *x], used, mode, ledger)
+        outs, ledger = _run(node.body, mode, ledger, *consts, *carry, *x)
         return (_carried(carry, outs), ledger), outs[scan.num_carry :]
 
     (carry, ledger), ys = jax.lax.scan(
@@ -188,22 +219,17 @@ def _account_scan(
     return [*carry, *ys], ledger
 
 
-def _replay_while(
-    loop: _jaxpr.While, operands: list[Any], used: Sequence[bool], mode: Mode, ledger: Ledger
-) -> list[Any]:
-    """A while without the draws in it that nothing uses, watched for those by jax.random."""
+def _repeat(node: While, operands: list[Any], mode: Mode) -> list[Any]:
+    loop = node.loop
     condition_consts = operands[: loop.num_condition_consts]
     consts = operands[loop.num_condition_consts :][: loop.num_consts]
     carry = operands[loop.num_condition_consts + loop.num_consts :]
-    used = _program.used_in_while(loop, used)
 
     def condition(carry: list[Any]) -> jax.Array:
-        outs, _ = _account_all(loop.condition, [*condition_consts, *carry], [True], mode, ledger)
-        return outs[0]
+        return _run(node.condition, mode, Ledger(), *condition_consts, *carry)[0][0]
 
     def body(carry: list[Any]) -> list[Any]:
-        outs, _ = _account_all(loop.body, [*consts, *carry], used, mode, ledger)
-        return _carried(carry, outs)
+        return _carried(carry, _run(node.body, mode, Ledger(), *consts, *carry)[0])
 
     return jax.lax.while_loop(condition, body, carry)
 

@@ -1,246 +1,524 @@
-"""Programs: jaxprs, cut at the equations that hold a draw or a cost.
+"""Programs: jaxprs read into nodes, once.
 
-What lies between two of them is evaluated as a jaxpr of its own, never equation by equation,
-since the protocol for binding a single equation changes between JAX's releases.
+A node is a draw, a cost, a construct that holds some, or a run of equations that holds none and is
+evaluated as a jaxpr of its own, never equation by equation, since the protocol for binding a single
+equation changes between JAX's releases. To add a construct, add its node here, to `_Reader.node`,
+and one case each to `ledger` and `continuation`.
 """
 
 import dataclasses
+import enum
 import functools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.extend import core
 
-from .._jaxpr import (
-    Scan,
-    While,
-    as_scan,
-    as_while,
-    branches,
-    called,
-    collective_in,
-    has_rule,
-    is_var,
-    needed,
-    raw_draw,
-    subjaxprs,
-    variables,
-)
-from .._marks import cost_p, sample_p
+from .. import _jaxpr
+from .._cost import Mode
+from .._jaxpr import is_var, variables
+from .._sampler import Site, sample_p
+from .spend import cost_p
 
 Env = dict[Any, Any]
 
 
-def marks_in(eqn: Any) -> Iterable[Any]:
-    """The equations in `eqn`, at any depth, that draw or add a cost."""
-    if eqn.primitive in (sample_p, cost_p):
-        yield eqn
-    for jaxpr in subjaxprs(eqn):
-        for inner in jaxpr.eqns:
-            yield from marks_in(inner)
+# What becomes of a variable, as bits: this run of the program wants it, the loss or a cost depends
+# on it, auxiliary output does. A draw on which the loss or a cost depends is credited with what
+# follows it. One that is drawn for auxiliary output or an effect alone is not: that would be noise
+# in the gradient.
+NOTHING, WANTED, COUNTS, REPORTED = 0, 1, 2, 4
 
 
-def holds_cost(eqn: Any) -> bool:
-    return any(mark.primitive is cost_p for mark in marks_in(eqn))
+class Purpose(enum.Enum):
+    """What a program is run for."""
+
+    BOTH = "the loss and auxiliary output, in one run"
+    LOSS = "the loss, perhaps at several points; auxiliary output is another run's"
+    REPORT = "auxiliary output, with plain draws and no effects but its own"
+
+
+# ---- Nodes ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """Equations without a draw or a cost."""
+
+    function: Callable[..., list[Any]]
+    invars: list[Any]
+    outvars: list[Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """An equation that is no part of a run."""
+
+    eqn: Any
+
+    def operands(self, env: Env) -> list[Any]:
+        return [read(env, v) for v in self.eqn.invars]
+
+    @property
+    def programs(self) -> Sequence["Program"]:
+        """Those that the equation runs."""
+        return ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Draw(Node):
+    """A draw by a cost-based sampler; credited, or else a plain one."""
+
+    credited: bool
+
+    @property
+    def site(self) -> Site:
+        return self.eqn.params["site"]
+
+    @property
+    def where(self) -> str:
+        return self.site.where
+
+    def needs_rest(self, mode: Mode) -> bool:
+        """Whether it needs the rest of the program as a function, and not only its value."""
+        held = self.site.held
+        return self.credited and held.score is None and not (mode.relaxed and held.relaxed)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spend(Node):
+    """A cost that the loss adds to itself; counted, or else passed by."""
+
+    counted: bool
+    site: None = None
+
+    @property
+    def where(self) -> str:
+        return self.eqn.params["where"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RawDraw(Node):
+    """A draw of a discrete variable by `jax.random`, which nothing estimates."""
+
+    name: str
+    run: Run
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call(Node):
+    """A program that is run once.
+
+    Attributes:
+      body: the program.
+      rerun: the `jax.checkpoint` under which it is run, if it is.
+      has_rule: whether it has a derivative rule of its own.
+    """
+
+    body: "Program"
+    rerun: Callable[..., Any] | None
+    has_rule: bool
+
+    @property
+    def programs(self) -> Sequence["Program"]:
+        return (self.body,)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Branch(Node):
+    """A cond or switch, whose first operand is the index."""
+
+    arms: Sequence["Program"]
+
+    @property
+    def programs(self) -> Sequence["Program"]:
+        return self.arms
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loop(Node):
+    """A scan."""
+
+    scan: _jaxpr.Scan
+    body: "Program"
+
+    @property
+    def programs(self) -> Sequence["Program"]:
+        return (self.body,)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class While(Node):
+    """A while loop, in which no draw is credited."""
+
+    loop: _jaxpr.While
+    condition: "Program"
+    body: "Program"
+
+    @property
+    def programs(self) -> Sequence["Program"]:
+        return (self.condition, self.body)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Opaque(Node):
+    """A construct that is not understood, and holds a draw or a cost."""
+
+    held: Draw | Spend
+
+
+# ---- Programs ------------------------------------------------------------------------------
 
 
 def read(env: Env, atom: Any) -> Any:
-    """The value of a variable or a literal; None for an output that is not wanted."""
-    return None if atom is None else atom.val if isinstance(atom, core.Literal) else env[atom]
+    """The value of a variable or a literal; None for one that is not wanted."""
+    return atom.val if isinstance(atom, core.Literal) else env.get(atom)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A jaxpr, cut at the equations that hold a draw or a cost.
+    """A jaxpr, read.
 
     Attributes:
-      jaxpr: with constants among its inputs.
-      outputs: its outputs, None for each that is not wanted.
-      live: for each equation, whether the wanted outputs, a cost or an effect depend on it.
-      last_use: for each variable that is used, the position of the last equation that uses it;
-        that of an output is past the last equation.
+      jaxpr: what was read.
+      consts: values of its constants.
+      nodes: in order.
+      later: for each node, the variables that are used after it.
+      outputs: the jaxpr's outputs, None for each that is not wanted.
+      input_uses: what becomes of each input.
     """
 
     jaxpr: core.Jaxpr
-    outputs: list[Any]
-    live: list[bool]
-    last_use: dict[Any, int]
-
-    @staticmethod
-    def of(jaxpr: core.Jaxpr, used: Sequence[bool]) -> "Program":
-        """`used` tells which of the jaxpr's outputs are wanted."""
-        outputs = [v if u else None for v, u in zip(jaxpr.outvars, used, strict=True)]
-        last_use = {v: len(jaxpr.eqns) for v in outputs if is_var(v)}
-        live = [False] * len(jaxpr.eqns)
-        for i in reversed(range(len(jaxpr.eqns))):
-            eqn = jaxpr.eqns[i]
-            if eqn.effects or holds_cost(eqn) or not last_use.keys().isdisjoint(eqn.outvars):
-                live[i] = True
-                for v in variables(eqn):
-                    last_use.setdefault(v, i)
-        return Program(jaxpr, outputs, live, last_use)
-
-    @functools.cached_property
-    def raw(self) -> dict[int, str]:
-        """The names of the draws by jax.random of a discrete variable, by position.
-
-        Of those that the outputs, or a draw or a cost, depend on in another way than through a
-        stop_gradient, which says that no derivative is expected.
-        """
-        followed = {v for v in self.outputs if is_var(v)}
-        for eqn in reversed(self.jaxpr.eqns):
-            if eqn.primitive.name == "stop_gradient":
-                continue
-            if any(marks_in(eqn)) or not followed.isdisjoint(eqn.outvars):
-                followed.update(variables(eqn))
-        eqns = self.jaxpr.eqns
-        return {i: n for i, n in _raw_draws(self.jaxpr) if not followed.isdisjoint(eqns[i].outvars)}
-
-    @functools.cached_property
-    def stops(self) -> list[int]:
-        """Positions of the live equations that hold a draw, by jax.random or not, or a cost."""
-        holds = lambda i, eqn: i in self.raw or any(marks_in(eqn)) or _holds_raw_draw(eqn)
-        return [i for i, eqn in enumerate(self.jaxpr.eqns) if self.live[i] and holds(i, eqn)]
-
-    def marks(self) -> list[Any]:
-        """The equations, at any depth, that draw or add a cost and are live."""
-        eqns = ((i, eqn) for i, eqn in enumerate(self.jaxpr.eqns) if self.live[i])
-        return [mark for i, eqn in eqns if any(marks_in(eqn)) for mark in self.marks_at(i)]
-
-    def collectives(self) -> Iterable[Any]:
-        """The equations that mix the lanes of a named axis, between a draw and what it costs."""
-        costs = [eqn for eqn in self.jaxpr.eqns if holds_cost(eqn)]
-        ends = [*self.outputs, *(v for eqn in costs for v in (*variables(eqn), *eqn.outvars))]
-        drawn: set[Any] = set()
-        for eqn in needed(self.jaxpr, ends)[0]:
-            draws = any(mark.primitive is sample_p for mark in marks_in(eqn))
-            if draws or not drawn.isdisjoint(variables(eqn)):
-                drawn.update(eqn.outvars)
-                if (collective := collective_in(eqn)) is not None:
-                    yield collective
-
-    def marks_at(self, position: int) -> list[Any]:
-        """Those in the equation at `position`."""
-        return live_marks(self.jaxpr.eqns[position], self.used(position))
-
-    def used(self, position: int) -> list[bool]:
-        """Which results of the equation at `position` the rest of the program uses."""
-        return [v in self.last_use for v in self.jaxpr.eqns[position].outvars]
-
-    def used_inputs(self) -> list[bool]:
-        """Which of the jaxpr's inputs the wanted outputs depend on."""
-        return [v in self.last_use for v in self.jaxpr.invars]
-
-    def run(self, start: int, stop: int, env: Env) -> Env:
-        """Evaluates the equations from `start` up to `stop`; returns what is needed from there."""
-        later = lambda v: self.last_use.get(v, -1) >= stop
-        kept = {v: x for v, x in env.items() if later(v)}
-        eqns = [self.jaxpr.eqns[i] for i in range(start, stop) if self.live[i]]
-        if not eqns:
-            return kept
-        produced = dict.fromkeys(v for eqn in eqns for v in eqn.outvars)
-        outvars = [v for v in produced if later(v)]
-        invars = list(dict.fromkeys(v for eqn in eqns for v in variables(eqn) if v not in produced))
-        segment = self.jaxpr.replace(constvars=[], invars=invars, outvars=outvars, eqns=eqns)
-        results = core.jaxpr_as_fun(core.ClosedJaxpr(segment, ()))(*(env[v] for v in invars))
-        return {**kept, **dict(zip(outvars, results, strict=True))}
+    consts: Sequence[Any]
+    nodes: Sequence[Run | Node]
+    later: Sequence[frozenset[Any]]
+    outputs: Sequence[Any]
+    input_uses: Sequence[int]
 
     def bind(self, *args: Any) -> Env:
         """The environment in which the jaxpr's inputs have the values `args`."""
-        return dict(zip(self.jaxpr.invars, args, strict=True))
+        inputs = [*self.jaxpr.constvars, *self.jaxpr.invars]
+        return dict(zip(inputs, [*self.consts, *args], strict=True))
+
+    def results(self, env: Env) -> list[Any]:
+        return [None if v is None else read(env, v) for v in self.outputs]
+
+    @functools.cached_property
+    def draws(self) -> list[Draw]:
+        """Those that are credited, at any depth."""
+        return [mark for mark in self._marks if isinstance(mark, Draw) and mark.credited]
+
+    @functools.cached_property
+    def marks(self) -> list[Draw | Spend]:
+        """The draws that are credited and the costs that are counted, at any depth."""
+        return [m for m in self._marks if (m.credited if isinstance(m, Draw) else m.counted)]
+
+    @functools.cached_property
+    def _marks(self) -> list[Draw | Spend]:
+        found = []
+        for node in self.nodes:
+            if isinstance(node, (Draw, Spend)):
+                found.append(node)
+            elif isinstance(node, Opaque):
+                found.append(node.held)
+            elif isinstance(node, Node):
+                found.extend(mark for program in node.programs for mark in program._marks)
+        return found
+
+    @functools.cached_property
+    def has_raw_draws(self) -> bool:
+        nodes = [node for node in self.nodes if isinstance(node, Node)]
+        raw = lambda node: any(program.has_raw_draws for program in node.programs)
+        return any(isinstance(node, RawDraw) or raw(node) for node in nodes)
+
+    def needs_rest(self, mode: Mode) -> bool:
+        return any(draw.needs_rest(mode) for draw in self.draws)
+
+    @functools.cached_property
+    def keys(self) -> frozenset[Any]:
+        """The variables that are PRNG keys."""
+        inputs = [*self.jaxpr.constvars, *self.jaxpr.invars]
+        return frozenset(v for v in [*inputs, *_results(self.jaxpr.eqns)] if _is_key(v))
+
+    def with_rules(self) -> Iterable[Draw]:
+        """The draws in functions that have a derivative rule of their own."""
+        for node in self.nodes:
+            if isinstance(node, Call) and node.has_rule:
+                yield from node.body.draws
+            elif isinstance(node, Node):
+                for program in node.programs:
+                    yield from program.with_rules()
+
+    def collectives(self) -> Iterable[Any]:
+        """The equations that mix the lanes of a named axis, between a draw and what it costs.
+
+        Of a staged loss, whose first output is the loss.
+        """
+        held = {id(node.eqn): marks_of(node) for node in self.nodes if isinstance(node, Node)}
+        marks = lambda eqn, kind: any(isinstance(m, kind) for m in held.get(id(eqn), ()))
+        costs = [eqn for eqn in self.jaxpr.eqns if marks(eqn, Spend)]
+        ends = [self.outputs[0], *(v for eqn in costs for v in (*variables(eqn), *eqn.outvars))]
+        drawn: set[Any] = set()
+        for eqn in _jaxpr.needed(self.jaxpr, ends)[0]:
+            if marks(eqn, Draw) or not drawn.isdisjoint(variables(eqn)):
+                drawn.update(eqn.outvars)
+                if (collective := _jaxpr.collective_in(eqn)) is not None:
+                    yield collective
 
 
-def _raw_draws(jaxpr: core.Jaxpr) -> Iterable[tuple[int, str]]:
-    defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
-    for i, eqn in enumerate(jaxpr.eqns):
-        if (name := raw_draw(eqn, defined_by)) is not None:
-            yield i, name
+def marks_of(node: Run | Node) -> list[Draw | Spend]:
+    """The draws that are credited and the costs that are counted in `node`, at any depth."""
+    match node:
+        case Draw(credited=True) | Spend(counted=True):
+            return [node]
+        case Opaque():
+            return [node.held]
+        case Node():
+            return [mark for program in node.programs for mark in program.marks]
+    return []
 
 
-def _holds_raw_draw(eqn: Any) -> bool:
-    """Whether `eqn` is a construct that is known here and holds a draw by jax.random.
-
-    What has a derivative of its own is taken at its word.
-    """
-    if has_rule(eqn):
-        return False
-    if not (called(eqn) or branches(eqn) or as_scan(eqn) or as_while(eqn)):
-        return False
-    return any(
-        any(_raw_draws(jaxpr)) or any(map(_holds_raw_draw, jaxpr.eqns)) for jaxpr in subjaxprs(eqn)
-    )
+def needs_rest(node: Run | Node, mode: Mode) -> bool:
+    """Whether a draw in `node` needs the rest of the program as a function."""
+    if isinstance(node, Draw):
+        return node.needs_rest(mode)
+    return isinstance(node, Node) and any(program.needs_rest(mode) for program in node.programs)
 
 
-def live_marks(eqn: Any, used: Sequence[bool]) -> list[Any]:
-    """The draws and costs in `eqn` on which a cost, or a result that is `used`, depends."""
-    if (programs := _programs(eqn, used)) is None:
-        return list(marks_in(eqn))
-    return [mark for program in programs for mark in program.marks()]
+# ---- Reading -------------------------------------------------------------------------------
 
 
-def _programs(eqn: Any, used: Sequence[bool]) -> list[Program] | None:
-    """The programs that `eqn` runs, if it is a construct that is known here."""
-    if (jaxpr := called(eqn)) is not None:
-        return [Program.of(jaxpr.jaxpr, used)]
-    if (jaxprs := branches(eqn)) is not None:
-        return [Program.of(jaxpr.jaxpr, used) for jaxpr in jaxprs]
-    if (scan := as_scan(eqn)) is not None:
-        return [Program.of(scan.body.jaxpr, used_in_scan(scan, used))]
-    if (loop := as_while(eqn)) is not None:
-        condition = Program.of(loop.condition.jaxpr, [True])
-        return [condition, Program.of(loop.body.jaxpr, used_in_while(loop, used))]
-    return None
+def read_program(jaxpr: core.ClosedJaxpr, purpose: Purpose) -> Program:
+    """The program of a staged loss, whose first output is the loss and the others auxiliary."""
+    loss, report = {
+        Purpose.BOTH: (WANTED | COUNTS, WANTED | REPORTED),
+        Purpose.LOSS: (WANTED | COUNTS, REPORTED),
+        Purpose.REPORT: (NOTHING, WANTED | REPORTED),
+    }[purpose]
+    uses = [loss] + [report] * (len(jaxpr.jaxpr.outvars) - 1)
+    return _Reader(purpose).program(jaxpr, uses)
 
 
-def used_in_scan(scan: Scan, used: Sequence[bool]) -> list[bool]:
-    """Which outputs of the body matter, given which of the scan's results do."""
-    return _used_in_body(scan.body.jaxpr, scan.num_consts, scan.num_carry, used)
+class _Reader:
+    """Reads a jaxpr and those in it, each once for what is wanted of it."""
+
+    def __init__(self, purpose: Purpose):
+        self.purpose = purpose
+        self._programs: dict[Any, Program] = {}
+        self._holds: dict[int, tuple[bool, bool]] = {}
+
+    def program(self, closed: core.ClosedJaxpr, uses: Sequence[int]) -> Program:
+        """`uses` tells what becomes of each of the jaxpr's outputs."""
+        # The jaxpr is alive as long as the reader, since it is part of the one that is read.
+        name = id(closed.jaxpr), tuple(uses)
+        if name not in self._programs:
+            self._programs[name] = self._read(closed, uses)
+        return self._programs[name]
+
+    def _read(self, closed: core.ClosedJaxpr, uses: Sequence[int]) -> Program:
+        jaxpr = closed.jaxpr
+        defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+        use: dict[Any, int] = {}
+        for v, u in zip(jaxpr.outvars, uses, strict=True):
+            if is_var(v):
+                use[v] = use.get(v, NOTHING) | u
+        # What the loss depends on in another way than through a stop_gradient, which says that no
+        # derivative is expected.
+        followed = {v for v, u in use.items() if u & COUNTS}
+
+        entries: list[Any] = []  # equations of runs, and nodes, from the last to the first
+        for eqn in reversed(jaxpr.eqns):
+            of_results = [use.get(v, NOTHING) for v in eqn.outvars]
+            reaches = not followed.isdisjoint(eqn.outvars)
+            node = self.node(jaxpr, eqn, of_results, defined_by, reaches)
+            marks = marks_of(node) if node is not None else []
+            all_uses = functools.reduce(operator.or_, of_results, NOTHING)
+            if marks:
+                all_uses |= WANTED | COUNTS
+            live = all_uses & WANTED or (eqn.effects and self._takes_place(all_uses))
+            if live:
+                entries.append(eqn if node is None else node)
+                all_uses |= WANTED
+            if (marks or reaches) and eqn.primitive.name != "stop_gradient":
+                followed.update(variables(eqn))
+            for v, u in zip(eqn.invars, self._of_operands(eqn, node, all_uses), strict=True):
+                if is_var(v) and u:
+                    use[v] = use.get(v, NOTHING) | u
+
+        wanted = [v if u & WANTED else None for v, u in zip(jaxpr.outvars, uses, strict=True)]
+        nodes, later = _grouped(jaxpr, reversed(entries), filter(is_var, wanted))
+        inputs = [use.get(v, NOTHING) for v in jaxpr.invars]
+        return Program(jaxpr, closed.consts, nodes, later, wanted, inputs)
+
+    def _takes_place(self, use: int) -> bool:
+        """Whether an effect does, on whose results at most what `use` says depends.
+
+        Each does in one kind of run, so that none happens twice.
+        """
+        if self.purpose is Purpose.LOSS:
+            return not use & REPORTED
+        return self.purpose is Purpose.BOTH
+
+    def _of_operands(self, eqn: Any, node: Node | None, use: int) -> Sequence[int]:
+        """What becomes of the operands of `eqn`, of whose results `use` becomes."""
+        if isinstance(node, Call):
+            inner = node.body.input_uses
+        elif isinstance(node, Branch):
+            inner = [use, *_joined([arm.input_uses for arm in node.arms])]
+        elif isinstance(node, Loop):
+            inner = node.body.input_uses
+        elif isinstance(node, Draw) and not node.credited:
+            return [use & ~COUNTS] * len(eqn.invars)
+        else:
+            return [use] * len(eqn.invars)
+        wanted = use & WANTED
+        return [u & ~WANTED | wanted for u in inner]
+
+    def node(
+        self, jaxpr: core.Jaxpr, eqn: Any, uses: Sequence[int], defined_by: Any, followed: bool
+    ) -> Node | None:
+        """What `eqn` is, given what becomes of its results; None for a part of a run."""
+        credited = any(u & COUNTS for u in uses) and self.purpose is not Purpose.REPORT
+        if eqn.primitive is sample_p:
+            return Draw(eqn, credited)
+        if eqn.primitive is cost_p:
+            return Spend(eqn, self.purpose is not Purpose.REPORT)
+        if followed and (name := _jaxpr.raw_draw(eqn, defined_by)) is not None:
+            return RawDraw(eqn, name, _run(jaxpr, [eqn], eqn.outvars))
+        holds_marks, holds_raw = self._held(eqn)
+        if not (holds_marks or holds_raw):
+            return None
+        if (called := _jaxpr.called(eqn)) is not None:
+            rule = _jaxpr.has_rule(eqn)
+            node = Call(eqn, self.program(called, uses), _jaxpr.rerun(eqn), rule)
+        elif (branches := _jaxpr.branches(eqn)) is not None:
+            node = Branch(eqn, [self.program(branch, uses) for branch in branches])
+        elif (scan := _jaxpr.as_scan(eqn)) is not None:
+            node = Loop(eqn, scan, self._scanned(scan, uses))
+        elif (loop := _jaxpr.as_while(eqn)) is not None:
+            node = While(eqn, loop, *self._repeated(loop, uses))
+            if marks := marks_of(node):
+                return Opaque(eqn, marks[0])
+        else:
+            held = next(iter(self._marks_in(eqn)))
+            return Opaque(eqn, held) if holds_marks and self._matters(held, credited) else None
+        # With nothing to account for, and nothing to leave out, it is a part of a run.
+        plain = not (self._spends(node) or marks_of(node))
+        return None if plain and not any(p.has_raw_draws for p in node.programs) else node
+
+    def _scanned(self, scan: _jaxpr.Scan, uses: Sequence[int]) -> Program:
+        carry = slice(scan.num_consts, scan.num_consts + scan.num_carry)
+        return self._fixed_point(scan.body, uses, scan.num_carry, lambda p: p.input_uses[carry])
+
+    def _repeated(self, loop: _jaxpr.While, uses: Sequence[int]) -> tuple[Program, Program]:
+        # The condition decides how often everything else happens.
+        condition = self.program(loop.condition, [functools.reduce(operator.or_, uses)])
+        tested = condition.input_uses[loop.num_condition_consts :]
+        uses = [u | t for u, t in zip(uses, tested, strict=True)]
+        carried = lambda p: p.input_uses[loop.num_consts :]
+        return condition, self._fixed_point(loop.body, uses, len(uses), carried)
+
+    def _fixed_point(
+        self, body: Any, uses: Sequence[int], num_carry: int, carried: Callable[[Program], Any]
+    ) -> Program:
+        """The body of a loop, where what a later step uses of the carry is used as well."""
+        while True:
+            program = self.program(body, uses)
+            grown = [u | c for u, c in zip(uses, carried(program), strict=False)]
+            grown += uses[num_carry:]
+            if grown == list(uses):
+                return program
+            uses = grown
+
+    def _spends(self, node: Node) -> bool:
+        return any(isinstance(m, Spend) for program in node.programs for m in program._marks)
+
+    def _matters(self, mark: Draw | Spend, credited: bool) -> bool:
+        return credited if isinstance(mark, Draw) else self.purpose is not Purpose.REPORT
+
+    def _held(self, eqn: Any) -> tuple[bool, bool]:
+        """Whether `eqn` holds draws or costs, and draws by `jax.random`, at any depth.
+
+        What has a derivative of its own is taken at its word, and not searched for the latter.
+        """
+        marks = raw = False
+        for jaxpr in _jaxpr.subjaxprs(eqn):
+            if id(jaxpr) not in self._holds:
+                self._holds[id(jaxpr)] = self._holds_of(jaxpr)
+            inner = self._holds[id(jaxpr)]
+            marks, raw = marks or inner[0], raw or inner[1]
+        return marks, raw and _jaxpr.is_understood(eqn) and not _jaxpr.has_rule(eqn)
+
+    def _holds_of(self, jaxpr: core.Jaxpr) -> tuple[bool, bool]:
+        marks = raw = False
+        defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+        for eqn in jaxpr.eqns:
+            marks = marks or eqn.primitive in (sample_p, cost_p)
+            raw = raw or _jaxpr.raw_draw(eqn, defined_by) is not None
+            inner = self._held(eqn)
+            marks, raw = marks or inner[0], raw or inner[1]
+        return marks, raw
+
+    def _marks_in(self, eqn: Any) -> Iterable[Draw | Spend]:
+        """Those in a construct that is not understood."""
+        for jaxpr in _jaxpr.subjaxprs(eqn):
+            for inner in jaxpr.eqns:
+                if inner.primitive is sample_p:
+                    yield Draw(inner, True)
+                elif inner.primitive is cost_p:
+                    yield Spend(inner, True)
+                else:
+                    yield from self._marks_in(inner)
 
 
-def used_in_while(loop: While, used: Sequence[bool]) -> list[bool]:
-    """Which outputs of the body matter, given which of the loop's results do."""
-    tested = Program.of(loop.condition.jaxpr, [True]).used_inputs()[loop.num_condition_consts :]
-    used = [u or t for u, t in zip(used, tested, strict=True)]
-    return _used_in_body(loop.body.jaxpr, loop.num_consts, len(used), used)
+def _grouped(
+    jaxpr: core.Jaxpr, entries: Iterable[Any], outputs: Iterable[Any]
+) -> tuple[list[Run | Node], list[frozenset[Any]]]:
+    """The nodes, consecutive equations made into runs; and what is used after each of them."""
+    groups: list[Any] = []
+    for entry in entries:
+        if isinstance(entry, Node):
+            groups.append(entry)
+        elif groups and isinstance(groups[-1], list):
+            groups[-1].append(entry)
+        else:
+            groups.append([entry])
+    used = set(outputs)
+    nodes: list[Run | Node] = []
+    later = []
+    for group in reversed(groups):
+        later.append(frozenset(used))
+        if isinstance(group, Node):
+            nodes.append(group)
+            used.update(variables(group.eqn))
+        else:
+            run = _run(jaxpr, group, used)
+            nodes.append(run)
+            used.update(run.invars)
+    return nodes[::-1], later[::-1]
 
 
-def _used_in_body(
-    jaxpr: core.Jaxpr, num_consts: int, num_carry: int, used: Sequence[bool]
-) -> list[bool]:
-    """What is used of a loop body's outputs: a carry also is if a later step needs it."""
-    used = list(used)
-    while True:
-        inputs = Program.of(jaxpr, used).used_inputs()
-        carried = inputs[num_consts : num_consts + num_carry]
-        grown = [u or c for u, c in zip(used, carried, strict=False)] + used[num_carry:]
-        if grown == used:
-            return used
-        used = grown
+def _run(jaxpr: core.Jaxpr, eqns: Sequence[Any], wanted: Iterable[Any]) -> Run:
+    """Those of the results of `eqns` that are `wanted`, as one function."""
+    wanted = frozenset(wanted)
+    produced = _results(eqns)
+    outvars = [v for v in produced if v in wanted]
+    used = dict.fromkeys(v for eqn in eqns for v in variables(eqn))
+    invars = [v for v in used if v not in produced]
+    part = jaxpr.replace(constvars=[], invars=invars, outvars=outvars, eqns=list(eqns))
+    return Run(core.jaxpr_as_fun(core.ClosedJaxpr(part, ())), invars, outvars)
 
 
-def without_costs(jaxpr: core.Jaxpr, used: Sequence[bool]) -> Callable[..., list[Any]]:
-    """The wanted outputs of `jaxpr` as a function of its inputs.
-
-    Costs are left out, and so are effects on which no wanted output depends: those have taken
-    place where the program was evaluated for its value.
-    """
-    outvars = [v for v, u in zip(jaxpr.outvars, used, strict=True) if u]
-    stripped = _strip(jaxpr.replace(outvars=outvars, eqns=needed(jaxpr, outvars)[0]))
-    return core.jaxpr_as_fun(core.ClosedJaxpr(stripped, ()))
+def _results(eqns: Iterable[Any]) -> dict[Any, None]:
+    return dict.fromkeys(v for eqn in eqns for v in eqn.outvars)
 
 
-def _strip(value: Any) -> Any:
-    """An equation's parameter with the costs taken out of the jaxprs in it."""
-    if isinstance(value, core.Jaxpr):
-        return value.replace(eqns=[_strip_eqn(e) for e in value.eqns if e.primitive is not cost_p])
-    if isinstance(value, core.ClosedJaxpr):
-        return value.replace(jaxpr=_strip(value.jaxpr))
-    if type(value) in (tuple, list):
-        return type(value)(_strip(item) for item in value)
-    return value
+def _is_key(v: Any) -> bool:
+    return jnp.issubdtype(getattr(v.aval, "dtype", jnp.int32), jax.dtypes.prng_key)
 
 
-def _strip_eqn(eqn: Any) -> Any:
-    if not holds_cost(eqn):
-        return eqn
-    return eqn.replace(params={name: _strip(value) for name, value in eqn.params.items()})
+def _joined(uses: Sequence[Sequence[int]]) -> list[int]:
+    return [functools.reduce(operator.or_, of_arms) for of_arms in zip(*uses, strict=True)]

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check
-from .._sampler import Cost, Sampler
+from .._cost import Cost
+from .._sampler import Sampler
 from ..distributions import Uniform, base
 from ..distributions._capabilities import SYMMETRIC
 from ._record import Record

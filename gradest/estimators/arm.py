@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _random
+from .._cost import Cost
 from .._derivatives.attach import attach_gradient
-from .._sampler import Cost, Sampler
+from .._sampler import Sampler
 from ..distributions import Bernoulli, base
 from . import _relaxation
 from ._record import Record

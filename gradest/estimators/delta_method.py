@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _numerics, _random
+from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.refuse import second_order_counts_as_zero
-from .._sampler import Cost, Sampler
+from .._sampler import Sampler
 from ..distributions import Normal, base
 from ._record import Evaluations, Record
 
@@ -55,11 +56,18 @@ def delta_method(*, num_samples: int = 1) -> Sampler:
       Machine Learning", section 7.4.
     """
     static = {"num_samples": _check.integer("num_samples", num_samples, 1)}
-    return Sampler("delta_method", estimate=_estimate, static=static)
+    return Sampler("delta_method", estimate=_estimate, relaxed=_relaxed, static=static)
+
+
+def _relaxed(key: jax.Array, dist: Any, **_: Any) -> jax.Array:
+    """The mean: any expansion will do, whose coefficients do not depend on the draws."""
+    del key
+    _check.supported("delta_method", dist, [Normal], _REMEDY)
+    return dist.loc
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax.Array:
-    _check.supported("delta_method", dist, [Normal], "Use score_function, or reparameterize.")
+    _check.supported("delta_method", dist, [Normal], _REMEDY)
     fixed = jax.lax.stop_gradient(dist)
     draws = jax.vmap(lambda k: base.draw(k, fixed))(_random.split(key, num_samples))
     costs = cost.batch(draws)
@@ -93,6 +101,9 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     mean_gradient = jax.tree.map(lambda g: jnp.mean(g, axis=0), jax.vmap(gradient)(draws, costs))
     attach = lambda x, f: attach_gradient(f, dist, mean_gradient, log_prob=base.log_prob(dist, x))
     return jnp.mean(jax.vmap(attach)(draws, costs))
+
+
+_REMEDY = "Use score_function, or reparameterize."
 
 
 RECORDS = (

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _check
-from .._sampler import Cost, Sampler
+from .._cost import Cost
+from .._sampler import Sampler
 from . import _finite
 from ._record import Evaluations, Record
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check
-from .._derivatives.refuse import first_order, undifferentiable
+from .._derivatives.refuse import Refusal, first_order, undifferentiable
 from .._jaxpr import user_line
 from .._sampler import Sampler
 from ..distributions import Categorical, OneHotCategorical
@@ -47,17 +47,18 @@ def gumbel_max() -> Sampler:
 
 def _gumbel_max(key: jax.Array, dist: Any) -> jax.Array:
     _check.supported("gumbel_max", dist, FINITE, "It draws from finite supports only.")
-    remedy = (
-        "gumbel_max gives exact draws and no gradient: use gumbel_softmax or st_gumbel_softmax for "
-        "a biased gradient of low variance, score_function or rebar for an unbiased one."
-    )
+    refusal = Refusal("gumbel_max", user_line(), _REMEDIES)
+    if isinstance(dist, Categorical):
+        x = jnp.argmax(_relaxation.perturb(key, OneHotCategorical(dist.logits)), axis=-1)
+    else:
+        x = _relaxation.harden(dist, _relaxation.perturb(key, dist))
+    return undifferentiable(refusal, x, dist)
 
-    def draw(key: jax.Array, dist: Any) -> jax.Array:
-        if isinstance(dist, Categorical):
-            return jnp.argmax(_relaxation.perturb(key, OneHotCategorical(dist.logits)), axis=-1)
-        return _relaxation.harden(dist, _relaxation.perturb(key, dist))
 
-    return undifferentiable("gumbel_max", user_line(), remedy, draw)(key, dist)
+_REMEDIES = (
+    "gumbel_max gives exact draws and no gradient: use gumbel_softmax or st_gumbel_softmax for "
+    "a biased gradient of low variance, score_function or rebar for an unbiased one."
+)
 
 
 def gumbel_softmax(temperature: ArrayLike) -> Sampler:

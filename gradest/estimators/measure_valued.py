@@ -2,17 +2,18 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .. import _check, _random
+from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._numerics import in_compute_dtype
-from .._sampler import Cost, Sampler
+from .._sampler import Sampler
 from ..distributions import (
     Bernoulli,
     Categorical,
@@ -68,8 +69,8 @@ def measure_valued(*, coupled: bool = True) -> Sampler:
     4 a^2 + 4 s^2 and 16 a^2 + 8 s^2. For Poisson(rate) and f = (x - k)^2, 4 rate coupled. None
     for a single Bernoulli or categorical variable.
     Cost evaluations per gradient: 1, and for every element of a parameter 1 more, or 2 for the
-    `loc` of Normal and LogNormal, vmapped. Each is of the whole cost: for many elements
-    score_function costs less.
+    `loc` of Normal and LogNormal, in one batch; a parameter that is no traced array has none. Each
+    is of the whole cost: for many elements score_function costs less.
 
     Args:
       coupled: whether x+ and x- share their noise, as in the table, and what comes after them.
@@ -101,26 +102,58 @@ def measure_valued(*, coupled: bool = True) -> Sampler:
     return Sampler("measure_valued", estimate=_estimate, static={"coupled": bool(coupled)})
 
 
+class _Pair(NamedTuple):
+    """The weak derivative in a parameter: weight * (cost at plus - cost at minus).
+
+    Attributes:
+      weight: for every element of the parameter; negative where the draw is x+.
+      plus: shape (*variables, *elements, *event), elements being those of the variable's parameter
+        and an event being the value of one variable.
+      minus: likewise; None for the draw.
+      of_categories: whether x- is, instead of the draw, each category in proportion to its weight.
+    """
+
+    weight: jax.Array
+    plus: jax.Array
+    minus: jax.Array | None = None
+    of_categories: bool = False
+
+
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool) -> jax.Array:
     _check.supported("measure_valued", dist, WEAKLY_DIFFERENTIABLE, _REMEDY)
     # Nothing is differentiated through the draws: the gradient is estimated here.
     fixed = jax.lax.stop_gradient(dist)
     key_draw, key_pairs = _random.split(key, 2)
     x = fixed.sample(key_draw)
-    value = cost(x)
+    leaves, treedef = jax.tree.flatten(dist)
+    pairs = [
+        None if _check.is_concrete(leaf) else pair
+        for leaf, pair in zip(leaves, _pairs(fixed, x, key_pairs, coupled), strict=True)
+    ]
+    # The draw and all that it is compared with in one batch: what follows is traced once.
+    points = [x[None]]
+    for pair in filter(None, pairs):
+        news = (pair.plus, pair.minus)
+        points += [_replaced(x, new, pair.weight) for new in news if new is not None]
     # As it is the cost draws later variables with the same keys at every point.
-    costs = jax.vmap(cost) if coupled else cost.batch
+    costs = (jax.vmap(cost) if coupled else cost.batch)(jnp.concatenate(points))
+    ends = np.cumsum([len(batch) for batch in points])[:-1]
+    value, *of_points = jnp.split(costs, ends)
+    value, of_points = value[0], iter(of_points)
 
-    def of_pair(weight: jax.Array, plus: jax.Array, minus: jax.Array | None = None) -> jax.Array:
-        """One batch for each parameter: XLA drops those of parameters not differentiated."""
-        points = [_replaced(x, new, weight) for new in (plus, minus) if new is not None]
-        at = costs(jnp.concatenate(points)).astype(weight.dtype)
-        at = at.reshape(len(points), *weight.shape)
-        difference = at[0] - (value.astype(weight.dtype) if minus is None else at[1])
+    def derivative(leaf: jax.Array, pair: _Pair | None) -> jax.Array:
+        if pair is None:
+            return jnp.zeros_like(leaf)
+        w = pair.weight
+        at = lambda: next(of_points).astype(w.dtype).reshape(w.shape)
+        plus, minus = at(), value.astype(w.dtype) if pair.minus is None else at()
         # A value that is impossible counts for nothing, even if its cost is not finite.
-        return jnp.where(weight != 0, weight * jnp.where(weight != 0, difference, 0), 0)
+        change = jnp.where(w != 0, w * jnp.where(w != 0, plus - minus, 0), 0)
+        return (
+            change - w * jnp.sum(change, axis=-1, keepdims=True) if pair.of_categories else change
+        )
 
-    gradient = _gradient(fixed, x, key_pairs, coupled, of_pair)
+    gradient = treedef.unflatten(map(derivative, leaves, pairs))
     return attach_gradient(value, dist, gradient, log_prob=base.log_prob(dist, x))
 
 
@@ -143,22 +176,17 @@ def _replaced(x: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
     return copies.reshape(m, *x.shape)
 
 
-# ---- Gradients -----------------------------------------------------------------------------
-#
-# `of_pair(weight, plus, minus)` is weight * (cost at plus - cost at minus) for every element of a
-# parameter, where minus is by default the draw `x`. A weight is negative where the draw is x+.
-
-_OfPair = Callable[..., jax.Array]
+# ---- Weak derivatives ----------------------------------------------------------------------
 
 
 @functools.singledispatch
-def _gradient(dist: Any, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Any:
-    """The gradient with respect to the distribution, at the draw `x`."""
+def _pairs(dist: Any, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
+    """A pair for each parameter of the distribution, at the draw `x`."""
     raise NotImplementedError(f"no weak derivative of {type(dist).__name__}")
 
 
-@_gradient.register
-def _(dist: Normal, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Normal:
+@_pairs.register
+def _(dist: Normal, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
     keys = _random.split(key, 4)
     wide, loc, scale = in_compute_dtype(x, dist.loc, dist.scale)
     at = lambda z: (loc + scale * z).astype(x.dtype)
@@ -169,66 +197,62 @@ def _(dist: Normal, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPai
     n = _random.noise(jax.random.normal, keys[2], loc.shape, loc.dtype)
     n = (wide - loc) / scale if coupled else n
     m = jnp.where(n < 0, -1, 1) * jnp.sqrt(n * n + 2 * _exponential(keys[3], loc))
-    return Normal(
-        loc=of_pair(1 / (scale * math.sqrt(2 * math.pi)), at(right), at(-left)),
-        scale=of_pair(1 / scale, at(m)),
-    )
+    of_loc = _Pair(1 / (scale * math.sqrt(2 * math.pi)), at(right), at(-left))
+    return of_loc, _Pair(1 / scale, at(m))
 
 
-@_gradient.register
-def _(dist: LogNormal, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> LogNormal:
-    of_logs = lambda weight, *pair: of_pair(weight, *map(jnp.exp, pair))
-    of_log = _gradient(Normal(dist.loc, dist.scale), jnp.log(x), key, coupled, of_logs)
-    return LogNormal(of_log.loc, of_log.scale)
+@_pairs.register
+def _(dist: LogNormal, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
+    of_log = _pairs(Normal(dist.loc, dist.scale), jnp.log(x), key, coupled)
+    return [
+        _Pair(pair.weight, *(None if x is None else jnp.exp(x) for x in pair[1:3]))
+        for pair in of_log
+    ]
 
 
-@_gradient.register
-def _(dist: Bernoulli, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Bernoulli:
+@_pairs.register
+def _(dist: Bernoulli, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
     del key, coupled
     (l,) = in_compute_dtype(dist.logits)
     weight = jax.nn.sigmoid(l) * jax.nn.sigmoid(-l)
-    return Bernoulli(of_pair(jnp.where(x > 0, -weight, weight), 1 - x))
+    return [_Pair(jnp.where(x > 0, -weight, weight), 1 - x)]
 
 
-@_gradient.register(Categorical)
-@_gradient.register(OneHotCategorical)
-def _(dist: Any, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Any:
+@_pairs.register(Categorical)
+@_pairs.register(OneHotCategorical)
+def _(dist: Any, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
     del key, coupled
     p = jax.nn.softmax(*in_compute_dtype(dist.logits), axis=-1)
     k = dist.num_categories
     values = jnp.arange(k) if isinstance(dist, Categorical) else jnp.eye(k)
     values = jnp.broadcast_to(values.astype(x.dtype), (*p.shape[:-1], *values.shape))
-    excess = of_pair(p, values)
-    # p_k (f_k - f_x), x- then being each of the categories instead.
-    return type(dist)(excess - p * jnp.sum(excess, axis=-1, keepdims=True))
+    return [_Pair(p, values, of_categories=True)]
 
 
-@_gradient.register
-def _(dist: Poisson, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Poisson:
+@_pairs.register
+def _(dist: Poisson, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
     (rate,) = in_compute_dtype(dist.rate)
-    return Poisson(of_pair(jnp.ones_like(rate), (x if coupled else dist.sample(key)) + 1))
+    return [_Pair(jnp.ones_like(rate), (x if coupled else dist.sample(key)) + 1)]
 
 
-@_gradient.register
-def _(dist: Geometric, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Geometric:
+@_pairs.register
+def _(dist: Geometric, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
     keys = _random.split(key, 2)
     (l,) = in_compute_dtype(dist.logits)
     first = x if coupled else dist.sample(keys[0])
-    return Geometric(of_pair(-jax.nn.sigmoid(-l), first + dist.sample(keys[1]) + 1))
+    return [_Pair(-jax.nn.sigmoid(-l), first + dist.sample(keys[1]) + 1)]
 
 
-@_gradient.register
-def _(
-    dist: Exponential, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair
-) -> Exponential:
+@_pairs.register
+def _(dist: Exponential, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
     keys = _random.split(key, 2)
     (rate,) = in_compute_dtype(dist.rate)
     first = x if coupled else dist.sample(keys[0])
-    return Exponential(of_pair(-1 / rate, first + dist.sample(keys[1])))
+    return [_Pair(-1 / rate, first + dist.sample(keys[1]))]
 
 
-@_gradient.register
-def _(dist: Gamma, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Gamma:
+@_pairs.register
+def _(dist: Gamma, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
     keys = _random.split(key, 3)
     first = x if coupled else dist.sample(keys[0])
     wide, first, a, rate = in_compute_dtype(x, first, dist.concentration, dist.rate)
@@ -240,14 +264,12 @@ def _(dist: Gamma, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair
     u = 1 - _random.noise(jax.random.uniform, keys[2], a.shape, a.dtype)
     log_v = jnp.log1p(-u * u) / a
     weight = 2 * u / (a * -jnp.expm1(log_v))
-    return Gamma(
-        of_pair(-weight, inside(wide * jnp.exp(log_v), x.dtype)),
-        of_pair(-a / rate, inside(longer, x.dtype)),
-    )
+    shorter = inside(wide * jnp.exp(log_v), x.dtype)
+    return _Pair(-weight, shorter), _Pair(-a / rate, inside(longer, x.dtype))
 
 
-@_gradient.register
-def _(dist: Weibull, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPair) -> Weibull:
+@_pairs.register
+def _(dist: Weibull, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
     keys = _random.split(key, 2)
     first = x if coupled else dist.sample(keys[0])
     x, first, scale, k = in_compute_dtype(x, first, dist.scale, dist.concentration)
@@ -260,9 +282,7 @@ def _(dist: Weibull, x: jax.Array, key: jax.Array, coupled: bool, of_pair: _OfPa
     # With g(y) = f(x), k times the derivative is E[(1 + log y - y log y) g(y)]. The density of
     # z = y + e is z exp(-z) and E[1 + log y | z] = log z: it is E[(1 + log y) (g(y) - g(z))].
     weight = (1 + k * log_ratio(x, scale)) / k
-    return Weibull(
-        scale=of_pair(k / scale, longer(first)), concentration=of_pair(-weight, longer(x))
-    )
+    return _Pair(k / scale, longer(first)), _Pair(-weight, longer(x))
 
 
 def _exponential(key: jax.Array, like: jax.Array) -> jax.Array:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check
+from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.variance import attach_variance_gradient, with_variance_gradient
-from .._sampler import Cost, Sampler
+from .._sampler import Sampler
 from ..distributions import base
 from . import _relaxation
 from ._record import Evaluations, Record
@@ -35,8 +36,8 @@ def muprop(*, baseline: ArrayLike | None = None) -> Sampler:
 
     Args:
       baseline: finite scalar taken from the cost, or None. It must not depend on the draw. Its
-        cotangent is that of the squared norm of the gradient estimate, times the square of the
-        loss's own: put it into the parameters and it is trained with the rest.
+        cotangent is that of the squared norm of the gradient estimate, times the magnitude of
+        the loss's own: put it into the parameters and it is trained with the rest.
 
     Returns:
       A cost-based sampler for Bernoulli and OneHotCategorical.

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check, _random
+from .. import _check
+from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.refuse import UnestimatedGradientWarning, noting
 from .._derivatives.variance import attach_variance_gradient, with_variance_gradient
 from .._jaxpr import depends
-from .._sampler import Cost, Sampler
+from .._sampler import Sampler
 from ..distributions import base
-from . import _relaxation
+from . import _relaxation, _relaxed_control
 from ._record import Evaluations, Record
 from ._relaxation import Relaxable
 
@@ -41,8 +42,8 @@ def rebar(
     that has no derivative there at all, but depends on the draw, makes it warn.
     Bias: none, at any temperature, eta and baseline.
     Variance: trained. The cotangents of `temperature`, `eta` and `baseline` are those of the
-    squared norm of the gradient estimate, times the square of the loss's own: put them into the
-    parameters and they are trained with the rest. There, second derivatives of other sites in
+    squared norm of the gradient estimate, times the magnitude of the loss's own: put them into
+    the parameters and they are trained with the rest. There, second derivatives of other sites in
     the cost count as zero, which touches the variance only.
     Cost evaluations per gradient: 1 exact and, at relaxed points with their gradient, 1 if
     coupled, else 2. n sites in sequence take n + 1 if coupled, else 2 n + 1: while the cost is
@@ -98,11 +99,6 @@ def rebar(
     return Sampler("rebar", **functions, options=options, static=static)
 
 
-def _keys(key: jax.Array) -> jax.Array:
-    """One for z and one for z'."""
-    return _random.split(key, 2)
-
-
 _NO_SLOPE = (
     "rebar: the cost depends on the relaxed draw, but has no derivative in it, as after a "
     "comparison, a rounding or a choice of a branch. What the draw does there is missing from the "
@@ -112,13 +108,13 @@ _NO_SLOPE = (
 
 def _draw(key: jax.Array, dist: Any, **_: Any) -> jax.Array:
     _relaxation.check("rebar", dist)
-    return _relaxation.harden(dist, _relaxation.perturb(_keys(key)[0], dist))
+    return _relaxation.harden(dist, _relaxation.perturb(_relaxed_control.keys(key)[0], dist))
 
 
 def _relaxed(
     key: jax.Array, dist: Any, *, temperature: ArrayLike, relaxation: str, **_: Any
 ) -> jax.Array:
-    z = _relaxation.perturb(_keys(key)[0], dist)
+    z = _relaxation.perturb(_relaxed_control.keys(key)[0], dist)
     return _relax(dist, z, _relaxation.log_odds(dist), temperature, relaxation)
 
 
@@ -140,42 +136,37 @@ def _estimate(
     relaxation: str,
     coupled: bool,
     nested: bool,
-    **hyper: ArrayLike,
+    **trained: ArrayLike,
 ) -> jax.Array:
     _relaxation.check("rebar", dist)
-    key_z, key_conditional = _keys(key)
     # Nothing is differentiated through the draw: its gradient is estimated here.
     fixed = jax.lax.stop_gradient(dist)
-    l, z = _relaxation.log_odds(fixed), _relaxation.perturb(key_z, fixed)
-    b = _relaxation.harden(fixed, z)
-    z_given_b = z if coupled else _relaxation.conditional(key_conditional, fixed, l, b)
-    f = cost(b)
-    controlled = not _check.is_zero(hyper["eta"])
+    noise = _relaxed_control.noise(key, fixed, coupled)
+    f = cost(noise.b)
+    score = _relaxation.score(noise.l, fixed, noise.b)
+    cost_at = cost if nested else cost.relaxed
 
-    def gradient(hyper: Mapping[str, jax.Array]) -> jax.Array:
+    def gradient(trained: Mapping[str, jax.Array]) -> jax.Array:
         """With respect to the logits, eq. 5."""
-        t, eta = hyper["temperature"].astype(z.dtype), hyper["eta"].astype(z.dtype)
+        t, eta, baseline = (
+            trained.get(name, jnp.zeros(())).astype(score.dtype)
+            for name in ("temperature", "eta", "baseline")
+        )
+
         reached = []
 
-        def c(z: jax.Array, l: jax.Array) -> jax.Array:
+        def c(z: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array]:
             relaxed = _relax(fixed, z, l, t, relaxation)
-            relaxed = noting(relaxed, lambda: reached.append(True))
-            return (cost(relaxed) if nested else cost.relaxed(relaxed)).astype(z.dtype)
+            at = cost_at(noting(relaxed, lambda: reached.append(True))).astype(z.dtype)
+            return at, at
 
-        value, (dz, dl) = jax.value_and_grad(c, argnums=(0, 1))(z, l)
-        if controlled and not reached and depends(c, z, l):
+        at_z, through_z = _relaxed_control.value_and_gradient(fixed, noise, c)
+        if not (reached or _check.is_zero(trained["eta"])) and depends(c, noise.z, noise.l):
             warnings.warn(_NO_SLOPE, UnestimatedGradientWarning, stacklevel=2)
-        dz_given_b, dl_given_b = dz, dl
-        if not coupled:
-            value, (dz_given_b, dl_given_b) = jax.value_and_grad(c, argnums=(0, 1))(z_given_b, l)
-        signal = f.astype(z.dtype) - eta * value
-        if "baseline" in hyper:
-            signal -= hyper["baseline"].astype(z.dtype)
-        through_z = dz - _relaxation.pull_back_conditional(fixed, l, b, z_given_b, dz_given_b)
-        return signal * _relaxation.score(l, fixed, b) + eta * (through_z + dl - dl_given_b)
+        return (f.astype(score.dtype) - eta * at_z - baseline) * score + eta * through_z
 
-    g, traced, variance_gradient = with_variance_gradient(gradient, hyper)
-    value = attach_gradient(f, dist, type(dist)(g), log_prob=base.log_prob(dist, b))
+    g, traced, variance_gradient = with_variance_gradient(gradient, trained)
+    value = attach_gradient(f, dist, type(dist)(g), log_prob=base.log_prob(dist, noise.b))
     return attach_variance_gradient(value, traced, variance_gradient)
 
 

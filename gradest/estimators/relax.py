@@ -1,19 +1,21 @@
 """RELAX and LAX: REINFORCE with a learned surrogate of the cost as a control variate."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 from jax.typing import ArrayLike
 
-from .. import _check, _numerics, _random
+from .. import _check, _numerics
+from .._cost import Cost
 from .._derivatives.attach import attach_gradient
-from .._derivatives.variance import attach_squared_norm
-from .._sampler import Cost, Sampler
+from .._sampler import ControlVariate, Sampler, with_score
 from ..distributions import Bernoulli, OneHotCategorical, base
-from . import _relaxation, _scores
+from . import _relaxation, _relaxed_control, _scores
 from ._record import Record
 from .reparameterize import reparameterize
 
@@ -45,10 +47,10 @@ def relax(
     exact draw and never differentiated.
     Bias: none, whatever the surrogate's parameters, temperature and eta.
     Variance: trained. The cotangents of `params`, `temperature` and `eta` are those of the squared
-    norm of the gradient estimate, times the square of the loss's own: put them into the parameters
-    and they are trained with the rest.
-    Cost evaluations per gradient: 1. The surrogate is evaluated with its gradient, once if coupled,
-    else twice.
+    norm of the gradient estimate, times the magnitude of the loss's own: put them into the
+    parameters and they are trained with the rest.
+    Cost evaluations per gradient: 1. (So it may be in a loop or a branch.) The surrogate is
+    evaluated with its gradient, once if coupled, else twice.
 
     Args:
       surrogate: `surrogate(params, relaxed)` -> real scalar, any function of a relaxed draw: a
@@ -102,13 +104,16 @@ def relax(
         "eta": _check.finite("eta", eta),
     }
     static = {"surrogate": surrogate, "coupled": bool(coupled)}
-    functions = {"draw": _draw, "estimate": _estimate, "relaxed": _relaxed}
-    return Sampler("relax", **functions, options=options, static=static)
-
-
-def _keys(key: jax.Array) -> jax.Array:
-    """One for z and one for z'."""
-    return _random.split(key, 2)
+    return Sampler(
+        "relax",
+        draw=_draw,
+        estimate=_estimate,
+        score=_score,
+        relaxed=_relaxed,
+        hoist=_hoist,
+        options=options,
+        static=static,
+    )
 
 
 def _discrete(dist: Any) -> bool:
@@ -127,7 +132,7 @@ def _discrete(dist: Any) -> bool:
 
 
 def _draw(key: jax.Array, dist: Any, **_: Any) -> Any:
-    key, _ = _keys(key)
+    key, _ = _relaxed_control.keys(key)
     if _discrete(dist):
         return _relaxation.harden(dist, _relaxation.perturb(key, dist))
     return reparameterize()._draw(key, dist)
@@ -136,103 +141,96 @@ def _draw(key: jax.Array, dist: Any, **_: Any) -> Any:
 def _relaxed(key: jax.Array, dist: Any, *, temperature: ArrayLike, **_: Any) -> Any:
     if not _discrete(dist):
         return _draw(key, dist)
-    return _relaxation.soften(dist, _relaxation.perturb(_keys(key)[0], dist), temperature)
+    z = _relaxation.perturb(_relaxed_control.keys(key)[0], dist)
+    return _relaxation.soften(dist, z, temperature)
 
 
-# The surrogate at a relaxed point, for each lane of the site.
-_Control = Callable[[Mapping[str, jax.Array], Any], jax.Array]
-# The gradient estimate, flat, from what is trained and the cost of the draw.
-_Gradient = Callable[[Mapping[str, jax.Array], jax.Array], jax.Array]
+def _estimate(key: jax.Array, dist: Any, cost: Cost, **options: Any) -> jax.Array:
+    x, log_prob, control = _score(key, dist, **options)
+    return with_score(cost(x), log_prob, control)
 
 
-def _estimate(
+def _score(
     key: jax.Array,
     dist: Any,
-    cost: Cost,
     *,
     surrogate: Surrogate,
-    coupled: bool,
     params: Any,
-    **hyper: ArrayLike,
-) -> jax.Array:
-    leaves, treedef = jax.tree.flatten(params)
-    # Those that can be trained go by a name, next to the temperature and eta.
-    hyper |= {f"params {i}": leaf for i, leaf in enumerate(leaves) if _is_floating(leaf)}
-
-    def control(hyper: Mapping[str, jax.Array], point: Any) -> jax.Array:
-        filled = [hyper.get(f"params {i}", leaf) for i, leaf in enumerate(leaves)]
-        c = lambda point: _scalar(surrogate(jax.tree.unflatten(treedef, filled), point))
-        for _ in range(key.ndim):
-            c = jax.vmap(c)
-        return c(point)
-
+    temperature: ArrayLike,
+    eta: ArrayLike,
+    coupled: bool,
+) -> tuple[Any, jax.Array, ControlVariate]:
+    """The draw, and the terms of the equations that do not hold the cost."""
     # Nothing is differentiated through the draw: its gradient is estimated here.
     fixed = jax.lax.stop_gradient(dist)
-    x, gradient = (_relax if _discrete(dist) else _lax)(key, fixed, control, coupled)
-    f = cost(x)
-    traced = {name: x for name, x in hyper.items() if not _check.is_concrete(x)}
+    traced = any(not _check.is_concrete(x) for x in jax.tree.leaves((params, temperature, eta)))
 
-    def estimate(traced: Mapping[str, Any]) -> jax.Array:
-        return gradient({k: jnp.asarray(v) for k, v in {**hyper, **traced}.items()}, f)
+    def c(point: Any) -> tuple[jax.Array, jax.Array]:
+        """The surrogate, summed over the lanes of the site, and for each of them."""
+        one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[key.ndim :], leaf.dtype)
+        at, closed_over = _closed(surrogate, params, jax.tree.map(one, point))
+        at = functools.partial(at, closed_over)
+        for _ in range(key.ndim):
+            at = jax.vmap(at)
+        lanes = at(point)
+        return jnp.sum(lanes), lanes
 
-    # Whatever the surrogate closes over, only what is trained is to be differentiated.
-    converted, closed_over = jax.closure_convert(estimate, traced)
-    g = converted(traced, *jax.lax.stop_gradient(closed_over))
-    value = attach_gradient(f, dist, _unflatten(fixed, g), log_prob=base.log_prob(dist, x))
-    return attach_squared_norm(value, jnp.sum(g * g)) if traced else value
+    if _discrete(dist):
+        x, score, correction = _relax(key, fixed, c, temperature, eta, coupled)
+    else:
+        x, score, correction = _lax(key, fixed, c, eta)
+    term = attach_gradient(jnp.zeros(()), dist, _unflatten(fixed, correction))
+    # |F s + g|^2 = F^2 |s|^2 + F 2 <s, g> + |g|^2, where g is what is trained.
+    trained = (2 * jnp.sum(score * correction), jnp.sum(correction * correction))
+    return x, base.log_prob(dist, x), ControlVariate(term, trained if traced else None)
+
+
+# The surrogate at a relaxed point, summed over the lanes of a site, and for each of them.
+_Control = Callable[[Any], tuple[jax.Array, jax.Array]]
 
 
 def _relax(
-    key: jax.Array, dist: Any, control: _Control, coupled: bool
-) -> tuple[jax.Array, _Gradient]:
-    """RELAX: the draw, and the gradient with respect to the logits."""
-    key_z, key_conditional = _keys(key)
-    l, z = _relaxation.log_odds(dist), _relaxation.perturb(key_z, dist)
-    b = _relaxation.harden(dist, z)
-    z_given_b = z if coupled else _relaxation.conditional(key_conditional, dist, l, b)
+    key: jax.Array,
+    dist: Any,
+    c: _Control,
+    temperature: ArrayLike,
+    eta: ArrayLike,
+    coupled: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """RELAX: the draw, its score and -eta c(z') score + eta (d c(z) - d c(z')), flat."""
+    noise = _relaxed_control.noise(key, dist, coupled)
+    dtype = noise.z.dtype
+    t, eta = jnp.asarray(temperature, dtype), jnp.asarray(eta, dtype)
 
-    def gradient(hyper: Mapping[str, jax.Array], f: jax.Array) -> jax.Array:
-        t, eta = hyper["temperature"].astype(z.dtype), hyper["eta"].astype(z.dtype)
+    def at(z: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array]:
+        del l
+        total, lanes = c(_relaxation.soften(dist, z, t))
+        return total.astype(dtype), lanes.astype(dtype)
 
-        def c(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-            lanes = control(hyper, _relaxation.soften(dist, z, t)).astype(z.dtype)
-            return jnp.sum(lanes), lanes
-
-        dz, value = jax.grad(c, has_aux=True)(z)
-        dz_given_b = dz
-        if not coupled:
-            dz_given_b, value = jax.grad(c, has_aux=True)(z_given_b)
-        through_z = dz - _relaxation.pull_back_conditional(dist, l, b, z_given_b, dz_given_b)
-        signal = _per_lane(f.astype(z.dtype) - eta * value, z)
-        return (signal * _relaxation.score(l, dist, b) + eta * through_z).reshape(-1)
-
-    return b, gradient
+    value, through_z = _relaxed_control.value_and_gradient(dist, noise, at)
+    score = _relaxation.score(noise.l, dist, noise.b)
+    correction = eta * (through_z - _per_lane(value, score) * score)
+    return noise.b, score.reshape(-1), correction.reshape(-1)
 
 
-def _lax(key: jax.Array, dist: Any, control: _Control, coupled: bool) -> tuple[Any, _Gradient]:
-    """LAX: the draw, and the gradient with respect to the distribution's parameters."""
-    del coupled
+def _lax(
+    key: jax.Array, dist: Any, c: _Control, eta: ArrayLike
+) -> tuple[Any, jax.Array, jax.Array]:
+    """LAX: the draw, its score and -eta c(x) score + eta d c(x), flat, in the parameters."""
     x, pull_back = jax.vjp(lambda dist: _draw(key, dist), dist)
+    slope, value = jax.grad(c, has_aux=True)(x)
 
-    def gradient(hyper: Mapping[str, jax.Array], f: jax.Array) -> jax.Array:
-        def c(x: Any) -> tuple[jax.Array, jax.Array]:
-            lanes = control(hyper, x)
-            return jnp.sum(lanes), lanes
+    def weighted(dist: Any, weights: jax.Array | None) -> jax.Array:
+        log_p = dist.log_prob(x)
+        log_p = log_p.astype(_numerics.compute_dtype(log_p.dtype))
+        if weights is not None:
+            log_p = _per_lane(weights.astype(log_p.dtype), log_p) * log_p
+        return jnp.sum(log_p)
 
-        slope, value = jax.grad(c, has_aux=True)(x)
-        eta = hyper["eta"]
-
-        def weighted_log_prob(dist: Any) -> jax.Array:
-            log_p = dist.log_prob(x)
-            log_p = log_p.astype(_numerics.compute_dtype(log_p.dtype))
-            signal = f.astype(log_p.dtype) - eta.astype(log_p.dtype) * value.astype(log_p.dtype)
-            return jnp.sum(_per_lane(signal, log_p) * log_p)
-
-        score = jax.grad(weighted_log_prob, allow_int=True)(dist)
-        (pathwise,) = pull_back(jax.tree.map(lambda s: eta.astype(s.dtype) * s, slope))
-        return _flat(score) + _flat(pathwise)
-
-    return x, gradient
+    scores = jax.grad(weighted, allow_int=True)
+    (pathwise,) = pull_back(slope)
+    score, weighted_score = _flat(scores(dist, None)), _flat(scores(dist, value))
+    return x, score, jnp.asarray(eta, score.dtype) * (_flat(pathwise) - weighted_score)
 
 
 def _per_lane(signal: jax.Array, like: jax.Array) -> jax.Array:
@@ -240,18 +238,50 @@ def _per_lane(signal: jax.Array, like: jax.Array) -> jax.Array:
     return signal.reshape(signal.shape + (1,) * (like.ndim - signal.ndim))
 
 
+# ---- The surrogate -------------------------------------------------------------------------
+
+
+def _hoist(
+    dist: Any, *, surrogate: Surrogate, params: Any, coupled: bool, **others: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    point = jax.eval_shape(lambda key: _draw(key, dist), jax.random.key(0))
+    surrogate, params = _closed(surrogate, params, point)
+    return {"surrogate": surrogate, "coupled": coupled}, {"params": params, **others}
+
+
+def _closed(surrogate: Surrogate, params: Any, point: Any) -> tuple[Surrogate, Any]:
+    """The surrogate as a function that closes over nothing, and its parameters.
+
+    Those are the traced ones of `params` and the arrays that the surrogate closes over. Whatever
+    these depend on, only what is in `params` is trained.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    traced = [not _check.is_concrete(leaf) for leaf in leaves]
+
+    def of_traced(values: list[Any], point: Any) -> jax.Array:
+        remaining = iter(values)
+        filled = [next(remaining) if t else x for x, t in zip(leaves, traced, strict=True)]
+        return _scalar(surrogate(jax.tree.unflatten(treedef, filled), point))
+
+    values = [leaf for leaf, t in zip(leaves, traced, strict=True) if t]
+    jaxpr = jax.make_jaxpr(of_traced)(values, point)
+
+    def closed(params: Any, point: Any) -> jax.Array:
+        values, closed_over = params
+        filled = jaxpr.replace(consts=jax.lax.stop_gradient(closed_over))
+        return core.jaxpr_as_fun(filled)(*values, *jax.tree.leaves(point))[0]
+
+    return closed, (values, jaxpr.consts)
+
+
 def _scalar(c: Any) -> jax.Array:
-    shape = np.shape(c)
-    if shape != () or not _is_floating(c):
+    shape, dtype = np.shape(c), jax.dtypes.result_type(c)
+    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"surrogate: expected its result to be a real scalar, got shape {shape} and type "
-            f"{jax.dtypes.result_type(c)}. Sum or average it."
+            f"{dtype}. Sum or average it."
         )
     return jnp.asarray(c)
-
-
-def _is_floating(leaf: Any) -> bool:
-    return jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.floating)
 
 
 def _flat(gradient: Any) -> jax.Array:

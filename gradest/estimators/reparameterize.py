@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from .._cost import Cost
 from .._derivatives.primitives import magic
 from .._derivatives.refuse import UnestimatedGradientError
-from .._sampler import Cost, Sampler
+from .._sampler import Sampler
 from ..distributions import base
 from . import _scores
 from ._record import Record

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _numerics, _random
+from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.primitives import magic
-from .._derivatives.variance import attach_variance_gradient
-from .._sampler import Cost, Sampler
+from .._sampler import Sampler, with_score
 from ..distributions import base
 from . import _scores
 from ._record import NUM_SAMPLES, Record
@@ -109,23 +109,17 @@ def _estimate(
 ) -> jax.Array:
     if num_samples == 1:
         x, l = _scores.draw("score_function", key, dist)
-        c = cost(x)
-    else:
-        keys = _random.split(key, num_samples)
-        xs, l = jax.vmap(lambda k: _scores.draw("score_function", k, dist))(keys)
-        c = cost.batch(xs)
-        if kind == "optimal":
-            return _with_optimal_baseline(dist, xs, l, c)
+        return with_score(cost(x), l, baseline)
+    keys = _random.split(key, num_samples)
+    xs, l = jax.vmap(lambda k: _scores.draw("score_function", k, dist))(keys)
+    c = cost.batch(xs)
+    if kind == "optimal":
+        return _with_optimal_baseline(dist, xs, l, c)
     if kind == "leave_one_out":
         b = (jnp.sum(c) - c) / (num_samples - 1)
-    else:
-        b = jax.lax.stop_gradient(jnp.asarray(baseline, c.dtype))
-    m = magic(l.astype(c.dtype))
-    value = jnp.mean(c * m + b * (1 - m))
-    if _check.is_concrete(baseline):
-        return value
-    # d/db of (c - b)^2 / 2, averaged over the samples.
-    return attach_variance_gradient(value, baseline, jnp.mean(b - c), order=1)
+        m = magic(l.astype(c.dtype))
+        return jnp.mean(c * m + b * (1 - m))
+    return jnp.mean(jax.vmap(lambda c, l: with_score(c, l, baseline))(c, l))
 
 
 def _score(

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _random
-from .._sampler import Cost, Sampler
+from .._cost import Cost
+from .._sampler import Sampler
 from . import _finite, _scores
 from ._record import Evaluations, Record
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check
-from .._sampler import Cost, Sampler
+from .._cost import Cost
+from .._sampler import Sampler
 from . import _finite, _scores
 from ._record import NUM_SAMPLES, Record
 

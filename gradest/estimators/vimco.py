@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _numerics, _random
+from .._cost import Cost
 from .._derivatives.attach import attach_gradient
-from .._sampler import Cost, Sampler
+from .._sampler import Sampler
 from . import _scores
 from ._record import NUM_SAMPLES, Record
 

@@ -14,15 +14,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
-import pytest
 
 import gradest as ge
 from gradest import distributions as dists
-from gradest.estimators import _relaxation, _scores, measure_valued, unordered_set
 
-#: Compiles a function fast and runs it a little slower: tests compile more than they run.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+from . import broken as broken
+from . import oracles as oracles
+from .broken import Broken
+from .statistical import MAX_Z as MAX_Z
+from .statistical import NoPower as NoPower
+from .statistical import assert_unbiased as assert_unbiased
+from .statistical import assert_variance as assert_variance
+from .statistical import compiled as compiled
+from .statistical import keys as keys
 
 # ---- Distributions: more than one element in each ------------------------------------------
 
@@ -154,7 +158,7 @@ class Variant(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Case:
     """An estimator, as the tests see it.
 
     Attributes:
@@ -173,96 +177,12 @@ class Method:
 
     variants: Mapping[str, Variant]
     distributions: tuple[str, ...]
-    broken: Mapping[str, Callable[[pytest.MonkeyPatch], ge.Sampler]]
+    broken: Mapping[str, Broken]
     unbiased: bool = True
     differentiable_cost: bool = False
     second_order: bool = False
     estimates: bool = True
     matrix: tuple[str, ...] | None = None
-
-
-def scaled(make: Callable[[], ge.Sampler]) -> Callable[[pytest.MonkeyPatch], ge.Sampler]:
-    """A sampler whose gradient is 5% too large, its value being right."""
-    scale = lambda x: 1.05 * x - 0.05 * jax.lax.stop_gradient(x)
-
-    def broken(_: pytest.MonkeyPatch) -> ge.Sampler:
-        sampler = make()
-        if sampler.pathwise:
-            return ge.Sampler("scaled", draw=lambda key, dist: scale(sampler(key, dist)))
-        estimate = lambda key, dist, cost: scale(sampler.expect(key, dist, cost))
-        return ge.Sampler("scaled", estimate=estimate)
-
-    return broken
-
-
-def replaced(
-    module: Any, name: str, function: Callable[..., Any], make: Callable[[], ge.Sampler]
-) -> Callable[[pytest.MonkeyPatch], ge.Sampler]:
-    """A sampler one of whose helpers is another function."""
-
-    def broken(patch: pytest.MonkeyPatch) -> ge.Sampler:
-        patch.setattr(module, name, function)
-        return make()
-
-    return broken
-
-
-def _own_cost_in_baseline(_: pytest.MonkeyPatch) -> ge.Sampler:
-    """ "Leave-one-out" with the mean over all samples."""
-
-    def estimate(key: jax.Array, dist: Any, cost: Callable[[Any], jax.Array]) -> jax.Array:
-        draws = jax.lax.stop_gradient(jax.vmap(dist.sample)(jax.random.split(key, 4)))
-        costs = jax.vmap(cost)(draws)
-        l = jax.vmap(lambda x: jnp.sum(dist.log_prob(x)))(draws)
-        magic = jnp.exp(l - jax.lax.stop_gradient(l))
-        return jnp.mean(costs * magic + jnp.mean(costs) * (1 - magic))
-
-    return ge.Sampler("own_cost_in_baseline", estimate=estimate)
-
-
-def ratios_of_independent(l: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each draw, and each other one, with the same weight."""
-    k = len(l)
-    others = -jnp.log(float(k - 1)) + jnp.log1p(-jnp.exp(l))[:, None] - l[None, :]
-    return -jnp.log(float(k)) - l, jnp.where(jnp.eye(k, dtype=bool), 0, others)
-
-
-def no_scores(dist: Any, draws: Any, weights: jax.Array) -> Any:
-    del draws, weights
-    return jax.tree.map(jnp.zeros_like, dist)
-
-
-def _own_weight_in_baseline(_: pytest.MonkeyPatch) -> ge.Sampler:
-    """ "VIMCO" with the mean over all weights."""
-
-    def estimate(key: jax.Array, dist: Any, cost: Callable[[Any], jax.Array]) -> jax.Array:
-        keys = jax.random.split(key, 2)
-        draws, _ = jax.vmap(lambda k: _scores.draw("", k, dist))(keys)
-        log_w = jax.vmap(cost)(draws)
-        bound = jax.nn.logsumexp(log_w) - jnp.log(2.0)
-        gradient = _scores.weighted_scores(dist, draws, jax.lax.stop_gradient(bound - log_w / 2))
-        return ge.attach_gradient(bound, dist, gradient)
-
-    return ge.Sampler("own_weight_in_baseline", estimate=estimate)
-
-
-def _unconditional(key: jax.Array, dist: Any, l: jax.Array, b: jax.Array) -> jax.Array:
-    del l, b
-    return _relaxation.perturb(key, dist)
-
-
-no_pull_back = lambda dist, l, b, z, ct: jnp.zeros_like(ct)
-
-
-def _others_not_as_drawn(patch: pytest.MonkeyPatch) -> ge.Sampler:
-    """The variables that are not replaced are ones."""
-    replaced = measure_valued._replaced
-
-    def broken(x: jax.Array, new: jax.Array, weight: jax.Array) -> jax.Array:
-        return replaced(jnp.ones_like(x), new, weight)
-
-    patch.setattr(measure_valued, "_replaced", broken)
-    return ge.measure_valued()
 
 
 _rebar = lambda **options: Variant(lambda: ge.rebar(**options))
@@ -283,53 +203,51 @@ _bound = lambda make, num, **options: Variant(
 )
 _SYMMETRIC = ("Normal", "MultivariateNormal", "Laplace", "Logistic", "StudentT", "Uniform")
 
-METHODS: dict[str, Method] = {
-    "antithetic": Method(
+CASES: dict[str, Case] = {
+    "antithetic": Case(
         variants={"": Variant(ge.antithetic)},
         distributions=_SYMMETRIC,
         matrix=("Normal", "MultivariateNormal", "Uniform"),
         differentiable_cost=True,
         second_order=True,
-        broken={"scaled": scaled(ge.antithetic)},
+        broken={"scaled": broken.scaled(ge.antithetic)},
     ),
-    "arm": Method(
+    "arm": Case(
         variants={"": Variant(ge.arm)},
         distributions=("Bernoulli",),
-        broken={"scaled": scaled(ge.arm)},
+        broken={"scaled": broken.scaled(ge.arm)},
     ),
-    "delta_method": Method(
+    "delta_method": Case(
         # Its variance is high for distributions as wide as this one.
         variants={"16": Variant(lambda: ge.delta_method(num_samples=16))},
         distributions=("Normal",),
-        broken={"scaled": scaled(lambda: ge.delta_method(num_samples=16))},
+        broken={"scaled": broken.scaled(lambda: ge.delta_method(num_samples=16))},
     ),
-    "disarm": Method(
+    "disarm": Case(
         variants={"": Variant(ge.disarm)},
         distributions=RELAXABLE,
-        broken={"scaled": scaled(ge.disarm)},
+        broken={"scaled": broken.scaled(ge.disarm)},
     ),
-    "dreg": Method(
+    "dreg": Case(
         variants={"1": _bound(ge.dreg, 1), "2": _bound(ge.dreg, 2)},
         distributions=tuple(n for n in REPARAMETERIZABLE if n in FIXED_SUPPORT),
         matrix=("Normal", "Exponential", "MultivariateNormal", "Gamma"),
         differentiable_cost=True,
         broken={
-            "scaled": scaled(lambda: ge.dreg(2)),
-            "without the score": replaced(
-                _scores, "weighted_scores", no_scores, lambda: ge.dreg(2)
-            ),
+            "scaled": broken.scaled(lambda: ge.dreg(2)),
+            "without the score": broken.without_scores(lambda: ge.dreg(2)),
         },
     ),
-    "enumeration": Method(
+    "enumeration": Case(
         variants={"": Variant(ge.enumeration)},
         distributions=FINITE,
         second_order=True,
-        broken={"scaled": scaled(ge.enumeration)},
+        broken={"scaled": broken.scaled(ge.enumeration)},
     ),
-    "gumbel_max": Method(
+    "gumbel_max": Case(
         variants={"": Variant(ge.gumbel_max)}, distributions=FINITE, estimates=False, broken={}
     ),
-    "gumbel_rao": Method(
+    "gumbel_rao": Case(
         variants={
             f"temperature={t}": Variant(
                 functools.partial(ge.gumbel_rao, t, num_samples=4),
@@ -341,13 +259,11 @@ METHODS: dict[str, Method] = {
         unbiased=False,
         differentiable_cost=True,
         broken={
-            "scaled": scaled(lambda: ge.gumbel_rao(0.5)),
-            "z not given the draw": replaced(
-                _relaxation, "conditional", _unconditional, lambda: ge.gumbel_rao(0.5)
-            ),
+            "scaled": broken.scaled(lambda: ge.gumbel_rao(0.5)),
+            "z not given the draw": broken.noise_not_given_the_draw(lambda: ge.gumbel_rao(0.5)),
         },
     ),
-    "gumbel_softmax": Method(
+    "gumbel_softmax": Case(
         variants={
             f"temperature={t}": _relaxed(ge.gumbel_softmax, oracles.gumbel_softmax, temperature=t)
             for t in (0.5, 1.5)
@@ -355,9 +271,9 @@ METHODS: dict[str, Method] = {
         distributions=RELAXABLE,
         unbiased=False,
         differentiable_cost=True,
-        broken={"scaled": scaled(lambda: ge.gumbel_softmax(0.5))},
+        broken={"scaled": broken.scaled(lambda: ge.gumbel_softmax(0.5))},
     ),
-    "measure_valued": Method(
+    "measure_valued": Case(
         variants={
             "": Variant(ge.measure_valued),
             "independent": Variant(lambda: ge.measure_valued(coupled=False)),
@@ -367,21 +283,19 @@ METHODS: dict[str, Method] = {
             *("Poisson", "Geometric", "Exponential", "Gamma", "Weibull"),
         ),
         broken={
-            "scaled": scaled(ge.measure_valued),
-            "the others not as drawn": _others_not_as_drawn,
+            "scaled": broken.scaled(ge.measure_valued),
+            "the others not as drawn": broken.others_not_as_drawn(ge.measure_valued),
         },
     ),
-    "muprop": Method(
+    "muprop": Case(
         variants={"": Variant(ge.muprop), "baseline": Variant(lambda: ge.muprop(baseline=0.3))},
         distributions=RELAXABLE,
         broken={
-            "scaled": scaled(ge.muprop),
-            "mean not added back": replaced(
-                _relaxation, "pull_back_mean", lambda dist, p, ct: jnp.zeros_like(p), ge.muprop
-            ),
+            "scaled": broken.scaled(ge.muprop),
+            "mean not added back": broken.mean_not_added_back(ge.muprop),
         },
     ),
-    "rebar": Method(
+    "rebar": Case(
         variants={
             "": _rebar(),
             "independent": _rebar(coupled=False, temperature=1.5, eta=0.7),
@@ -392,16 +306,16 @@ METHODS: dict[str, Method] = {
         distributions=RELAXABLE,
         differentiable_cost=True,
         broken={
-            "scaled": scaled(ge.rebar),
-            "no reparameterization of the conditional draw": replaced(
-                _relaxation, "pull_back_conditional", no_pull_back, ge.rebar
+            "scaled": broken.scaled(ge.rebar),
+            "no reparameterization of the conditional draw": broken.conditional_not_differentiated(
+                ge.rebar
             ),
-            "z' not given the draw": replaced(
-                _relaxation, "conditional", _unconditional, lambda: ge.rebar(coupled=False)
+            "z' not given the draw": broken.noise_not_given_the_draw(
+                lambda: ge.rebar(coupled=False)
             ),
         },
     ),
-    "reinmax": Method(
+    "reinmax": Case(
         variants={
             f"temperature={t}": _relaxed(ge.reinmax, oracles.reinmax, temperature=t)
             for t in (1.0, 1.5)
@@ -409,23 +323,20 @@ METHODS: dict[str, Method] = {
         distributions=RELAXABLE,
         unbiased=False,
         differentiable_cost=True,
-        broken={"scaled": scaled(ge.reinmax)},
+        broken={"scaled": broken.scaled(ge.reinmax)},
     ),
-    "relax": Method(
+    "relax": Case(
         variants={"": _relax(), "independent": _relax(coupled=False, temperature=1.5, eta=0.7)},
         distributions=(*RELAXABLE, *(n for n in REPARAMETERIZABLE if n in FIXED_SUPPORT)),
         matrix=(*RELAXABLE, "Normal", "MultivariateNormal", "Exponential"),
         broken={
-            "scaled": scaled(lambda: ge.relax(surrogate, 0.8)),
-            "no reparameterization of the conditional draw": replaced(
-                _relaxation,
-                "pull_back_conditional",
-                no_pull_back,
-                lambda: ge.relax(surrogate, 0.8),
+            "scaled": broken.scaled(lambda: ge.relax(surrogate, 0.8)),
+            "no reparameterization of the conditional draw": broken.conditional_not_differentiated(
+                lambda: ge.relax(surrogate, 0.8)
             ),
         },
     ),
-    "reparameterize": Method(
+    "reparameterize": Case(
         variants={
             "": Variant(ge.reparameterize),
             "sticking_the_landing": Variant(lambda: ge.reparameterize(sticking_the_landing=True)),
@@ -433,9 +344,9 @@ METHODS: dict[str, Method] = {
         distributions=REPARAMETERIZABLE,
         differentiable_cost=True,
         second_order=True,
-        broken={"scaled": scaled(ge.reparameterize)},
+        broken={"scaled": broken.scaled(ge.reparameterize)},
     ),
-    "score_function": Method(
+    "score_function": Case(
         variants={
             "": Variant(ge.score_function),
             "samples": Variant(lambda: ge.score_function(num_samples=3)),
@@ -448,11 +359,11 @@ METHODS: dict[str, Method] = {
         matrix=tuple(n for n in FIXED_SUPPORT if n not in (*IMPLICIT[1:], "NegativeBinomial")),
         second_order=True,
         broken={
-            "scaled": scaled(ge.score_function),
-            "own cost in the baseline": _own_cost_in_baseline,
+            "scaled": broken.scaled(ge.score_function),
+            "own cost in the baseline": broken.own_cost_in_baseline,
         },
     ),
-    "st_gumbel_softmax": Method(
+    "st_gumbel_softmax": Case(
         variants={
             f"temperature={t}": _relaxed(
                 ge.st_gumbel_softmax, oracles.st_gumbel_softmax, temperature=t
@@ -462,9 +373,9 @@ METHODS: dict[str, Method] = {
         distributions=RELAXABLE,
         unbiased=False,
         differentiable_cost=True,
-        broken={"scaled": scaled(lambda: ge.st_gumbel_softmax(0.5))},
+        broken={"scaled": broken.scaled(lambda: ge.st_gumbel_softmax(0.5))},
     ),
-    "straight_through": Method(
+    "straight_through": Case(
         variants={
             f"slope={s}": _relaxed(ge.straight_through, oracles.straight_through, slope=s)
             for s in (1.0, 1.7)
@@ -472,27 +383,27 @@ METHODS: dict[str, Method] = {
         distributions=RELAXABLE,
         unbiased=False,
         differentiable_cost=True,
-        broken={"scaled": scaled(ge.straight_through)},
+        broken={"scaled": broken.scaled(ge.straight_through)},
     ),
-    "sum_and_sample": Method(
+    "sum_and_sample": Case(
         variants={
             "": Variant(ge.sum_and_sample),
             "2, 3": Variant(lambda: ge.sum_and_sample(num_summed=2, num_samples=3)),
         },
         distributions=FINITE,
-        broken={"scaled": scaled(ge.sum_and_sample)},
+        broken={"scaled": broken.scaled(ge.sum_and_sample)},
     ),
-    "unordered_set": Method(
+    "unordered_set": Case(
         variants={str(k): Variant(functools.partial(ge.unordered_set, k)) for k in (2, 3)},
         distributions=FINITE,
         broken={
-            "scaled": scaled(lambda: ge.unordered_set(2)),
-            "as if drawn with replacement": replaced(
-                unordered_set, "_log_ratios", ratios_of_independent, lambda: ge.unordered_set(2)
+            "scaled": broken.scaled(lambda: ge.unordered_set(2)),
+            "as if drawn with replacement": broken.as_if_drawn_with_replacement(
+                lambda: ge.unordered_set(2)
             ),
         },
     ),
-    "vimco": Method(
+    "vimco": Case(
         variants={
             "2": _bound(ge.vimco, 2),
             "2, arithmetic": _bound(ge.vimco, 2, mean="arithmetic"),
@@ -500,8 +411,8 @@ METHODS: dict[str, Method] = {
         distributions=FIXED_SUPPORT,
         matrix=(*FINITE, "Normal"),
         broken={
-            "scaled": scaled(lambda: ge.vimco(2)),
-            "own weight in the baseline": _own_weight_in_baseline,
+            "scaled": broken.scaled(lambda: ge.vimco(2)),
+            "own weight in the baseline": broken.own_weight_in_baseline,
         },
     ),
 }
@@ -512,13 +423,13 @@ KINDS = ("Bernoulli", "OneHotCategorical", "Normal")
 class Cell(NamedTuple):
     """One square of the matrix: an estimator with options, and a distribution."""
 
-    method: str
+    estimator: str
     variant: str
     distribution: str
 
     @property
-    def row(self) -> Method:
-        return METHODS[self.method]
+    def row(self) -> Case:
+        return CASES[self.estimator]
 
     def sampler(self) -> ge.Sampler:
         return self.row.variants[self.variant].sampler()
@@ -534,10 +445,10 @@ class Cell(NamedTuple):
 
 
 def cells() -> Iterator[Cell]:
-    for method, row in METHODS.items():
+    for estimator, row in CASES.items():
         if not row.estimates:
             continue
         for i, variant in enumerate(row.variants):
             for distribution in row.matrix or row.distributions:
                 if i == 0 or distribution in KINDS:
-                    yield Cell(method, variant, distribution)
+                    yield Cell(estimator, variant, distribution)

@@ -11,13 +11,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from methods import compiled
-from statistical import assert_unbiased
 
 import gradest as ge
 from gradest import distributions as dists
 
-NUM_KEYS = 200_000
+from . import oracles as oracles
+from .broken import scaled_cost as scaled_cost
+from .broken import with_factor as with_factor
+from .broken import wrong_score as wrong_score
+from .statistical import MAX_Z as MAX_Z
+from .statistical import NUM_KEYS as NUM_KEYS
+from .statistical import assert_unbiased as assert_unbiased
+from .statistical import assert_variance as assert_variance
+from .statistical import compiled as compiled
+from .statistical import keys as keys
 
 Draw = Callable[[Any], float]
 
@@ -57,10 +64,6 @@ class _Path:
         return outcome
 
 
-def keys(num: int = NUM_KEYS, seed: int = 0) -> jax.Array:
-    return jax.random.split(jax.random.key(seed), num)
-
-
 def bit(sampler: ge.Sampler, key: jax.Array, logit: Any) -> jax.Array:
     return sampler(key, dists.Bernoulli(logit))
 
@@ -80,25 +83,6 @@ def assert_exact_on_average(
     loss: Callable[..., Any], program: Callable[..., Any], params: Any, num: int = NUM_KEYS
 ) -> None:
     assert_unbiased(estimates(loss, params, num), exact(program, params))
-
-
-def wrong_score() -> ge.Sampler:
-    """A score-type sampler whose log-probability is 40% too large: of one draw of several."""
-    right = ge.score_function()
-
-    def score(key: jax.Array, dist: Any) -> Any:
-        draw, log_prob, baseline = right._score(key, dist)
-        return draw, 1.4 * log_prob, baseline
-
-    return ge.Sampler("wrong_score", estimate=right.estimate, score=score)
-
-
-def scaled_cost(sampler: ge.Sampler) -> ge.Sampler:
-    """A cost-based sampler whose gradient is 40% too large."""
-    scale = lambda x: 1.4 * x - 0.4 * jax.lax.stop_gradient(x)
-    estimate = lambda key, dist, cost: scale(sampler.expect(key, dist, cost))
-    relaxed = sampler._relaxed if sampler.relaxed else None
-    return ge.Sampler("scaled_cost", estimate=estimate, draw=sampler._draw, relaxed=relaxed)
 
 
 leave_one_out = functools.partial(ge.score_function, num_samples=2, baseline="leave_one_out")

@@ -8,21 +8,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-from methods import compiled, wave
 
 import gradest as ge
 from gradest import distributions as dists
 
-NUM_KEYS = 200_000
+from . import broken as broken
+from . import oracles as oracles
+from .cases import CASES as CASES
+from .cases import DISTRIBUTIONS as DISTRIBUTIONS
+from .cases import FINITE as FINITE
+from .cases import wave as wave
+from .statistical import NUM_KEYS as NUM_KEYS
+from .statistical import assert_unbiased as assert_unbiased
+from .statistical import assert_variance as assert_variance
+from .statistical import compiled as compiled
+from .statistical import keys as keys
 
 LINK = ((0.9, -0.5), (0.3, 0.8))
 WEIGHTS = (0.8, -0.6, 0.9, 0.5)
-
-
-def keys(num: int = NUM_KEYS, seed: int = 0) -> jax.Array:
-    return jax.random.split(jax.random.key(seed), num)
 
 
 def gradients(loss: Any, params: Any, num: int = NUM_KEYS, seed: int = 0) -> Any:

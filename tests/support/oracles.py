@@ -200,7 +200,7 @@ def _prune(nodes: np.ndarray, weights: np.ndarray) -> Rule:
     return nodes[kept], weights[kept] / weights[kept].sum()
 
 
-def _gumbel_differences(k: int) -> Rule:
+def gumbel_differences(k: int) -> Rule:
     """For g_i - g_k, i < k, of k Gumbel variables: nodes (m, k - 1).
 
     All that a softmax, or an argmax, sees of Gumbel noise; the density is
@@ -215,7 +215,7 @@ def _gumbel_differences(k: int) -> Rule:
 def _gumbels(shape: tuple[int, ...]) -> Rule:
     """Gumbel noise for one-hot rows, shape (m, *shape), up to a constant in each row."""
     *rows, k = shape
-    d, weights = _gumbel_differences(k)
+    d, weights = gumbel_differences(k)
     d = np.concatenate([d, np.zeros((len(d), 1))], axis=1)
     index, joint = _product((np.arange(len(d)), weights), tuple(rows))
     return d[index], joint
@@ -409,7 +409,7 @@ def st_gumbel_softmax(dist: Any, cost: Cost, *, temperature: jax.Array | float) 
         pair = dists.OneHotCategorical(jnp.stack([jnp.zeros_like(dist.logits), dist.logits], -1))
         return st_gumbel_softmax(pair, lambda x: cost(x[..., 1]), temperature=temperature)
     k = dist.logits.shape[-1]
-    d, weights = _gumbel_differences(k)
+    d, weights = gumbel_differences(k)
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(dist.logits)).reshape(-1, k)
     # Noise that is held fixed while the logits move.
     move = (dist.logits - jax.lax.stop_gradient(dist.logits)).reshape(-1, k)

@@ -1,14 +1,31 @@
-"""Assertions about samples. Their tolerance is the measured standard error, and they have power.
+"""Many samples, and assertions about them: with measured tolerance, and with power.
 
 An assertion that a wrong sample could pass is none: where the standard error is too large for
 an error of a few percent to be seen, it fails too, and says how many samples it would take.
 """
 
+import functools
 import math
+import os
 from typing import Any
 
 import jax
 import numpy as np
+
+#: Compiles a function fast and runs it a little slower: tests compile more than they run. But as
+#: any user would with GRADEST_TESTS_AS_INSTALLED (see conftest.py).
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+if os.environ.get("GRADEST_TESTS_AS_INSTALLED"):
+    compiled = jax.jit
+
+NUM_KEYS = 200_000
+
+
+def keys(num: int = NUM_KEYS, seed: int = 0) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), num)
+
+
+# ---- Assertions ----------------------------------------------------------------------------
 
 # One false alarm in 150,000 coordinates; keys are fixed, so what passes once passes always.
 MAX_Z = 4.5
@@ -18,6 +35,10 @@ MAX_ERROR = 0.02
 ROUNDING = 2e-5
 
 
+class NoPower(AssertionError):
+    """There are too few samples for an assertion to tell."""
+
+
 def assert_unbiased(samples: Any, exact: Any) -> None:
     """The samples, stacked along the first axis of every leaf, have the mean `exact`.
 
@@ -25,32 +46,29 @@ def assert_unbiased(samples: Any, exact: Any) -> None:
     shows in most.
 
     Raises:
-      AssertionError: if a mean is off by more than 4.5 standard errors, or if a standard error
-        is more than 2% of the norm of the leaf of `exact`.
+      AssertionError: if a mean is off by more than 4.5 standard errors.
+      NoPower: if a standard error is more than 2% of the norm of the leaf of `exact`.
     """
-    for path, sample, leaf in _leaves(samples, exact):
-        x, g, error = _projected(path, sample, leaf)
-        norm = g[-1]
-        _assert_power(path, error.max() / norm, len(x))
-        off = np.maximum(np.abs(x.mean(axis=0) - g) - ROUNDING * norm, 0)
-        _assert_z(path, "mean", off / np.maximum(error, 1e-30), x.mean(axis=0), g)
+    moments = [_moments(*leaf) for leaf in _leaves(samples, exact)]
+    for path, _, g, error, num in moments:
+        _assert_power(path, error.max() / g[-1], num)
+    for path, mean, g, error, _ in moments:
+        off = np.maximum(np.abs(mean - g) - ROUNDING * g[-1], 0)
+        _assert_z(path, "mean", off / np.maximum(error, 1e-30), mean, g)
 
 
-def has_power(samples: Any, exact: Any) -> bool:
-    """Whether there are so many samples that `assert_unbiased` can tell."""
-    errors = (_projected(*leaf) for leaf in _leaves(samples, exact))
-    return all(error.max() <= MAX_ERROR * g[-1] for _, g, error in errors)
-
-
-def _projected(
+def _moments(
     path: str, sample: np.ndarray, leaf: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Samples and exact result with their projections beside, and standard errors."""
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, int]:
+    """Means of the coordinates and, last, of the projection; exact ones; standard errors."""
     x, g = sample.reshape(len(sample), -1), leaf.reshape(-1)
     norm = np.linalg.norm(g)
     assert norm > 0, f"{path}: no power to see an error, where the exact result is zero"
     x = np.column_stack([x, x @ g / norm])
-    return x, np.append(g, norm), x.std(axis=0, ddof=1) / math.sqrt(len(x))
+    mean = x.mean(axis=0)
+    centred = x - mean
+    variance = np.einsum("ij,ij->j", centred, centred) / (len(x) - 1)
+    return path, mean, np.append(g, norm), np.sqrt(variance / len(x)), len(x)
 
 
 def assert_variance(samples: Any, exact: Any) -> None:
@@ -60,8 +78,8 @@ def assert_variance(samples: Any, exact: Any) -> None:
     central moment.
 
     Raises:
-      AssertionError: if a variance is off by more than 4.5 standard errors, or if a standard
-        error is more than 2% of it.
+      AssertionError: if a variance is off by more than 4.5 standard errors.
+      NoPower: if a standard error is more than 2% of it.
     """
     for path, sample, leaf in _leaves(samples, exact):
         x, v = sample.reshape(len(sample), -1), leaf.reshape(-1)
@@ -86,11 +104,12 @@ def _leaves(samples: Any, exact: Any) -> list[tuple[str, np.ndarray, np.ndarray]
 
 
 def _assert_power(path: str, relative_error: float, num_samples: int) -> None:
-    enough = math.ceil(num_samples * (relative_error / MAX_ERROR) ** 2)
-    assert relative_error <= MAX_ERROR, (
-        f"{path}: no power: the standard error is {relative_error:.1%} of the exact result's norm, "
-        f"more than {MAX_ERROR:.0%}; it takes {enough} samples instead of {num_samples}"
-    )
+    if not relative_error <= MAX_ERROR:
+        enough = math.ceil(num_samples * (relative_error / MAX_ERROR) ** 2)
+        raise NoPower(
+            f"{path}: no power: the standard error is {relative_error:.1%} of the exact result's "
+            f"norm, more than {MAX_ERROR:.0%}; it takes {enough} samples instead of {num_samples}"
+        )
 
 
 def _assert_z(path: str, what: str, z: np.ndarray, got: np.ndarray, exact: np.ndarray) -> None:

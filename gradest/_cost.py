@@ -1,0 +1,72 @@
+"""The cost of a draw as estimators see it, and how the program that it stands for is evaluated."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """How the rest of a program is evaluated.
+
+    Attributes:
+      relaxed: at a relaxed point, from which later relaxable sites are relaxed too.
+      indices: of the samples that earlier sites drew: each has its own randomness downstream.
+      bound: the name of an earlier sampler whose value is no mean of costs, but a bound.
+    """
+
+    relaxed: bool = False
+    indices: tuple[jax.Array, ...] = ()
+    bound: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """A function of the draw, whose result is checked.
+
+    Attributes:
+      function: of the draw and the mode; the transform hands over the rest of the program so.
+      estimator: its name, for errors.
+      mode: the one in which the rest is evaluated.
+    """
+
+    function: Callable[[Any, Mode], ArrayLike]
+    estimator: str
+    mode: Mode = Mode()
+
+    def __call__(self, draw: Any) -> jax.Array:
+        c = self.function(draw, self.mode)
+        shape, dtype = np.shape(c), jax.dtypes.result_type(c)
+        if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+            remedy = (
+                "Convert it to a floating-point number."
+                if shape == ()
+                else "Sum or average it; to give every example its own credit, vmap the "
+                "expectation of a per-example loss."
+            )
+            raise ValueError(
+                f"{self.estimator}: expected the cost to be a real scalar, got shape {shape} and "
+                f"type {dtype}. {remedy}"
+            )
+        return jnp.asarray(c)
+
+    def batch(self, draws: Any) -> jax.Array:
+        """The costs of draws stacked along a leading axis, each with randomness of its own."""
+
+        def one(index: jax.Array, draw: Any) -> jax.Array:
+            return self._in_mode(indices=(*self.mode.indices, index))(draw)
+
+        size = jax.tree.leaves(draws)[0].shape[0]
+        return jax.vmap(one)(jnp.arange(size, dtype=jnp.uint32), draws)
+
+    def relaxed(self, point: Any) -> jax.Array:
+        """The cost at a relaxed point, from which later relaxable sites are relaxed too."""
+        return self._in_mode(relaxed=True)(point)
+
+    def _in_mode(self, **changes: Any) -> "Cost":
+        return dataclasses.replace(self, mode=dataclasses.replace(self.mode, **changes))

@@ -1,0 +1,72 @@
+"""Draws that are given what follows them as a function.
+
+Up to such a draw the program is evaluated as it is, in the ledger; the draw's sampler is then
+handed the rest of the program as its cost. Sites thus nest in the order of the program, and each is
+credited with what comes after it alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from .._cost import Cost, Mode
+from .ledger import Ledger, account, advance, open_site
+from .program import Branch, Call, Draw, Env, Node, Program, needs_rest
+
+# What follows a (part of a) program: from its outputs to the value of everything to come.
+Then = Callable[[list[Any], Mode], jax.Array]
+
+
+def value_of(program: Program, args: Any, mode: Mode, then: Then) -> jax.Array:
+    """The value of `program` at `args` followed by `then`, draws estimated."""
+    return _value_from(program, 0, program.bind(*args), mode, then)
+
+
+def _value_from(program: Program, first: int, env: Env, mode: Mode, then: Then) -> jax.Array:
+    """From node number `first` on."""
+    stop = first
+    while stop < len(program.nodes) and not needs_rest(program.nodes[stop], mode):
+        stop += 1
+    passed = slice(first, stop)
+    env, ledger = advance(program, passed, env, mode, Ledger.of(program.nodes[passed]))
+    if stop == len(program.nodes):
+        return ledger.close(then(program.results(env), mode))
+    node = program.nodes[stop]
+    assert isinstance(node, Node)
+
+    def resume(outs: list[Any], mode: Mode) -> jax.Array:
+        # An estimator may run the rest more than once, with the same randomness on purpose.
+        later = program.later[stop]
+        kept = {v: _same_again(x, v in program.keys) for v, x in env.items() if v in later}
+        kept.update(zip(node.eqn.outvars, outs, strict=True))
+        return _value_from(program, stop + 1, kept, mode, then)
+
+    return ledger.close(_value_with_rest(node, node.operands(env), mode, resume))
+
+
+def _value_with_rest(node: Node, operands: list[Any], mode: Mode, then: Then) -> jax.Array:
+    """The value of a node, which holds a draw that needs what follows it, and of the rest."""
+    match node:
+        case Draw():
+            key, sampler, dist = open_site(node, operands, mode)
+            if not sampler.linear:
+                mode = dataclasses.replace(mode, bound=sampler.name)
+            rest = lambda draw, mode: then(jax.tree.leaves(draw), mode)
+            return sampler._expect(key, dist, Cost(rest, sampler.name, mode))
+        case Call():
+            return value_of(node.body, operands, mode, then)
+        case Branch():
+            index, *args = operands
+            arm = lambda program, *args: value_of(program, args, mode, then)
+            return jax.lax.switch(index, [functools.partial(arm, p) for p in node.arms], *args)
+    # In a loop: this raises, and says what is wrong with it.
+    outs, _ = account(node, operands, mode, Ledger())
+    return then(outs, mode)
+
+
+def _same_again(x: Any, is_key: bool) -> Any:
+    """`x`; a key marked as used again on purpose, for common random numbers."""
+    return jax.random.clone(x) if is_key else x

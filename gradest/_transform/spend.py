@@ -1,0 +1,84 @@
+"""`gradest.cost`: what a loss spends before its end."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+from jax.interpreters import partial_eval as pe
+
+from .. import _jaxpr
+from . import complaints
+
+
+def cost(c: jax.typing.ArrayLike) -> None:
+    """Adds `c` to the loss, from inside it.
+
+    Draws made before this line are credited with it and draws made after it are not, which
+    spares their gradient estimates the variance that it would add.
+
+    Args:
+      c: real; an array adds the sum of its elements. In a function under `jax.vmap`, one that is
+        the same in all lanes is added once.
+
+    Raises:
+      RuntimeError: when run outside `gradest.expectation`.
+      TypeError: if `c` is not a floating-point array.
+
+    Example:
+      >>> import gradest as ge, jax
+      >>> from gradest.distributions import Bernoulli
+      >>> bit = ge.score_function()
+      >>> @ge.expectation
+      ... def loss(logit, key):
+      ...     first = bit(key, Bernoulli(logit))
+      ...     ge.cost((first - 0.3) ** 2)
+      ...     return 0.0 * first
+      >>> loss(0.0, jax.random.key(0)).shape
+      ()
+    """
+    c = jnp.asarray(c)
+    if not jnp.issubdtype(c.dtype, jnp.floating):
+        raise TypeError(f"c: expected a real floating-point array, got one of type {c.dtype}.")
+    cost_p.bind(c, where=_jaxpr.user_line())
+
+
+cost_p = core.Primitive("gradest_cost")
+
+
+def _cost_outside(*_: Any, where: str) -> Any:
+    raise complaints.cost_outside(where)
+
+
+# A cost is an effect, so that no compiler drops it because nothing uses its result: what reaches a
+# compiler is outside of an expectation, and raises.
+_EFFECTS = jax.make_jaxpr(lambda: jax.debug.callback(lambda: None))().effects
+
+cost_p.def_impl(_cost_outside)
+cost_p.def_effectful_abstract_eval(lambda aval, *, where: (aval, _EFFECTS))
+mlir.register_lowering(cost_p, lambda ctx, *_, where: _cost_outside(where=where))
+
+
+def _batch_cost(args: Sequence[Any], dims: Sequence[Any], *, where: str) -> Any:
+    # Under vmap a cond evaluates both of its branches: whose cost this is cannot be told.
+    raise complaints.cost_under_vmap(where)
+
+
+def _differentiate_cost(*_: Any, where: str) -> Any:
+    raise complaints.cost_differentiated(where)
+
+
+batching.primitive_batchers[cost_p] = _batch_cost
+ad.primitive_jvps[cost_p] = _differentiate_cost
+
+
+def _stage_cost(trace: Any, c: Any, *, where: str) -> Any:
+    # Known or not, it stays where it was written: a scan whose body is evaluated in part (as
+    # flax.linen's is) would otherwise have the known ones outside of the loop as well.
+    tracer = trace.instantiate_const(c)
+    return trace.default_process_primitive(cost_p, [tracer], {"where": where})
+
+
+pe.custom_partial_eval_rules[cost_p] = _stage_cost

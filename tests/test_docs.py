@@ -1,0 +1,69 @@
+"""What the documents say of the code: files, links, nodes and rooms that are there."""
+
+import inspect
+import pathlib
+import re
+import xml.etree.ElementTree
+
+import pytest
+
+from gradest._transform import program
+from scripts import rooms
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tests/support/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+@pages
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pages
+def test_files_that_are_named_exist(page):
+    """Those of this repository, named from its root, but for those that a page has one write."""
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(
+        r"`((?:gradest|tests|benchmarks|docs|scripts|\.ci|\.github)/[\w./-]*)`", text
+    )
+    written = [pathlib.Path(module).stem for module in re.findall("<!-- module: (.*) -->", text)]
+    told = [path for path in named if not any(name in path for name in written)]
+    assert [path for path in told if not (ROOT / path).exists()] == []
+
+
+def test_the_design_tells_every_node():
+    nodes = {
+        name
+        for name, kind in inspect.getmembers(program, inspect.isclass)
+        if issubclass(kind, (program.Run, program.Node)) and kind is not program.Node
+    }
+    section = DESIGN.split("\n## Nodes\n")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) == nodes
+
+
+def test_the_glossary_is_in_order():
+    terms = re.findall(r"^\*\*(\w+)\*\*: ", DESIGN.split("\n## Glossary\n")[1], re.MULTILINE)
+    assert {"site", "node", "lane", "run", "ledger", "mode", "mark"} <= set(terms)
+    assert terms == sorted(terms)
+
+
+def test_the_picture_is_up_to_date():
+    assert rooms.PATH.read_text(encoding="utf-8") == rooms.picture()
+    xml.etree.ElementTree.fromstring(rooms.picture())
