@@ -116,9 +116,17 @@ def test_rebar_in_sequence_evaluates_what_follows_as_often_as_stated(form):
 
 
 def test_goal_of_tracing_can_be_missed():
-    rows = [{"ms_per_draw": {"expectation": [t, t, t]}} for t in (1.0, 1.6)]
-    assert not transform.trace_goal_met(rows)
-    assert transform.trace_goal_met(rows[::-1])
+    def met(per_draw, ratios):
+        rows = [
+            {"draws": n, "ms_per_draw": {"expectation": [t] * 3}, "ratio": [r] * 3}
+            for n, t, r in zip((4, 16, 64), per_draw, ratios, strict=True)
+        ]
+        return transform.trace_goals_met(rows)
+
+    assert met((1.0, 1.0, 1.4), (3.0, 1.9, 1.9)) == ["", "yes", "yes"]
+    assert met((1.0, 1.0, 1.6), (3.0, 1.9, 1.9)) == ["", "yes", "no"]
+    assert met((1.0, 1.0, 1.4), (3.0, 2.1, 1.9)) == ["", "no", "yes"]
+    assert met((1.0, 1.0, 1.4), (3.0, 1.9, 2.1)) == ["", "yes", "no"]
 
 
 def test_list_prints_the_names(capsys):
