@@ -333,7 +333,7 @@ def test_table_measures_what_is_documented(capsys):
     assert "Every cell agrees" in out
 
 
-def only(monkeypatch, record, num_keys=20_000):
+def only(monkeypatch, record, num_keys):
     """Leaves one record in the table, and measures it from fewer keys."""
     monkeypatch.setattr(records, "ESTIMATORS", {record.name: record})
     monkeypatch.setattr(properties, "missing", lambda: [])
@@ -363,7 +363,9 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_table_marks_a_wrong_record(name, capsys, monkeypatch):
     changes, columns = WRONG[name]
-    only(monkeypatch, dataclasses.replace(records.ESTIMATORS[name], **changes), 100_000)
+    # It takes many to tell the gradient of a bound.
+    num_keys = 100_000 if name == "vimco" else 20_000
+    only(monkeypatch, dataclasses.replace(records.ESTIMATORS[name], **changes), num_keys)
     assert main(["table"]) == 1
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.startswith(name))

@@ -1,6 +1,7 @@
 """Small distributions and costs whose exact expectations are known, to measure properties on."""
 
 import abc
+import functools
 import itertools
 import math
 from typing import Any
@@ -150,12 +151,13 @@ class Normal(Case):
         return np.bincount(n * column + row, minlength=n * n), np.full(n * n, 1 / n**2)
 
 
-def all_cases() -> list[Case]:
+@functools.cache
+def all_cases() -> tuple[Case, ...]:
     """Bits, one-hot rows, and reals; more than one element in each."""
     bits = list(itertools.product([0, 1], repeat=3))
     rows = [np.eye(3)[list(pair)] for pair in itertools.product(range(3), repeat=2)]
-    return [
+    return (
         Finite(dist.Bernoulli, [0.4, -0.7, 0.9], bits),
         Finite(dist.OneHotCategorical, [[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]], rows),
         Normal(),
-    ]
+    )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.box
 from jax.scipy import stats
+from jax.typing import ArrayLike
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -39,7 +40,7 @@ _HEADERS = {
     "evaluations": "evalu-\nations",
     "second_order": "second\norder",
 }
-_SHORT = {
+_SHORT: dict[Any, str] = {
     True: "yes",
     False: "no",
     None: "-",
@@ -156,7 +157,7 @@ def _word(value: Any) -> str:
         return str(len(value))
     if isinstance(value, tuple):
         return " ".join(map(str, value)) or "-"
-    return _SHORT.get(value, value)
+    return _SHORT.get(value, str(value))
 
 
 # ---- Claims and measurements ---------------------------------------------------------------
@@ -241,15 +242,15 @@ def on_case(record: records.Record, case: cases.Case) -> OnCase:
     # A gradient that is zero whatever is drawn is none.
     if not any(leaf.mean.any() or leaf.variance.any() for leaf in gradients.values()):
         return seen
-    dist, options = case.make(case.params), {"num_draws": 2, "chunk_size": 1}
-    counted = ge.diagnose({record.name: sampler}, key, dist, cost=cases.smooth, **options)
+    dist = case.make(case.params)
+    counted = ge.diagnose({"": sampler}, key, dist, cost=cases.smooth, num_draws=2, chunk_size=1)
     against = lambda num: {
         name: _estimate(gradients[name], exact)
         for name, exact in _exact_gradients(case, num).items()
     }
     return dataclasses.replace(
         seen,
-        evaluations=counted[record.name].cost_evaluations,
+        evaluations=counted[""].cost_evaluations,
         of_expectation=against(1),
         of_bound=against(_BOUND),
         exact=all(np.all(np.sqrt(leaf.variance) <= leaf.rounding) for leaf in gradients.values()),
@@ -281,17 +282,18 @@ def _diagnosed(
     return dict(report[""].leaves)
 
 
+@functools.cache
 def _exact_gradients(case: cases.Case, num_samples: int) -> dict[str, jax.Array]:
     expected = functools.partial(case.expected_costs, num_samples=num_samples)
     return jax.jit(jax.jacobian(expected))(case.params)
 
 
-def _estimate(leaf: Any, exact: jax.Array) -> Estimate:
-    exact = np.asarray(exact, float)
-    z = np.abs(leaf.mean - exact) / (leaf.bias_error + leaf.rounding)
-    return Estimate(
-        float(np.max(z)), float(np.linalg.norm(leaf.bias_error / np.linalg.norm(exact)))
-    )
+def _estimate(leaf: Any, exact: ArrayLike) -> Estimate:
+    """What a leaf of diagnose's report says of the mean."""
+    target = np.asarray(exact, float)
+    z = np.abs(leaf.mean - target) / (leaf.bias_error + leaf.rounding)
+    error = np.linalg.norm(leaf.bias_error) / np.linalg.norm(target)
+    return Estimate(float(np.max(z)), float(error))
 
 
 def _chi_squared(counts: np.ndarray, masses: np.ndarray) -> float:
