@@ -266,9 +266,20 @@ def test_a_plain_draw_warns_inside_an_expectation(name, i):
         dist = jax.tree.unflatten(treedef, [*leaves[:i], leaf, *leaves[i + 1 :]])
         return jnp.sum(leaf**2) + jnp.sum(dist.sample(key)).astype(float)
 
-    for derivative in (jax.grad, jax.hessian):
+    for derivative in (jax.grad, jax.hessian) if loops_are_differentiable_twice() else (jax.grad,):
         with pytest.warns(ge.UnestimatedGradientWarning, match="jax.random"):
             jax.eval_shape(derivative(loss), leaves[i], jax.random.key(0))
+
+
+@functools.cache
+def loops_are_differentiable_twice():
+    """Those of jax.random's own draws are not on jax 0.10.1, which raises a TypeError."""
+    draw = lambda rate: jnp.sum(jax.random.poisson(jax.random.key(0), rate)).astype(float)
+    try:
+        jax.eval_shape(jax.hessian(draw), jnp.ones(3))
+    except TypeError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("n", [7, 7.0, np.float32(7), np.int64(7), [7.0, 0], jnp.array([7, 3])])
