@@ -158,12 +158,12 @@ def test_the_count_saturates():
     optimizer = anneal(lambda k: k / 2.0**31)
     leaf = jnp.float32(1.0)
     last = jnp.iinfo(jnp.int32).max
-    state = optimizer.init(leaf)._replace(step=jnp.int32(last - 1))
+    state = optimizer.init(leaf)._replace(step=jnp.int32(last - 1))  # pyright: ignore[reportAttributeAccessIssue]
     for _ in range(3):
         update, state = jax.jit(optimizer.update)(leaf, state, leaf)
         leaf = optax.apply_updates(leaf, update)
         assert int(state.step) == last
-        assert leaf > 0
+        assert leaf > 0  # pyright: ignore[reportOperatorIssue]
 
 
 # --- with_annealing -----------------------------------------------------------------------
@@ -225,8 +225,8 @@ def test_other_leaves_get_the_inner_optimizer_alone(name, standard_promotion):
         alone, alone_state = alone_update(others(grads), alone_state, others(params))
         chex.assert_trees_all_equal(others(updates), alone)
         params = optax.apply_updates(params, updates)
-        assert params["temperature"] == jax.jit(SCHEDULES["temperature"])(k)
-        assert params["encoder"]["slope"] == jax.jit(SCHEDULES["encoder.slope"])(k)
+        assert params["temperature"] == jax.jit(SCHEDULES["temperature"])(k)  # pyright: ignore[reportIndexIssue]
+        assert params["encoder"]["slope"] == jax.jit(SCHEDULES["encoder.slope"])(k)  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -238,9 +238,9 @@ def test_resumed_from_a_checkpoint_is_bitwise_the_uninterrupted_run(name, standa
     saved = flax.serialization.to_bytes(half)
     blank = jax.tree.map(jnp.zeros_like, (params, state))
     restored = flax.serialization.from_bytes(blank, saved)
-    chex.assert_trees_all_equal(train(optimizer, *restored, range(10, 20)), whole)
+    chex.assert_trees_all_equal(train(optimizer, *restored, range(10, 20)), whole)  # pyright: ignore[reportCallIssue]
     # Without the state the schedules would begin again, and with them the run.
-    begun_again, _ = train(optimizer, restored[0], optimizer.init(params), range(10, 20))
+    begun_again, _ = train(optimizer, restored[0], optimizer.init(params), range(10, 20))  # pyright: ignore[reportArgumentType]
     assert begun_again["temperature"] != whole[0]["temperature"]
 
 
@@ -307,7 +307,7 @@ def test_parameters_of_a_flax_module():
     path, _ = follow(with_annealing(optax.sgd(1.0), schedules), params, 1)
     before, after = params["params"]["encoder"], path[0]["params"]["encoder"]
     assert after["temperature"] == 0.5
-    np.testing.assert_array_equal(after["dense"]["kernel"], before["dense"]["kernel"] - 1)
+    np.testing.assert_array_equal(after["dense"]["kernel"], before["dense"]["kernel"] - 1)  # pyright: ignore[reportOperatorIssue]
 
 
 def test_a_path_to_a_subtree_anneals_all_of_it_and_only_it():
@@ -433,13 +433,13 @@ def test_plateau_and_schedule_side_by_side_under_scan(standard_promotion):
         grads = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
         updates, state = optimizer.update(grads, state, params, value=loss)
         params = optax.apply_updates(params, updates)
-        return (params, state), (params["temperature"], params["encoder"]["slope"])
+        return (params, state), (params["temperature"], params["encoder"]["slope"])  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue]
 
     losses = jnp.array([1.0] * 9)
     _, (temperature, slope) = jax.lax.scan(step, (model(), optimizer.init(model())), losses)
     halved = [1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125, 0.1]
-    np.testing.assert_array_equal(temperature, np.float32(halved))
-    np.testing.assert_allclose(slope, 1.0 + 0.2 * np.arange(1, 10), rtol=1e-6)
+    np.testing.assert_array_equal(temperature, np.float32(halved))  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(slope, 1.0 + 0.2 * np.arange(1, 10), rtol=1e-6)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def test_plateau_resumes_from_a_checkpoint():
@@ -455,7 +455,7 @@ def test_plateau_resumes_from_a_checkpoint():
     update_fn = jax.jit(optimizer.update)
     for loss in losses[17:]:
         update, state = update_fn(leaf, state, leaf, value=loss)
-        leaf = optax.apply_updates(leaf, update)
+        leaf = optax.apply_updates(leaf, update)  # pyright: ignore[reportArgumentType]
     chex.assert_trees_all_equal((leaf, state), (whole[-1], whole_state))
     assert leaf < half[-1] < 1.0
 
@@ -465,12 +465,12 @@ def test_plateau_resumes_from_a_checkpoint():
 
 def test_anneal_needs_a_function():
     with pytest.raises(TypeError, match=r"^schedule: .*got 0\.5\. .*optax\.constant_schedule"):
-        anneal(0.5)
+        anneal(0.5)  # pyright: ignore[reportArgumentType]
 
 
 def test_anneal_is_not_for_a_transformation():
     with pytest.raises(TypeError, match=r"^schedule: expected a function"):
-        anneal(optax.sgd(0.1))
+        anneal(optax.sgd(0.1))  # pyright: ignore[reportArgumentType]
 
 
 BOTH = [anneal(optax.constant_schedule(1.0)), anneal_on_plateau(1.0)]
@@ -501,7 +501,7 @@ def test_a_leaf_that_is_no_float(optimizer, leaf):
 def test_with_annealing_needs_schedules():
     expected = r"^schedules\['temperature'\]: .*got 0\.5\. .*optax\.constant_schedule"
     with pytest.raises(TypeError, match=expected):
-        with_annealing(optax.sgd(0.1), {"temperature": 0.5})
+        with_annealing(optax.sgd(0.1), {"temperature": 0.5})  # pyright: ignore[reportArgumentType]
 
 
 def test_a_wrong_path():

@@ -70,7 +70,7 @@ def test_vimco_means_differ():
     two, four = (
         [vimco_moments(k, mean)[1] for mean in ("geometric", "arithmetic")] for k in (2, 4)
     )
-    np.testing.assert_allclose(*two)
+    np.testing.assert_allclose(*two)  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert (abs(four[0] / four[1] - 1) > 0.1).any()
 
 
@@ -318,7 +318,7 @@ def test_dreg_refuses_discrete_draws():
     ("make", "message"),
     [
         (lambda: ge.vimco(1), "num_samples: expected an integer of at least 2, got 1"),
-        (lambda: ge.vimco(2, mean="harmonic"), "mean: expected one of .* got 'harmonic'"),
+        (lambda: ge.vimco(2, mean="harmonic"), "mean: expected one of .* got 'harmonic'"),  # pyright: ignore[reportArgumentType]
         (lambda: ge.dreg(0), "num_samples: expected an integer of at least 1, got 0"),
     ],
 )

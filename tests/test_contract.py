@@ -196,7 +196,7 @@ def test_a_step_of_sgd_on_a_baseline_is_the_running_mean(sign):
     c = cost(ge.score_function()(KEY, Bernoulli(LOGITS)))
     updates, _ = optax.sgd(0.1).update(jax.grad(loss)(b), optax.sgd(0.1).init(b))
     expected = b + 0.1 * abs(sign) * (c - b)
-    np.testing.assert_allclose(optax.apply_updates(b, updates), expected, rtol=1e-6)
+    np.testing.assert_allclose(optax.apply_updates(b, updates), expected, rtol=1e-6)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 # ---- Second derivatives --------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_an_estimator_names_itself_in_the_program():
         (lambda: ge.rebar(float("nan")), ValueError, "temperature: .* got nan"),
         (lambda: ge.rebar(eta=float("inf")), ValueError, "eta: expected a finite number, got inf"),
         (
-            lambda: ge.rebar(relaxation="sharp"),
+            lambda: ge.rebar(relaxation="sharp"),  # pyright: ignore[reportArgumentType]
             ValueError,
             r"relaxation: expected one of .*'muprop",
         ),
@@ -355,14 +355,14 @@ def test_an_estimator_names_itself_in_the_program():
             ValueError,
             'num_samples: .* at least 2 with baseline="leave_one_out", got 1',
         ),
-        (lambda: ge.score_function(baseline="mean"), ValueError, "baseline: expected one of"),
+        (lambda: ge.score_function(baseline="mean"), ValueError, "baseline: expected one of"),  # pyright: ignore[reportArgumentType]
         (
             lambda: ge.score_function(baseline=jnp.ones(2)),
             ValueError,
             "baseline: expected a scalar",
         ),
         (
-            lambda: ge.Sampler("mine", score=lambda key, dist: (0.0, 0.0, 0.0)),
+            lambda: ge.Sampler("mine", score=lambda key, dist: (0.0, 0.0, 0.0)),  # pyright: ignore[reportArgumentType]
             ValueError,
             "mine: expected an estimate beside score or relaxed, got None",
         ),
@@ -370,7 +370,7 @@ def test_an_estimator_names_itself_in_the_program():
         (lambda: Bernoulli(0.0, probs=0.5), TypeError, "exactly one of the two, got both"),
         (lambda: ge.rebar()(KEY, Normal()), TypeError, "rebar: expected one of .*got Normal"),
         (lambda: ge.rebar()(0, Bernoulli(0.0)), TypeError, "key: expected a PRNG key"),
-        (lambda: ge.rebar()(Bernoulli(0.0), KEY), TypeError, "key: .*Keys come first"),
+        (lambda: ge.rebar()(Bernoulli(0.0), KEY), TypeError, "key: .*Keys come first"),  # pyright: ignore[reportArgumentType]
         (
             lambda: ge.reparameterize()(KEY, Bernoulli(0.0)),
             TypeError,

@@ -374,14 +374,14 @@ def test_network_baseline_is_trained_by_its_cotangent():
         def step(position, x):
             key, feature = x
             inputs = jnp.stack([position, feature])
-            sampler = ge.score_function(baseline=network.apply(params["baseline"], inputs))
+            sampler = ge.score_function(baseline=network.apply(params["baseline"], inputs))  # pyright: ignore[reportArgumentType]
             u = bit(sampler, key, params["logit"] + feature)
             c = (u - 0.3) * feature + position
             ge.cost(c)
             return position + u, (inputs, c)
 
         end, (inputs, costs) = jax.lax.scan(step, 0.5, (split(key, 3), features))
-        first = ge.score_function(baseline=network.apply(params["baseline"], inputs[0]))
+        first = ge.score_function(baseline=network.apply(params["baseline"], inputs[0]))  # pyright: ignore[reportArgumentType]
         last = bit(first, key, params["logit"]) * end
         return last, (inputs, jnp.append(costs, last), last)
 
@@ -397,7 +397,7 @@ def test_network_baseline_is_trained_by_its_cotangent():
 
     def half_squares(baseline):
         b = jax.vmap(jax.vmap(functools.partial(network.apply, baseline)))(inputs)
-        return jnp.sum(jnp.abs(signs)[:, None] * (b - to_go) ** 2 / 2)
+        return jnp.sum(jnp.abs(signs)[:, None] * (b - to_go) ** 2 / 2)  # pyright: ignore[reportOperatorIssue]
 
     want = jax.jit(jax.grad(half_squares))(start["baseline"])
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
@@ -416,7 +416,7 @@ def test_network_baseline_does_not_bias():
         def step(position, key):
             # Its cotangent must not reach the program's own parameters through its inputs.
             b = network.apply(variables, jax.lax.stop_gradient(jnp.stack([position, w[0]])))
-            u = bit(ge.score_function(baseline=b), key, a[0] - position)
+            u = bit(ge.score_function(baseline=b), key, a[0] - position)  # pyright: ignore[reportArgumentType]
             ge.cost(u * w[1])
             return position + u, None
 

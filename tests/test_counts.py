@@ -321,4 +321,4 @@ def test_error_for_what_is_no_number():
     with pytest.raises(TypeError, match="total_count: expected a real array, got one of type bool"):
         Binomial(jnp.array([True]), 0.3)
     with pytest.raises(TypeError, match="rate: expected a real array, got str"):
-        Poisson("high")
+        Poisson("high")  # pyright: ignore[reportArgumentType]

@@ -220,7 +220,7 @@ def test_multivariate_normal_against_scipy(x64):
     got = dist.log_prob(x)
     for row in range(3):
         factor = np.asarray(TRIL[row])
-        reference = scipy.stats.multivariate_normal(dist.loc[row], factor @ factor.T)
+        reference = scipy.stats.multivariate_normal(dist.loc[row], factor @ factor.T)  # pyright: ignore[reportArgumentType]
         np.testing.assert_allclose(got[:, row], reference.logpdf(x[:, row]), rtol=1e-11)
 
 
@@ -360,7 +360,7 @@ def test_log_space_densities_keep_their_digits(k):
         jax.random.key(0), dists.ExpRelaxedOneHotCategorical(TEMPERATURES, logits)
     )
     assert k == 2 or y.min() < -100
-    t, y, l = np.float64(TEMPERATURES)[:, None], np.float64(y), np.float64(logits)
+    t, y, l = np.float64(TEMPERATURES)[:, None], np.float64(y), np.float64(logits)  # pyright: ignore[reportIndexIssue]
     d = l - t * y
     # Eq. 26.
     expected = math.lgamma(k) + (k - 1) * np.log(t[:, 0]) + d.sum(axis=-1)
@@ -404,7 +404,7 @@ def test_draws_follow_the_distribution(name):
     draws = make(name).sample(jax.random.key(12), (100_000,))
     assert min(ks_p_values(name, draws)) > 1e-3
     # The elements are independent.
-    assert np.abs(scipy.stats.spearmanr(draws).statistic - np.eye(3)).max() < 0.015
+    assert np.abs(scipy.stats.spearmanr(draws).statistic - np.eye(3)).max() < 0.015  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.statistical
@@ -631,7 +631,7 @@ def test_python_numbers_alone(number):
         dists.Exponential(number(1)),
         dists.Bernoulli(number(0)),
         dists.Bernoulli(probs=number(1)),
-        dists.Categorical([number(0), number(1)]),
+        dists.Categorical([number(0), number(1)]),  # pyright: ignore[reportArgumentType]
         dists.Uniform(),
         dists.Gumbel(),
     ):
@@ -654,7 +654,7 @@ def test_integer_arrays_become_floats(integer):
 
 def test_numpy_and_nested_lists():
     assert dists.Bernoulli(np.zeros(3, np.float32)).shape == (3,)
-    assert dists.Categorical([[0.0, 1.0], [2.0, 3.0]]).shape == (2,)
+    assert dists.Categorical([[0.0, 1.0], [2.0, 3.0]]).shape == (2,)  # pyright: ignore[reportArgumentType]
 
 
 # ---- probs= ----------------------------------------------------------------------------------
@@ -994,13 +994,13 @@ def test_numpyro(standard_promotion):
     nd = imported("numpyro.distributions")
     loc, rate = jnp.array([0.5, -1.0, 2.0]), jnp.array([0.7, 2.0, 5.0])
     logits = jnp.log(PROBS)
-    assert_adapted(nd.Normal(loc, 2.0), (3,), scipy.stats.norm(loc, 2.0).logpdf)
-    assert_adapted(nd.Poisson(rate), (3,), scipy.stats.poisson(rate).logpmf)
-    assert_adapted(nd.Bernoulli(logits=loc), (3,), scipy.stats.bernoulli(expit(loc)).logpmf)
-    assert_adapted(nd.Gamma(rate, 2.0), (3,), scipy.stats.gamma(rate, scale=0.5).logpdf)
+    assert_adapted(nd.Normal(loc, 2.0), (3,), scipy.stats.norm(loc, 2.0).logpdf)  # pyright: ignore[reportAttributeAccessIssue]
+    assert_adapted(nd.Poisson(rate), (3,), scipy.stats.poisson(rate).logpmf)  # pyright: ignore[reportAttributeAccessIssue]
+    assert_adapted(nd.Bernoulli(logits=loc), (3,), scipy.stats.bernoulli(expit(loc)).logpmf)  # pyright: ignore[reportAttributeAccessIssue]
+    assert_adapted(nd.Gamma(rate, 2.0), (3,), scipy.stats.gamma(rate, scale=0.5).logpdf)  # pyright: ignore[reportAttributeAccessIssue]
     chosen = lambda x: np.log(np.take_along_axis(PROBS, x[:, None], axis=-1))
     assert_adapted(nd.Categorical(logits=logits), (2,), chosen)
-    assert_adapted(nd.Normal(loc, 2.0).to_event(1), (3,), scipy.stats.norm(loc, 2.0).logpdf)
+    assert_adapted(nd.Normal(loc, 2.0).to_event(1), (3,), scipy.stats.norm(loc, 2.0).logpdf)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_numpyro_lanes(standard_promotion):
@@ -1022,9 +1022,9 @@ def test_distrax(standard_promotion):
     distrax = imported("distrax")
     loc, logits = jnp.array([0.5, -1.0, 2.0]), jnp.log(PROBS)
     normal = distrax.Normal(loc, jnp.full(3, 2.0))
-    assert_adapted(normal, (3,), scipy.stats.norm(loc, 2.0).logpdf)
+    assert_adapted(normal, (3,), scipy.stats.norm(loc, 2.0).logpdf)  # pyright: ignore[reportAttributeAccessIssue]
     bernoulli = distrax.Bernoulli(logits=loc)
-    assert_adapted(bernoulli, (3,), scipy.stats.bernoulli(expit(loc)).logpmf)
+    assert_adapted(bernoulli, (3,), scipy.stats.bernoulli(expit(loc)).logpmf)  # pyright: ignore[reportAttributeAccessIssue]
     chosen = lambda x: np.log(np.take_along_axis(PROBS, x[:, None], axis=-1))
     assert_adapted(distrax.Categorical(logits=logits), (2,), chosen)
 
@@ -1034,6 +1034,6 @@ def test_distrax(standard_promotion):
 def test_tensorflow_probability(standard_promotion):
     tfd = imported("tensorflow_probability.substrates.jax").distributions
     loc, rate = jnp.array([0.5, -1.0, 2.0]), jnp.array([0.7, 2.0, 5.0])
-    assert_adapted(tfd.Normal(loc, 2.0), (3,), scipy.stats.norm(loc, 2.0).logpdf)
-    assert_adapted(tfd.Poisson(rate), (3,), scipy.stats.poisson(rate).logpmf)
-    assert_adapted(tfd.Bernoulli(logits=loc), (3,), scipy.stats.bernoulli(expit(loc)).logpmf)
+    assert_adapted(tfd.Normal(loc, 2.0), (3,), scipy.stats.norm(loc, 2.0).logpdf)  # pyright: ignore[reportAttributeAccessIssue]
+    assert_adapted(tfd.Poisson(rate), (3,), scipy.stats.poisson(rate).logpmf)  # pyright: ignore[reportAttributeAccessIssue]
+    assert_adapted(tfd.Bernoulli(logits=loc), (3,), scipy.stats.bernoulli(expit(loc)).logpmf)  # pyright: ignore[reportAttributeAccessIssue]

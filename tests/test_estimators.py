@@ -308,7 +308,7 @@ def test_dependent_sites(name):
 def test_dependent_sites_with_a_broken_one(name, position, monkeypatch):
     sites = list(CHAINS[name])
     make, kind = sites[position]
-    sites[position] = (lambda: cases.scaled(make)(monkeypatch), kind)
+    sites[position] = (lambda: cases.broken.scaled(make)(monkeypatch), kind)
     want = exact_chain((bernoulli, bernoulli))
     with pytest.raises(AssertionError, match="standard errors off"):
         assert_unbiased(gradients(sampled_chain(sites), chain_params(2)), want)
@@ -396,7 +396,7 @@ def test_vmapped_site_is_one_joint_draw(make):
 
 @pytest.mark.statistical
 def test_vmapped_site_finds_out_a_broken_one(monkeypatch):
-    broken = cases.scaled(leave_one_out)(monkeypatch)
+    broken = cases.broken.scaled(leave_one_out)(monkeypatch)
     with (
         pytest.warns(UserWarning, match=JOINT),
         pytest.raises(AssertionError, match="standard errors off"),
@@ -543,7 +543,7 @@ def test_foreign_distribution(name, sampler):
 @pytest.mark.statistical
 def test_foreign_distribution_finds_out_a_broken_estimator(monkeypatch):
     foreign = FOREIGN["user's spins"]
-    sampler = cases.scaled(ge.score_function)(monkeypatch)
+    sampler = cases.broken.scaled(ge.score_function)(monkeypatch)
     params = (foreign.params, jnp.array([0.9, -0.6, 0.5]))
     of = lambda params, key: sampler.expect(key, foreign.make(*params[0]), partial_wave(params[1]))
     want = exact(lambda p: oracles.expectation(foreign.points(*p[0]), partial_wave(p[1])), params)

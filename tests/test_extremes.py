@@ -43,7 +43,7 @@ ESTIMATORS = {
     if getattr(value, "__module__", "").startswith("gradest.estimators")
 }
 # What cannot be made without arguments, with the arguments that it needs.
-ESTIMATORS["relax"] = functools.partial(ge.relax, lambda _, x: surrogate(0.8, x), None)
+ESTIMATORS["relax"] = functools.partial(ge.relax, lambda _, x: surrogate(0.8, x), None)  # pyright: ignore[reportArgumentType]
 for name in ("dreg", "unordered_set", "vimco"):
     ESTIMATORS[name] = functools.partial(ESTIMATORS[name], 3)
 
@@ -369,13 +369,13 @@ def test_error_for_leaving_one_out_of_one():
 
 def test_error_for_a_baseline_that_is_not_known():
     with pytest.raises(ValueError, match=r"^baseline: expected one of .*leave_one_out.*got 'mean'"):
-        ge.score_function(num_samples=2, baseline="mean")
+        ge.score_function(num_samples=2, baseline="mean")  # pyright: ignore[reportArgumentType]
 
 
 def test_error_for_a_relaxation_that_is_not_known():
     message = r"^relaxation: expected one of \['concrete', 'muprop'\], got 'gumbel'\.$"
     with pytest.raises(ValueError, match=message):
-        ge.rebar(relaxation="gumbel")
+        ge.rebar(relaxation="gumbel")  # pyright: ignore[reportArgumentType]
 
 
 def test_error_for_a_limit_of_no_configurations():

@@ -52,7 +52,7 @@ def parts(temperature: float) -> tuple[np.ndarray, float, float]:
         of_b = weights @ g
         mean, second = mean + p * of_b, second + p * (of_b @ of_b)
         within += p * (weights @ np.sum((g - of_b) ** 2, axis=1))
-    return mean, within, second - mean @ mean
+    return mean, within, second - mean @ mean  # pyright: ignore[reportReturnType]
 
 
 @pytest.mark.statistical

@@ -282,7 +282,7 @@ def test_extreme_parameters(name, dtype, x64):
 @pytest.mark.usefixtures("x64")
 def test_gamma_components_of_large_concentration_in_single_precision():
     """By double precision; derivatives in the weights have the digits of gammainc."""
-    components = Gamma([100.0, 1e3, 1.01e3, 2e4], [0.1, 1.0, 1.0, 20.0])
+    components = Gamma([100.0, 1e3, 1.01e3, 2e4], [0.1, 1.0, 1.0, 20.0])  # pyright: ignore[reportArgumentType]
     wide = MixtureSameFamily(Categorical(jnp.zeros(4)), components)
     single = jax.tree.map(lambda leaf: leaf.astype(np.float32), wide)
     double = jax.tree.map(lambda leaf: leaf.astype(float), single)
@@ -342,12 +342,12 @@ def test_empty_batches_lanes_and_transforms():
     assert jax.tree.leaves(jax.jit(jax.grad(total))(empty))[0].shape == (0, 2, 2)
     with jax.debug_key_reuse(True):
         assert two().sample(jax.random.key(0), (5,)).shape == (5, 2)
-    stacked = jax.vmap(lambda l: MixtureSameFamily(Categorical(l), Normal([0.0, 1.0], 1.0)))
+    stacked = jax.vmap(lambda l: MixtureSameFamily(Categorical(l), Normal([0.0, 1.0], 1.0)))  # pyright: ignore[reportArgumentType]
     assert stacked(jnp.zeros((4, 2))).shape == (4,)
 
 
 def test_parameters_broadcast_and_are_checked():
-    dist = MixtureSameFamily(Categorical(jnp.zeros((4, 2))), Normal([0.0, 1.0], 1.0))
+    dist = MixtureSameFamily(Categorical(jnp.zeros((4, 2))), Normal([0.0, 1.0], 1.0))  # pyright: ignore[reportArgumentType]
     assert dist.shape == (4,)
     assert dist.component_distribution.shape == (4, 2)
     assert repr(dist) == (
@@ -356,9 +356,9 @@ def test_parameters_broadcast_and_are_checked():
     )
     weights = Categorical(jnp.zeros(2))
     with pytest.raises(TypeError, match=r"mixing_distribution: expected .* got Normal. It holds"):
-        MixtureSameFamily(Normal(0.0, 1.0), Normal([0.0, 1.0], 1.0))
+        MixtureSameFamily(Normal(0.0, 1.0), Normal([0.0, 1.0], 1.0))  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"component_distribution: expected .* got Beta"):
-        MixtureSameFamily(weights, Beta([0.4, 1.0], 1.0))
+        MixtureSameFamily(weights, Beta([0.4, 1.0], 1.0))  # pyright: ignore[reportArgumentType]
     for components in (Normal(0.0, 1.0), Normal(jnp.zeros(3), 1.0), Normal(jnp.zeros((2, 1)), 1.0)):
         with pytest.raises(ValueError, match="as many components as logits"):
             MixtureSameFamily(weights, components)

@@ -226,4 +226,4 @@ def test_options():
     with pytest.raises(ValueError, match=expected):
         optimal()
     with pytest.raises(ValueError, match=r"baseline: expected one of \['leave_one_out', 'optimal'"):
-        ge.score_function(num_samples=3, baseline="best")
+        ge.score_function(num_samples=3, baseline="best")  # pyright: ignore[reportArgumentType]

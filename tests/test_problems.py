@@ -316,10 +316,10 @@ def test_the_cases_of_the_table_are_exact():
     loc, scale = np.asarray(normal.params)
     draws = [(loc + scale * rng.standard_normal((200_000, 2))).astype(np.float32)]
     for case in discrete:
-        probs = np.asarray(case.probs(case.params), float)
+        probs = np.asarray(case.probs(case.params), float)  # pyright: ignore[reportAttributeAccessIssue]
         assert probs.sum() == pytest.approx(1, abs=1e-6)
         index = rng.choice(len(probs), 200_000, p=probs / probs.sum())
-        draws.insert(len(draws) - 1, np.asarray(case.support)[index])
+        draws.insert(len(draws) - 1, np.asarray(case.support)[index])  # pyright: ignore[reportAttributeAccessIssue]
     for case, xs in zip([*discrete, normal], draws, strict=True):
         for name, exact in case.expected_costs(case.params).items():
             values = np.asarray(jax.jit(jax.vmap(cases.COSTS[name]))(xs), float)
@@ -351,7 +351,7 @@ def test_jang_schedule():
     for k in range(0, steps + 1, 50):
         held = k // 100 * 100
         expected = max(0.5, math.exp(-rate * held))
-        assert float(schedule(jnp.int32(k))) == pytest.approx(expected, rel=1e-5)
+        assert float(schedule(jnp.int32(k))) == pytest.approx(expected, rel=1e-5)  # pyright: ignore[reportArgumentType]
 
 
 def test_training_is_followed_step_by_step(standard_promotion):
@@ -359,14 +359,14 @@ def test_training_is_followed_step_by_step(standard_promotion):
     for run in training.train(Toy(num_measured=100), method, steps=6, seed=0, log_points=3):
         seen.append((run.done, run.status))
     assert seen == [(i, "interrupted") for i in range(6)] + [(6, "finished")]
-    assert run.history["step"] == [0, 2, 4, 6]
-    assert all(len(values) == 4 for values in run.history.values())
+    assert run.history["step"] == [0, 2, 4, 6]  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert all(len(values) == 4 for values in run.history.values())  # pyright: ignore[reportPossiblyUnboundVariable]
     # The first step compiles.
-    assert len(run.step_seconds) == 5
-    assert run.ms_per_step == 1e3 * np.median(run.step_seconds)
-    assert run.params["control"]["temperature"] == 0.5
-    assert run.last("gradient_variance") == run.measured["gradient_variance"]
-    assert run.last("cost") == run.history["cost"][-1]
+    assert len(run.step_seconds) == 5  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert run.ms_per_step == 1e3 * np.median(run.step_seconds)  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert run.params["control"]["temperature"] == 0.5  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert run.last("gradient_variance") == run.measured["gradient_variance"]  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert run.last("cost") == run.history["cost"][-1]  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def test_a_run_that_has_not_begun():

@@ -166,7 +166,7 @@ def check_mean(gradients, exact):
     leaves = list(zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True))
     square = sum(np.sum(want**2) for _, want in leaves)
     along = sum(np.sum(g * want, axis=tuple(range(1, g.ndim))) for g, want in leaves) / square
-    error = np.std(along) / math.sqrt(len(along))
+    error = np.std(along) / math.sqrt(len(along))  # pyright: ignore[reportArgumentType]
     assert error < 0.01, "too few keys"
     assert abs(np.mean(along) - 1) < 4.5 * error, "along the exact gradient"
     for g, want in leaves:
@@ -331,7 +331,7 @@ def test_grey_images_are_thresholded_or_drawn(tmp_path):
     grey = np.zeros((1200, 784), np.uint8)
     grey[:, 0], grey[:, 1] = 127, 128
     with gzip.open(tmp_path / structured.GREY_FILE, "wb") as file:
-        file.write(bytes(16) + grey.tobytes())
+        file.write(bytes(16) + grey.tobytes())  # pyright: ignore[reportArgumentType]
     for name, how in structured.halves_of_grey(tmp_path).items():
         assert how.train.shape == (200, 784)
         assert how.test.shape == (1000, 784)

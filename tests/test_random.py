@@ -96,7 +96,7 @@ def test_rows_are_independent_and_each_follows_its_own():
     joint = np.outer(softmax(logits[0]), softmax(logits[1])).ravel()
     assert p_value(4 * draws[:, 0] + draws[:, 1], joint) > 1e-3
     # Draws that are copies of each other would be noticed.
-    assert scipy.stats.pearsonr(draws[:, 0], draws[:, 1]).pvalue > 1e-3
+    assert scipy.stats.pearsonr(draws[:, 0], draws[:, 1]).pvalue > 1e-3  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.statistical
@@ -345,7 +345,7 @@ def test_error_for_what_is_no_key(what):
 
 def test_error_for_a_distribution_in_the_place_of_the_key():
     with pytest.raises(TypeError, match=r"got Categorical. Keys come first: sampler\(key, dist\)"):
-        _random.as_key(Categorical(jnp.zeros(3)))
+        _random.as_key(Categorical(jnp.zeros(3)))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])

@@ -78,7 +78,7 @@ def test_docstring(name):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_docstring_of_an_estimator(name):
-    found = sections(inspect.getdoc(ESTIMATORS[name]))
+    found = sections(inspect.getdoc(ESTIMATORS[name]))  # pyright: ignore[reportArgumentType]
     said = [m.lower() for m in re.findall(r"^(\w[\w ]*?):", found[""], re.MULTILINE)]
     text = found[""].lower()
     assert ".. math::" in text or name == "gumbel_max"

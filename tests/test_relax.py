@@ -464,7 +464,7 @@ def test_trained_inside_a_loss_without_retracing():
 def test_options():
     key = jax.random.key(0)
     with pytest.raises(TypeError, match=r"surrogate: expected a function .* got dict"):
-        ge.relax({}, network)
+        ge.relax({}, network)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"temperature: expected a finite number greater than 0"):
         ge.relax(network, {}, temperature=0.0)
     with pytest.raises(ValueError, match=r"eta: expected a finite number, got inf"):

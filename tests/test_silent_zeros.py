@@ -179,7 +179,7 @@ def in_while_loop(draw):
 
     def run(key):
         body = lambda s: (s[0] + 1, s[1] + draw(jax.random.fold_in(key, s[0])).astype(int))
-        return jax.lax.while_loop(lambda s: s[0] < 2, body, (0, 0))[1].astype(jnp.float32)
+        return jax.lax.while_loop(lambda s: s[0] < 2, body, (0, 0))[1].astype(jnp.float32)  # pyright: ignore[reportAttributeAccessIssue]
 
     return run
 

@@ -249,7 +249,7 @@ def test_cost_in_a_scan_of_flax(times):
 
     ks = keys(times)
     params = {"params": {"ScanStep_0": {"w": jnp.float32(0.7)}}}
-    loss = ge.expectation(lambda params: 0.0 * Net().apply(params, ks))
+    loss = ge.expectation(lambda params: 0.0 * Net().apply(params, ks))  # pyright: ignore[reportOperatorIssue]
     value, grad = jax.value_and_grad(loss)(params)
     np.testing.assert_allclose(value, times * (0.49 + 0.5), rtol=1e-6)
     np.testing.assert_allclose(jax.tree.leaves(grad)[0], times * 1.4, rtol=1e-6)

@@ -203,11 +203,13 @@ def _(dist: Normal, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pa
 
 @_pairs.register
 def _(dist: LogNormal, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
+
+    def exp(pair: _Pair) -> _Pair:
+        minus = None if pair.minus is None else jnp.exp(pair.minus)
+        return pair._replace(plus=jnp.exp(pair.plus), minus=minus)
+
     of_log = _pairs(Normal(dist.loc, dist.scale), jnp.log(x), key, coupled)
-    return [
-        _Pair(pair.weight, *(None if x is None else jnp.exp(x) for x in pair[1:3]))
-        for pair in of_log
-    ]
+    return [exp(pair) for pair in of_log]
 
 
 @_pairs.register

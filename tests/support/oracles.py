@@ -372,9 +372,9 @@ def _(dist: dists.VonMises) -> Points:
 def _(dist: dists.MixtureSameFamily) -> Points:
     """Of Normal components."""
     parts, weights = dist.component_distribution, _normalised(dist.mixing_distribution.logits)
-    x = _grid(-6.0, 6.0, 0.1, parts.loc)
-    z = (x[..., None] - parts.loc[:, None]) / parts.scale[:, None]
-    density = jnp.sum(weights[:, None] / parts.scale[:, None] * jnp.exp(-(z**2) / 2), axis=-1)
+    x = _grid(-6.0, 6.0, 0.1, parts.loc)  # pyright: ignore[reportAttributeAccessIssue]
+    z = (x[..., None] - parts.loc[:, None]) / parts.scale[:, None]  # pyright: ignore[reportAttributeAccessIssue]
+    density = jnp.sum(weights[:, None] / parts.scale[:, None] * jnp.exp(-(z**2) / 2), axis=-1)  # pyright: ignore[reportAttributeAccessIssue]
     return _on_grid(x[0], jnp.log(density), dist.shape)
 
 
