@@ -231,5 +231,5 @@ def test_forward_mode():
     with pytest.raises(TypeError, match="forward-mode"):
         push(two_draws, rebar)
     draw = lambda logit: bit(score, key, logit)
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(draw, (jnp.float32(0.3),), (jnp.float32(1.0),))
+    with pytest.raises(ge.UnestimatedGradientError, match="score_function: its draw"):
+        jax.jit(lambda logit: jax.jvp(draw, (logit,), (1.0,)))(0.3)

@@ -67,7 +67,8 @@ no_gradient_p.multiple_results = True
 
 def refused_tangents(refusal: Refusal, draw: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
     """The tangents of the leaves of a draw, given those of what it was drawn from."""
-    live = [t for t in tangents if not isinstance(t, ad.Zero) and t.dtype != jax.dtypes.float0]
+    is_float0 = lambda t: getattr(t, "dtype", None) == jax.dtypes.float0
+    live = [t for t in tangents if not (isinstance(t, ad.Zero) or is_float0(t))]
     if not live:
         return list(map(_zero_tangent, draw))
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in draw):

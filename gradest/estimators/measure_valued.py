@@ -69,8 +69,8 @@ def measure_valued(*, coupled: bool = True) -> Sampler:
     4 a^2 + 4 s^2 and 16 a^2 + 8 s^2. For Poisson(rate) and f = (x - k)^2, 4 rate coupled. None
     for a single Bernoulli or categorical variable.
     Cost evaluations per gradient: 1, and for every element of a parameter 1 more, or 2 for the
-    `loc` of Normal and LogNormal, in one batch; a parameter that is no traced array has none. Each
-    is of the whole cost: for many elements score_function costs less.
+    `loc` of Normal and LogNormal, in one batch, whichever of the parameters are differentiated.
+    Each is of the whole cost: for many elements score_function costs less.
 
     Args:
       coupled: whether x+ and x- share their noise, as in the table, and what comes after them.
@@ -125,14 +125,10 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool) -> jax.Ar
     fixed = jax.lax.stop_gradient(dist)
     key_draw, key_pairs = _random.split(key, 2)
     x = fixed.sample(key_draw)
-    leaves, treedef = jax.tree.flatten(dist)
-    pairs = [
-        None if _check.is_concrete(leaf) else pair
-        for leaf, pair in zip(leaves, _pairs(fixed, x, key_pairs, coupled), strict=True)
-    ]
+    pairs = _pairs(fixed, x, key_pairs, coupled)
     # The draw and all that it is compared with in one batch: what follows is traced once.
     points = [x[None]]
-    for pair in filter(None, pairs):
+    for pair in pairs:
         news = (pair.plus, pair.minus)
         points += [_replaced(x, new, pair.weight) for new in news if new is not None]
     # As it is the cost draws later variables with the same keys at every point.
@@ -141,9 +137,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool) -> jax.Ar
     value, *of_points = jnp.split(costs, ends)
     value, of_points = value[0], iter(of_points)
 
-    def derivative(leaf: jax.Array, pair: _Pair | None) -> jax.Array:
-        if pair is None:
-            return jnp.zeros_like(leaf)
+    def derivative(pair: _Pair) -> jax.Array:
         w = pair.weight
         at = lambda: next(of_points).astype(w.dtype).reshape(w.shape)
         plus, minus = at(), value.astype(w.dtype) if pair.minus is None else at()
@@ -153,7 +147,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool) -> jax.Ar
             change - w * jnp.sum(change, axis=-1, keepdims=True) if pair.of_categories else change
         )
 
-    gradient = treedef.unflatten(map(derivative, leaves, pairs))
+    gradient = jax.tree.unflatten(jax.tree.structure(dist), map(derivative, pairs))
     return attach_gradient(value, dist, gradient, log_prob=base.log_prob(dist, x))
 
 
