@@ -109,6 +109,8 @@ def in_every_lane(value: jax.Array, beside: Any) -> jax.Array:
     with a gradient that has lanes would be too large by their number.
     """
     for leaf in jax.tree.leaves(beside):
+        # Nothing is added, which has the lanes, and under a mesh the axes, of what it is cut from:
+        # a primitive of our own would have to be told of every such thing.
         nothing = jax.lax.stop_gradient(leaf).ravel()[:0]
         value = value + jnp.sum(nothing).astype(value.dtype)
     return value
