@@ -50,7 +50,7 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
     """
     kind, name = eqn.primitive.name, eqn.params.get("name")
     if kind in ("jit", "pjit"):
-        return _DISCRETE_CALLS.get(name)
+        return _DISCRETE_CALLS.get(name) if _is_of_jax(eqn.params["jaxpr"]) else None
     if kind in ("argmax", "top_k"):
         for noisy in filter(None, map(defined_by.get, variables(eqn))):
             terms = filter(None, map(defined_by.get, variables(noisy)))
@@ -58,12 +58,20 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
                 term.params.get("name") == "_gumbel" for term in terms
             ):
                 return "categorical"
-    if kind == "while" and any(f.function_name in _BINOMIAL for f in _frames(eqn)):
+    of_jax = (f for f in _frames(eqn) if f.file_name.startswith(_JAX))
+    if kind == "while" and any(f.function_name in _BINOMIAL for f in of_jax):
         return "binomial"
     return None
 
 
+def _is_of_jax(jaxpr: Any) -> bool:
+    """Whether a function of JAX's own was staged, and not one of the same name."""
+    info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
+    return _JAX in getattr(info, "func_src_info", _JAX)
+
+
 _BINOMIAL = ("binomial", "_binomial")
+_JAX = os.path.dirname(jax.__file__) + os.sep
 
 
 def _frames(eqn: Any) -> Iterable[Any]:

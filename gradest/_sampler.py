@@ -33,7 +33,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 
-from . import _jaxpr, _random
+from . import _check, _jaxpr, _random
 from ._cost import Cost
 from ._derivatives.primitives import lanes_first, magic
 from ._derivatives.refuse import Refusal, estimating, refused_tangents
@@ -98,12 +98,12 @@ class ControlVariate(NamedTuple):
         """That of a baseline b, c = b and r = 0, trained on (F - b)^2 / 2; None without one."""
         if isinstance(baseline, ControlVariate):
             return baseline
-        if isinstance(baseline, float) and baseline == 0:
+        if _check.is_zero(baseline):
             # In a loop, its terms of the value zero would be kept for every step.
             return None
         b = jnp.asarray(baseline, log_prob.dtype)
         fixed = jax.lax.stop_gradient(b)
-        trained = (-b, b * fixed) if isinstance(baseline, jax.core.Tracer) else None
+        trained = None if _check.is_concrete(baseline) else (-b, b * fixed)
         return ControlVariate(fixed * (1 - magic(log_prob)), trained)
 
 

@@ -209,6 +209,57 @@ def test_a_draw_that_is_printed_alone_is_not_credited():
     np.testing.assert_array_equal(run(True), run(False))
 
 
+CALLS = {
+    "plain": lambda draw: draw(),
+    "jit": lambda draw: jax.jit(draw)(),
+    "cond": lambda draw: jax.lax.cond(True, draw, lambda: jnp.int32(0)),
+    "scan": lambda draw: jax.lax.scan(lambda c, _: (c, draw()), 0, length=2)[1],
+}
+
+
+@pytest.mark.parametrize("place", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("sampler", [score, rebar], ids=["one run", "two runs"])
+def test_an_integer_draw_may_be_for_auxiliary_output(place, sampler):
+    def loss(l, key):
+        k0, k1 = split(key)
+        count = place(lambda: score(k1, dists.Categorical(jnp.stack([l, -l]))))
+        return (bit(sampler, k0, l) - 0.3) ** 2, count
+
+    grad, count = jax.grad(ge.expectation(loss, has_aux=True), has_aux=True)(0.3, keys(1)[0])
+    assert grad != 0
+    assert count.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("before", ["draw", "cost", "nothing"])
+def test_a_draw_in_a_loop_that_needs_what_follows_says_so(before):
+    def loss(l, key):
+        def step(x, k):
+            if before == "draw":
+                x = x + bit(score, k, l)
+            if before == "cost":
+                ge.cost(x)
+            return x + bit(ge.enumeration(), k, l), None
+
+        return jax.lax.scan(step, 0.0, split(key, 2))[0]
+
+    with pytest.raises(NotImplementedError, match=r"enumeration: a draw .* is inside a `scan`"):
+        ge.expectation(loss)(0.3, keys(1)[0])
+
+
+def test_a_function_that_is_named_as_one_of_jax_random_is_another():
+    @jax.jit
+    def _bernoulli(x):
+        return x**2
+
+    def binomial(x):
+        return jax.lax.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, 0.5 * s[1]), (0, x))[1]
+
+    for function in (_bernoulli, binomial):
+        loss = ge.expectation(lambda l, f=function: f(l) + 0 * bit(score, keys(1)[0], 0.3))
+        # Warnings are errors here.
+        jax.make_jaxpr(lambda l, loss=loss: jax.jvp(loss, (l,), (1.0,)))(0.3)
+
+
 # ---- Costs ---------------------------------------------------------------------------------
 
 

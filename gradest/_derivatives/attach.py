@@ -89,8 +89,8 @@ _attach.defvjp(_attach_fwd, _attach_bwd)
 def fixed_at_first(tree: Any, beside: Any) -> Any:
     """`tree`, constant in the first differentiation of it or `beside`, no longer in later ones.
 
-    The None of the backward rules above and below says as much, but JAX 0.10 cannot transpose a
-    scan of whose results that is the cotangent.
+    The None of the backward rules, here and in `variance`, says as much, but JAX 0.10 cannot
+    transpose a scan of whose results that is the cotangent.
     """
     del beside
     return tree

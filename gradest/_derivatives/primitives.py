@@ -1,4 +1,4 @@
-"""Identities whose derivative is another one's: of a log-probability, of a draw's quantile.
+"""Constants and identities with the derivative of something else: a log-probability, a quantile.
 
 Primitives and no custom_jvp functions, whose rules are forgotten by a scan that is differentiated
 twice, and whose constant results a staged vmap cannot batch.
@@ -63,7 +63,7 @@ def _batch_implicit(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> 
 ad.primitive_jvps[implicit_p] = _differentiate_implicit
 batching.primitive_batchers[implicit_p] = _batch_implicit
 
-# Its operand, `what` a derivative depends on and that has no derivative itself.
+# Its operand, on which a derivative depends, and which refuses to be differentiated again.
 first_order_p = core.Primitive("gradest_first_order")
 first_order_p.def_impl(lambda x, *, what: x)
 first_order_p.def_abstract_eval(lambda x, *, what: x)

@@ -104,7 +104,7 @@ _INSTEAD_OF = {
 
 
 def check_rules(sites: Iterable[Site]) -> None:
-    """Warns of draws in a function whose own derivative rule is not used for that."""
+    """Warns of draws in a function that has a derivative rule of its own, which is not used."""
     for site in sites:
         warnings.warn(
             f"expectation: a draw by {site.name}{site.where} is inside a function with a "

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 
 from .._cost import Cost, Mode
-from .ledger import Ledger, account, advance, open_site
-from .program import Branch, Call, Draw, Env, Node, Program, needs_rest
+from . import complaints
+from .ledger import Ledger, advance, open_site
+from .program import Branch, Call, Draw, Env, Node, Program, marks_of, needs_rest
 
 # What follows a (part of a) program: from its outputs to the value of everything to come.
 Then = Callable[[list[Any], Mode], jax.Array]
@@ -62,9 +63,9 @@ def _value_with_rest(node: Node, operands: list[Any], mode: Mode, then: Then) ->
             index, *args = operands
             arm = lambda program, *args: value_of(program, args, mode, then)
             return jax.lax.switch(index, [functools.partial(arm, p) for p in node.arms], *args)
-    # In a loop: this raises, and says what is wrong with it.
-    outs, _ = account(node, operands, mode, Ledger())
-    return then(outs, mode)
+    # A loop, which cannot be left in the middle.
+    draws = (mark for mark in marks_of(node) if isinstance(mark, Draw))
+    raise complaints.only_scores(next(draw.site for draw in draws if draw.needs_rest(mode)))
 
 
 def _same_again(x: Any, is_key: bool) -> Any:

@@ -1,8 +1,8 @@
 """The transform: from a loss that draws to an estimate of its expectation.
 
-The loss is staged to a jaxpr. Up to its first cost-based draw it is evaluated as it is; the
-draw's sampler is then given the rest of the program as its cost. Sites thus nest in the order
-of the program, and each is credited with what comes after it alone.
+The loss is staged to a jaxpr, which is read into nodes. Draws that need no more than the value of
+what follows them are accounted for in passing, by the ledger; a draw that needs what follows it as
+a function is given that, by the continuation.
 """
 
 import dataclasses

@@ -2,8 +2,9 @@
 
 A node is a draw, a cost, a construct that holds some, or a run of equations that holds none and is
 evaluated as a jaxpr of its own, never equation by equation, since the protocol for binding a single
-equation changes between JAX's releases. To add a construct, add its node here, to `_Reader.node`,
-and one case each to `ledger` and `continuation`.
+equation changes between JAX's releases. To add a construct, let `_jaxpr` tell what it is (and that
+it is understood), add its node here, to `_Reader.node` and, if its operands are not used alike, to
+`_of_operands`, and one case to `ledger`; one to `continuation` too, if it is run once.
 """
 
 import dataclasses
@@ -209,15 +210,16 @@ class Program:
     @functools.cached_property
     def draws(self) -> list[Draw]:
         """Those that are credited, at any depth."""
-        return [mark for mark in self._marks if isinstance(mark, Draw) and mark.credited]
+        return [mark for mark in self.all_marks if isinstance(mark, Draw) and mark.credited]
 
     @functools.cached_property
     def marks(self) -> list[Draw | Spend]:
         """The draws that are credited and the costs that are counted, at any depth."""
-        return [m for m in self._marks if (m.credited if isinstance(m, Draw) else m.counted)]
+        return [m for m in self.all_marks if (m.credited if isinstance(m, Draw) else m.counted)]
 
     @functools.cached_property
-    def _marks(self) -> list[Draw | Spend]:
+    def all_marks(self) -> list[Draw | Spend]:
+        """The draws and the costs at any depth, those that count for nothing too."""
         found = []
         for node in self.nodes:
             if isinstance(node, (Draw, Spend)):
@@ -225,7 +227,7 @@ class Program:
             elif isinstance(node, Opaque):
                 found.append(node.held)
             elif isinstance(node, Node):
-                found.extend(mark for program in node.programs for mark in program._marks)
+                found.extend(mark for program in node.programs for mark in program.all_marks)
         return found
 
     @functools.cached_property
@@ -370,8 +372,6 @@ class _Reader:
             inner = [use, *_joined([arm.input_uses for arm in node.arms])]
         elif isinstance(node, Loop):
             inner = node.body.input_uses
-        elif isinstance(node, Draw) and not node.credited:
-            return [use & ~COUNTS] * len(eqn.invars)
         else:
             return [use] * len(eqn.invars)
         wanted = use & WANTED
@@ -405,9 +405,8 @@ class _Reader:
         else:
             held = next(iter(self._marks_in(eqn)))
             return Opaque(eqn, held) if holds_marks and self._matters(held, credited) else None
-        # With nothing to account for, and nothing to leave out, it is a part of a run.
-        plain = not (self._spends(node) or marks_of(node))
-        return None if plain and not any(p.has_raw_draws for p in node.programs) else node
+        # With no draw in it, and no cost, it is a part of a run.
+        return node if any(p.all_marks or p.has_raw_draws for p in node.programs) else None
 
     def _scanned(self, scan: _jaxpr.Scan, uses: Sequence[int]) -> Program:
         carry = slice(scan.num_consts, scan.num_consts + scan.num_carry)
@@ -432,9 +431,6 @@ class _Reader:
             if grown == list(uses):
                 return program
             uses = grown
-
-    def _spends(self, node: Node) -> bool:
-        return any(isinstance(m, Spend) for program in node.programs for m in program._marks)
 
     def _matters(self, mark: Draw | Spend, credited: bool) -> bool:
         return credited if isinstance(mark, Draw) else self.purpose is not Purpose.REPORT

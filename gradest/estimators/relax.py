@@ -54,9 +54,8 @@ def relax(
 
     Args:
       surrogate: `surrogate(params, relaxed)` -> real scalar, any function of a relaxed draw: a
-        network, say. In a loss under `gradest.expectation` it must not close over arrays that are
-        made there; let them come in `params`, by `jax.lax.stop_gradient` if they are not to be
-        trained.
+        network, say. It may close over whatever is at hand, an earlier draw or the state of a
+        loop, which is held fixed: only what is in `params` is trained.
       params: any pytree. Arrays that are traced are trained, numbers and constants are not.
       temperature: positive scalar, of the relaxation. Not used for a continuous distribution.
       eta: finite scalar, strength of the control variate; 0 leaves REINFORCE.
