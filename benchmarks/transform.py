@@ -277,11 +277,19 @@ def render(results: dict[str, Any]) -> str:
     )
 
 
+def trace_ratio(row: dict[str, Any]) -> list[float]:
+    """Quartiles; of what was recorded before rounds were compared, those of the times."""
+    if "ratio" in row:
+        return row["ratio"]
+    times = row["ms_per_draw"]
+    return [e / h for e, h in zip(times["expectation"], times["hand"], strict=True)]
+
+
 def trace_goals_met(rows: Sequence[dict[str, Any]]) -> list[str]:
     """For each row, whether its goals are; nothing for a row without one."""
     per_draw = [row["ms_per_draw"]["expectation"][1] for row in rows]
     goals: list[list[bool]] = [
-        [row["ratio"][1] <= TRACE_RATIO_GOAL] if row["draws"] >= 16 else [] for row in rows
+        [trace_ratio(row)[1] <= TRACE_RATIO_GOAL] if row["draws"] >= 16 else [] for row in rows
     ]
     goals[-1].append(per_draw[-1] <= TRACE_GROWTH_GOAL * per_draw[-2])
     return ["" if not of_row else "yes" if all(of_row) else "no" for of_row in goals]
@@ -295,7 +303,7 @@ def _render_trace(rows: Sequence[dict[str, Any]]) -> str:
                 str(row["draws"]),
                 _measure.spread(row["ms_per_draw"]["hand"]),
                 _measure.spread(row["ms_per_draw"]["expectation"]),
-                _measure.spread(row["ratio"]),
+                _measure.spread(trace_ratio(row)),
                 met,
             ]
             for row, met in zip(rows, trace_goals_met(rows), strict=True)
