@@ -137,9 +137,8 @@ def controlled(estimator: str) -> Make:
             d_given_b = p * (w * d_z).sum(-1, keepdim=True) + (1 - w) * d_z
             signal = (f.detach() - eta * c)[:, None, None]
             g = (signal * (b - p) + eta * (d_z - d_given_b)) / len(x)
-            for parameter, d in zip(
-                control, torch.autograd.grad((g * g).sum(), control), strict=True
-            ):
+            squared = len(x) * (g * g).sum()
+            for parameter, d in zip(control, torch.autograd.grad(squared, control), strict=True):
                 parameter.grad = d
             loss = kl + f.mean()
             torch.autograd.backward([loss, logits], [None, g.detach()])

@@ -158,7 +158,8 @@ def controlled(
             eta = control["eta"]
             signal = (f - eta * of_each)[:, None, None]
             g = (signal * (b - p) + eta * (d_z - d_given_b)) / len(x)
-            return jnp.sum(g * g), g
+            # The mean over the images of the squared norm of each one's gradient.
+            return len(x) * jnp.sum(g * g), g
 
         d_control, g = jax.grad(squared, has_aux=True)(params["control"])
         (d_encoder,) = pull_back(g + d_kl)
