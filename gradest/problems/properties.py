@@ -313,7 +313,7 @@ def _draws(found: Sequence[OnCase]) -> Cell:
     if share < 1:
         return Cell("relaxed", f"{100 * share:.0f}%")
     p = min(on.p_value for on in found)
-    return Cell("exact" if p > _MIN_P else None, f"{p:.2f}" if p > 0.005 else f"{p:.0e}")
+    return Cell("exact" if p > _MIN_P else None, f"{p:.2f}" if p > 0.005 else "<.01")
 
 
 _Estimates = Callable[[OnCase], dict[str, Estimate]]
