@@ -50,7 +50,7 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
     """
     kind, name = eqn.primitive.name, eqn.params.get("name")
     if kind in ("jit", "pjit"):
-        return _DISCRETE_CALLS.get(name) if _is_of_jax(eqn.params["jaxpr"]) else None
+        return _DISCRETE_CALLS.get(name) if _is_of_library(eqn.params["jaxpr"]) else None
     if kind in ("argmax", "top_k"):
         for noisy in filter(None, map(defined_by.get, variables(eqn))):
             terms = filter(None, map(defined_by.get, variables(noisy)))
@@ -64,10 +64,11 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
     return None
 
 
-def _is_of_jax(jaxpr: Any) -> bool:
-    """Whether a function of JAX's own was staged, and not one of the same name."""
+def _is_of_library(jaxpr: Any) -> bool:
+    """Whether a function of JAX's or gradest's was staged, and not a user's of the same name."""
     info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
-    return _JAX in getattr(info, "func_src_info", _JAX)
+    source = getattr(info, "func_src_info", _JAX)
+    return any(library in source for library in _LIBRARIES)
 
 
 _BINOMIAL = ("binomial", "_binomial")
