@@ -83,8 +83,7 @@ def by_hand(num_draws: int) -> Loss:
 
 def draw(key: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A draw and its log-probability."""
-    p = jax.lax.stop_gradient(jax.nn.sigmoid(logits))
-    x = (jax.random.uniform(key, p.shape) < p).astype(p.dtype)
+    x = Bernoulli(jax.lax.stop_gradient(logits)).sample(key)
     log_p = x * jax.nn.log_sigmoid(logits) + (1 - x) * jax.nn.log_sigmoid(-logits)
     return x, jnp.sum(log_p)
 

@@ -6,6 +6,7 @@ what is drawn, and lane `i` draws what it would have drawn alone.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _numerics
+from ._fixed_point import Words, as_float, first_above, fixed, halve, invert, less, search
 
 
 def as_key(key: ArrayLike) -> jax.Array:
@@ -70,13 +72,11 @@ def fold_in(key: jax.Array, data: ArrayLike) -> jax.Array:
 
 
 def per_lane(
-    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array],
-    key: jax.Array,
-    shape: Sequence[int],
-) -> jax.Array:
+    draw: Callable[[jax.Array, tuple[int, ...]], Any], key: jax.Array, shape: Sequence[int]
+) -> Any:
     """`draw(key, shape)`, where the axes of an array of keys are the first axes of `shape`."""
     inner = tuple(shape)[key.ndim :] if shape else ()
-    mapped: Callable[[jax.Array], jax.Array] = lambda k: draw(k, inner)
+    mapped: Callable[[jax.Array], Any] = lambda k: draw(k, inner)
     for _ in range(key.ndim):
         mapped = jax.vmap(mapped)
     return mapped(key)
@@ -90,40 +90,93 @@ def noise(
     return per_lane(lambda k, s: family(k, s, _numerics.compute_dtype(dtype)), key, shape)
 
 
+def words(key: jax.Array, shape: Sequence[int]) -> Words:
+    """64 random bits for each element: the two words that keys of their own would have.
+
+    A word of `jax.random.bits` costs the whole block of threefry that has two. Who is given the
+    key must not split it besides.
+    """
+    data = jax.random.key_data(jax.random.split(key, tuple(shape)))
+    return Words(data[..., 0], data[..., 1])
+
+
+def _words_of(keys: jax.Array, shape: Sequence[int]) -> Words:
+    return Words(*per_lane(words, keys, shape))
+
+
+def gumbel(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
+    """As `jax.random.gumbel`, up to 45 and not to 17 only: an argmax finds rare categories."""
+    u = as_float(words(key, shape), jnp.dtype(dtype))
+    return -jnp.log(-jnp.log1p(-u))
+
+
+def logistic(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
+    """As `jax.random.logistic`, to 44 on either side."""
+    u = words(key, shape)
+    # A sign, and the smaller of the probabilities of the two sides.
+    side = as_float(Words(u.high & 0x7FFFFFFF, u.low), jnp.dtype(dtype))
+    size = jnp.log1p(-side) - jnp.log(side)
+    return jnp.where(u.high >> 31 == 0, size, -size)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _categorical(key: jax.Array, logits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return category_at(_words_of(key, (*shape, *logits.shape[:-1])), logits)
+
+
+def category_at(u: Words, logits: jax.Array) -> jax.Array:
+    """The category whose share of the interval from 0 to 2^64 holds u, of shape (..., *rows)."""
+    rows = logits.shape[:-1]
+    weights = fixed(jax.nn.softmax(logits, axis=-1), 62)
+    shape = u.low.shape[: u.low.ndim - len(rows)]
+    if math.prod(shape) == 1:
+        one = first_above(weights, Words(*(x.reshape(rows) for x in u)))
+        return one.reshape(u.low.shape).astype(int)
+    find = search
+    for _ in rows:
+        find = jax.vmap(find, in_axes=(0, len(shape)), out_axes=len(shape))
+    return find(weights, u).astype(int)
+
+
 def categorical(key: ArrayLike, logits: jax.Array, shape: Sequence[int] = ()) -> jax.Array:
     """Exact categorical draws of shape `shape + logits.shape[:-1]`, by inverting the CDF.
 
-    One uniform per draw and one cumulative sum per row, where `jax.random.categorical`
-    spends one Gumbel per category per draw. A category of zero probability is never drawn.
+    In integers of 62 bits: the probabilities are those of a softmax in at least single precision,
+    rounded to 2^-62, however many the categories. One block of random bits per draw and one sum
+    per row, where `jax.random.categorical` spends one block per category per draw. A category of
+    zero probability is never drawn, and of a row of none but these some one in range.
     """
-    probs = jax.nn.softmax(logits.astype(_numerics.compute_dtype(logits.dtype)), axis=-1)
-    cumulative = jnp.cumsum(probs, axis=-1)
-    rows = logits.shape[:-1]
-    u = noise(jax.random.uniform, key, (*shape, *rows), logits.dtype)
-    if math.prod(shape) == 1:
-        return _first_above(probs, cumulative, u.reshape(rows)).reshape(u.shape)
-    # A parallel cumulative sum may round differently from one entry to the next. Taking the
-    # running maximum over categories of non-zero mass makes it monotone, and exactly flat at
-    # the others, so that no uniform falls into them.
-    cumulative = jax.lax.cummax(jnp.where(probs > 0, cumulative, 0), axis=cumulative.ndim - 1)
-    search = lambda row, t: jnp.searchsorted(row, t, side="right").astype(int)
-    for _ in rows:
-        search = jax.vmap(search, in_axes=(0, len(shape)), out_axes=len(shape))
-    # u * total < total whatever the rounding, since u <= 1 - epsilon: the last category of
-    # non-zero mass is the highest that can be drawn.
-    return search(cumulative, u * jnp.broadcast_to(cumulative[..., -1], u.shape))
+    (logits,) = _numerics.in_compute_dtype(logits)
+    shape = tuple(shape)
+    return _categorical(keys_of(key, (*shape, *logits.shape[:-1])), logits, shape)
 
 
-def _first_above(probs: jax.Array, cumulative: jax.Array, u: jax.Array) -> jax.Array:
-    """The first category of non-zero mass whose cumulative sum is above `u` times the total.
+@functools.partial(jax.jit, static_argnames="shape")
+def _bernoulli(key: jax.Array, logits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    full = (*shape, *logits.shape)
+    return antithetic_at(_words_of(key, full), jnp.broadcast_to(logits, full))[1]
 
-    For one draw per row: a minimum fuses with the sum and needs no sorted row. Should rounding
-    leave no such category, it is the first one of non-zero mass.
+
+def bernoulli(key: ArrayLike, logits: jax.Array, shape: Sequence[int] = ()) -> jax.Array:
+    """Exact draws, True with probability sigmoid(logits), of shape `shape + logits.shape`."""
+    (logits,) = _numerics.in_compute_dtype(logits)
+    shape = tuple(shape)
+    return _bernoulli(keys_of(key, (*shape, *logits.shape)), logits, shape)
+
+
+def antithetic(key: ArrayLike, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Two draws each, 1[u > sigmoid(-logits)] and 1[u < sigmoid(logits)], and their uniform u.
+
+    Never are both on the rarer side.
     """
-    num = probs.shape[-1]
-    category = jnp.broadcast_to(jnp.arange(num, dtype=jnp.int32), probs.shape)
-    above = cumulative > u[..., None] * cumulative[..., -1:]
-    # A sum, since a mesh with explicit axes allows no choice between arrays of unlike sharding.
-    rank = category + num * (~above).astype(category.dtype)
-    best = jnp.min(jnp.where(probs > 0, rank, 2 * num - 1), axis=-1)
-    return jnp.where(best >= num, best - num, best).astype(int)
+    return antithetic_at(_words_of(keys_of(key, logits.shape), logits.shape), logits)
+
+
+def antithetic_at(u: Words, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same at these numbers, u being taken for u / 2^64."""
+    # In 63 bits, and at most 2^62: the rarer outcome's probability has the digits.
+    rare = fixed(jax.nn.sigmoid(-jnp.abs(logits)), 63)
+    low, high = less(halve(u), rare), less(halve(invert(u)), rare)
+    one = logits > 0
+    first, second = (low & one) | (high & ~one), (high & one) | (low & ~one)
+    return first ^ one, second ^ one, as_float(u, logits.dtype)

@@ -119,6 +119,7 @@ FLOORS = (
         [
             Room("_jaxpr", ["JAX's versions"]),
             Room("_random", ["keys, noise"]),
+            Room("_fixed_point", ["64 bits"], 1.05),
             Room("_numerics", ["types, limits"], 1.05),
             Room("_check", ["arguments"], 0.85),
             Room("_typing", ["protocols"], 0.85),

@@ -52,12 +52,14 @@ def test_one_bernoulli_by_a_broken_one(name, monkeypatch):
     with pytest.raises(AssertionError, match="variance is"):
         assert_variance(toy(other(), 0.3, 0.45, NUM_KEYS), closed_form(name, 0.3, 0.45))
 
-    def not_antithetic(u, p, q):
-        # The uniform number is not reflected: the second draw is always the first.
-        del q
-        return (u < p).astype(u.dtype), (u < p).astype(u.dtype)
+    antithetic = module._random.antithetic
 
-    monkeypatch.setattr(module, "_antithetic", not_antithetic)
+    def not_antithetic(key, logits):
+        # The uniform number is not reflected: the second draw is always the first.
+        _, second, u = antithetic(key, logits)
+        return second, second, u
+
+    monkeypatch.setattr(module._random, "antithetic", not_antithetic)
     with pytest.raises(AssertionError, match="mean is"):
         assert_unbiased(toy(ESTIMATORS[name](), 0.3, 0.45, NUM_KEYS), 0.021)
 

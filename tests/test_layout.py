@@ -85,7 +85,7 @@ def uses(module: Module, prefix: str) -> bool:
 
 #: From the ground up: a module imports those of its own floor and of the floors below.
 FLOORS = (
-    {"_check", "_installation", "_jaxpr", "_numerics", "_random", "_typing", "_version"},
+    {"_check", "_fixed_point", "_installation", "_jaxpr", "_numerics", "_random", "_typing", "_version"},
     {"_derivatives"},
     {"distributions"},
     {"_cost", "_sampler"},
@@ -225,7 +225,7 @@ PRIVATE = {
     # How often a program is read.
     "test_transform": {"gradest._transform.program"},
     # Bits of one draw.
-    "test_random": {"gradest._random"},
+    "test_random": {"gradest._fixed_point", "gradest._random"},
     "support.broken": {
         "gradest.estimators._relaxation",
         "gradest.estimators._scores",

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gradest import _random
-from gradest.distributions import Categorical, OneHotCategorical
+import gradest as ge
+from gradest import _fixed_point, _random
+from gradest.distributions import Bernoulli, Categorical, OneHotCategorical
 
-# The smallest and the largest number below 1 that a float32 uniform could be.
-ZERO, NEARLY_ONE = 0.0, 1 - 2.0**-24
+# The smallest and the largest of the numbers that are inverted, as shares of 2^64.
+ZERO, NEARLY_ONE = 0, 2**64 - 1
 
 
 def p_value(draws, probs):
@@ -38,15 +39,21 @@ def softmax(logits):
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-@pytest.fixture(params=[ZERO, NEARLY_ONE], ids=["u=0", "u=1-2^-24"])
-def stuck_uniform(request, monkeypatch):
+def words(numbers):
+    """Integers below 2^64 as pairs of words."""
+    numbers = np.asarray(numbers, np.uint64)
+    halves = (numbers >> np.uint64(32), numbers & np.uint64(0xFFFFFFFF))
+    return _fixed_point.Words(*(jnp.asarray(half.astype(np.uint32)) for half in halves))
+
+
+def number(w):
+    """Pairs of words as Python's integers, which do not overflow."""
+    return np.asarray(w.high).astype(object) * 2**32 + np.asarray(w.low).astype(object)
+
+
+@pytest.fixture(params=[ZERO, NEARLY_ONE], ids=["u=0", "u=1-2^-64"])
+def stuck_uniform(request):
     """Every uniform number is one extreme value."""
-
-    def uniform(key, shape, dtype):
-        del key
-        return jnp.full(shape, request.param, dtype)
-
-    monkeypatch.setattr(jax.random, "uniform", uniform)
     return request.param
 
 
@@ -152,7 +159,8 @@ def possible(logits):
 @pytest.mark.parametrize("case", ADVERSARIAL)
 def test_impossible_categories_at_the_extreme_uniforms(case, shape, stuck_uniform):
     logits = np.asarray(ADVERSARIAL[case], np.float32)
-    draws = np.asarray(_random.categorical(jax.random.key(0), jnp.asarray(logits), shape))
+    u = words(np.full(shape, stuck_uniform, np.uint64))
+    draws = np.asarray(_random.category_at(u, jnp.asarray(logits)))
     assert draws.shape == shape
     assert possible(logits)[draws].all()
     allowed = np.flatnonzero(possible(logits))
@@ -170,12 +178,11 @@ def test_impossible_categories_among_50000(shape, stuck_uniform):
     rows[rng.random(rows.shape) < 0.97] = -inf
     rows[:, -20_000:] = -inf
     rows[::2, :10_000] = -inf
-    draws = np.asarray(_random.categorical(jax.random.key(0), jnp.asarray(rows), shape))
-    assert np.isfinite(np.take_along_axis(rows, draws.reshape(-1, 20).T, axis=-1)).all()
-    if stuck_uniform == NEARLY_ONE and shape:
-        last = [np.flatnonzero(row > -inf)[-1] for row in rows]
-        # The parallel sum's rounding may swallow the last few of 1,500 categories, not 1%.
-        assert ((np.asarray(last) - draws) < 500).all()
+    u = words(np.full((*shape, 20), stuck_uniform, np.uint64))
+    draws = np.asarray(_random.category_at(u, jnp.asarray(rows)))
+    end = -1 if stuck_uniform == NEARLY_ONE else 0
+    expected = [np.flatnonzero(row > -inf)[end] for row in rows]
+    np.testing.assert_array_equal(draws, np.broadcast_to(expected, draws.shape))
 
 
 @pytest.mark.statistical
@@ -187,38 +194,126 @@ def test_a_mostly_masked_vocabulary():
     assert p_value(draws, softmax(logits)) > 1e-3
 
 
-def test_a_naive_inversion_would_be_noticed(monkeypatch):
-    """Without the running maximum over possible categories zero falls into a masked one."""
-    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.zeros(shape, dtype))
+def test_a_naive_inversion_would_be_noticed():
+    """Zero falls into a masked category where the first sum that is not below it is taken."""
     cumulative = jnp.cumsum(jax.nn.softmax(jnp.asarray([-inf, 0.0, 1.0])))
-    u = _random.noise(jax.random.uniform, jax.random.key(0), (), jnp.float32)
-    assert jnp.searchsorted(cumulative, u, side="left") == 0
+    assert jnp.searchsorted(cumulative, 0.0, side="left") == 0
+
+
+@pytest.mark.parametrize("shape", [(), (4,)], ids=["one", "many"])
+@pytest.mark.parametrize("value", [-inf, np.nan])
+def test_a_row_without_a_possible_category_draws_one_in_range(value, shape):
+    for k in (1, 3, 100):
+        draws = _random.categorical(jax.random.key(0), jnp.full((2, k), value), shape)
+        assert ((draws >= 0) & (draws < k)).all()
+
+
+# ---- Rare outcomes ---------------------------------------------------------------------------
+
+
+def test_weights_are_the_probabilities_to_twelve_places():
+    """Sums of 200,000 of them too, which in single precision are off by a percent."""
+    logits = 4 * jax.random.normal(jax.random.key(5), (200_000,))
+    got = number(_fixed_point.fixed(jax.nn.softmax(logits), 62))
+    share = (got / 2.0**62).astype(float)
+    probs = softmax(logits)
+    rare = probs > 1e-12
+    np.testing.assert_allclose(share[rare] / share.sum(), probs[rare], rtol=3e-6)
+    assert abs(share / share.sum() - probs).sum() / 2 < 1e-6
+    single = np.diff(np.asarray(jnp.cumsum(jax.nn.softmax(logits))), prepend=0)
+    assert abs(single - probs).sum() / 2 > 1e-4
+
+
+@pytest.mark.parametrize("logit", [-27.0, -17.0, -0.4, 0.4, 17.0])
+def test_where_antithetic_draws_change(logit):
+    """The one that is 1 below the probability, the other above its complement."""
+    rare = scipy.special.expit(-abs(logit))
+    near = [int(2**64 * rare * (1 - 3e-6)), int(2**64 * rare * (1 + 3e-6))]
+    numbers = [*near, *(2**64 - 1 - n for n in reversed(near))]
+    first, second, u = _random.antithetic_at(words(numbers), jnp.full(4, logit))
+    edge = 1 if logit < 0 else 3
+    np.testing.assert_array_equal(second, np.arange(4) < edge)
+    np.testing.assert_array_equal(first, np.arange(4) >= 4 - edge)
+    np.testing.assert_allclose(u, np.array(numbers, float) / 2.0**64, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "upper"),
+    [(_random.gumbel, scipy.stats.gumbel_r), (_random.logistic, scipy.stats.logistic)],
+)
+def test_noise_reaches_far_out(family, upper, monkeypatch):
+    """By its quantiles: those of `jax.random` end where the probability is 1e-7."""
+    shares = np.array([1e-12, 1e-9, 1e-5, 0.1, 0.4])
+    numbers = (shares * 2.0**64).astype(np.uint64)
+    if family is _random.logistic:
+        # The highest bit is the sign.
+        numbers = np.concatenate([numbers, numbers + np.uint64(2**63)])
+    monkeypatch.setattr(_random, "words", lambda key, shape: words(numbers))
+    got = family(jax.random.key(0), numbers.shape, jnp.float32)
+    expected = upper.isf(shares)
+    if family is _random.logistic:
+        expected = np.concatenate([expected, -expected])
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.statistical
+def test_noise_follows_its_family():
+    for family, name in ((_random.gumbel, "gumbel_r"), (_random.logistic, "logistic")):
+        x = np.asarray(family(jax.random.key(3), (200_000,), jnp.float32))
+        assert scipy.stats.kstest(x, name).pvalue > 1e-3
+        assert scipy.stats.kstest(1.05 * x, name).pvalue < 1e-3
+
+
+SAMPLERS = {
+    **{name: getattr(ge, name)() for name in ("gumbel_max", "rebar", "arm", "disarm", "muprop")},
+    "score_function": ge.score_function(),
+    "relax": ge.relax(lambda w, x: w * jnp.sum(x), 0.3),
+    "st_gumbel_softmax": ge.st_gumbel_softmax(0.5),
+    "gumbel_rao": ge.gumbel_rao(0.5),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_estimators_draw_rare_outcomes(name, monkeypatch):
+    """An outcome of probability 1e-11, where the number says so; there no single uniform is."""
+    expect = SAMPLERS[name].expect
+    for share, drawn in ((0.9e-11, True), (1.1e-11, False)):
+        number = np.uint64(share * 2.0**64)
+        monkeypatch.setattr(_random, "words", lambda key, shape: words(np.full(shape, number)))  # noqa: B023
+        with jax.disable_jit():
+            mean = expect(jax.random.key(0), Bernoulli(jnp.log(1e-11)), lambda b: b)
+        assert (mean > 0) == drawn
 
 
 # ---- One number per draw, the same on both paths ---------------------------------------------
 
 
 @pytest.mark.parametrize("k", [1, 2, 10, 1000])
-def test_both_searches_find_the_same_category(k, monkeypatch):
-    logits = jnp.asarray(random_logits(k, [] if k < 10 else [0, k // 2, k - 1]))
-    uniforms = jax.random.uniform(jax.random.key(4), (500,))
-    uniforms = jnp.concatenate([uniforms, jnp.asarray([ZERO, NEARLY_ONE], jnp.float32)])
-    given = lambda key, shape, dtype: jnp.broadcast_to(jnp.asarray(values, dtype), shape)
-
-    values = uniforms
-    monkeypatch.setattr(jax.random, "uniform", given)
-    together = _random.categorical(jax.random.key(0), logits, uniforms.shape)
-    alone = []
-    for values in uniforms:  # noqa: B007
-        alone.append(_random.categorical(jax.random.key(0), logits))
-    np.testing.assert_array_equal(together, np.stack(alone))
+def test_both_searches_find_the_category_of_exact_arithmetic(k):
+    logits = jnp.asarray(random_logits(k, [] if k < 10 else [0, k // 2, k - 1], spread=8.0))
+    weights = _fixed_point.fixed(jax.nn.softmax(logits), 62)
+    exact = np.cumsum(number(weights))
+    # Random numbers, and those on either side of where a category begins, to within two.
+    numbers = np.random.default_rng(0).integers(0, 2**64, 300, np.uint64).astype(object)
+    edges = [-(-int(edge) * 2**64 // exact[-1]) for edge in exact[:50]]
+    numbers = [*numbers, *(n for n in edges if n < 2**64), *(n - 1 for n in edges if n), ZERO]
+    u = words(numbers)
+    together = _random.category_at(u, logits)
+    alone = jax.vmap(lambda *u: _random.category_at(_fixed_point.Words(*u), logits))(*u)
+    np.testing.assert_array_equal(together, alone)
+    # The product with the total is at most two less than it is.
+    targets = [int(n) * exact[-1] // 2**64 for n in numbers]
+    late = np.searchsorted(exact, targets, side="right")
+    soon = np.searchsorted(exact, [max(t - 2, 0) for t in targets], side="right")
+    assert ((soon <= together) & (together <= late)).all()
+    assert np.mean(soon == late) > 0.7
 
 
 def random_bits(jaxpr):
-    """The shapes of all random bits drawn in a jaxpr, at any depth."""
+    """The shapes of all random bits and keys made in a jaxpr, at any depth."""
     shapes = []
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "random_bits":
+        if eqn.primitive.name in ("random_bits", "random_split"):
             shapes += [eqn.outvars[0].aval.shape]
         for value in eqn.params.values():
             if hasattr(value, "jaxpr"):
@@ -230,7 +325,7 @@ def random_bits(jaxpr):
 
 @pytest.mark.parametrize("shape", [(), (5,), (4, 3)])
 @pytest.mark.parametrize("rows", [(), (2,), (2, 3)])
-def test_one_uniform_per_draw(shape, rows):
+def test_one_block_of_bits_per_draw(shape, rows):
     logits = jnp.zeros((*rows, 1024))
     draw = lambda key: _random.categorical(key, logits, shape)
     closed = jax.make_jaxpr(draw)(jax.random.key(0))
@@ -259,16 +354,13 @@ def test_integers_are_of_the_default_type(x64, shape):
     assert draws.dtype == jnp.int64
 
 
-def test_one_row_of_many_draws_what_it_draws_alone_for_its_uniforms(monkeypatch):
+def test_one_row_of_many_draws_what_it_draws_alone_for_its_numbers():
     logits = jnp.asarray(np.stack([random_logits(9, [i]) for i in range(3)]))
-    u = jax.random.uniform(jax.random.key(5), (7, 3))
-    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: u)
-    together = _random.categorical(jax.random.key(0), logits, (7,))
+    u = _random.words(jax.random.key(5), (7, 3))
+    together = _random.category_at(u, logits)
     for row in range(3):
-        column = u[:, row]
-        monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: column)  # noqa: B023
-        alone = _random.categorical(jax.random.key(0), logits[row], (7,))
-        np.testing.assert_array_equal(together[:, row], alone)
+        column = _fixed_point.Words(u.high[:, row], u.low[:, row])
+        np.testing.assert_array_equal(together[:, row], _random.category_at(column, logits[row]))
 
 
 # ---- Lanes: arrays of keys -------------------------------------------------------------------

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import gradest as ge
+from gradest._random import gumbel
 from gradest.distributions import OneHotCategorical
 
 from .. import _measure
@@ -56,7 +57,7 @@ def scored(draw: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]) 
 
 
 def gumbel_softmax(key: jax.Array, logits: jax.Array) -> jax.Array:
-    z = logits + jax.random.gumbel(key, logits.shape, logits.dtype)
+    z = logits + gumbel(key, logits.shape, logits.dtype)
     return jax.nn.softmax(z / TEMPERATURE)
 
 

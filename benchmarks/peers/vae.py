@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 import gradest as ge
+from gradest._random import gumbel
 from gradest.distributions import OneHotCategorical
 
 from .. import _measure
@@ -97,7 +98,7 @@ def surrogate(layers: Any, z: jax.Array) -> jax.Array:
 
 
 def gumbel_noise(keys: jax.Array) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.gumbel(key, (VARIABLES, CATEGORIES)))(keys)
+    return jax.vmap(lambda key: gumbel(key, (VARIABLES, CATEGORIES), jnp.float32))(keys)
 
 
 def gumbel_softmax(params: Params, key: jax.Array, x: jax.Array) -> tuple[jax.Array, Params]:

@@ -62,9 +62,7 @@ class Bernoulli(Distribution):
         return jax.nn.sigmoid(self.logits)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        u = _random.noise(jax.random.uniform, key, (*shape, *self.shape), self.logits.dtype)
-        u, probs = align(u, jax.nn.sigmoid(self.logits.astype(u.dtype)))
-        return (u < probs).astype(self.logits.dtype)
+        return _random.bernoulli(key, self.logits, shape).astype(self.logits.dtype)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise, linear in `x` between 0 and 1 (minus the binary cross-entropy)."""
@@ -131,7 +129,7 @@ class RelaxedBernoulli(Distribution):
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         dtype = self.logits.dtype
-        noise = _random.noise(jax.random.logistic, key, (*shape, *self.shape), dtype)
+        noise = _random.noise(_random.logistic, key, (*shape, *self.shape), dtype)
         noise, logits, temperature = align(noise, self.logits, self.temperature)
         y = tempered(logits.astype(noise.dtype) + noise, temperature.astype(noise.dtype))
         # The density lives on the open interval: rounding must not leave it.

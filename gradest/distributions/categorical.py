@@ -155,7 +155,7 @@ class _Relaxed(Distribution):
         return self.logits.shape
 
     def _sample_log(self, key: ArrayLike, shape: Shape) -> jax.Array:
-        noise = _random.noise(jax.random.gumbel, key, (*shape, *self.shape), self.logits.dtype)
+        noise = _random.noise(_random.gumbel, key, (*shape, *self.shape), self.logits.dtype)
         noise, logits, temperature = align(noise, self.logits, self.temperature[..., None])
         z = below_top(logits.astype(noise.dtype) + noise)
         z = tempered(z, temperature.astype(noise.dtype))

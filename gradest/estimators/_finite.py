@@ -63,7 +63,7 @@ class Finite(NamedTuple):
         """
         n, num_values = self.log_probs.shape
         shape = (*self.rows, num, num_values)
-        noise = _random.noise(jax.random.gumbel, key, shape, self.log_probs.dtype)
+        noise = _random.noise(_random.gumbel, key, shape, self.log_probs.dtype)
         return _search(self.log_probs, num, noise.reshape(n, num, num_values))
 
 

@@ -31,12 +31,11 @@ def check(estimator: str, dist: Any) -> None:
 
 def perturb(key: jax.Array, dist: Relaxable) -> jax.Array:
     """z = log-odds + logistic noise, or z = log-probabilities + Gumbel noise."""
+    (logits,) = _numerics.in_compute_dtype(dist.logits)
     if isinstance(dist, Bernoulli):
-        logits, family = dist.logits, jax.random.logistic
-    else:
-        logits, family = dist.logits, jax.random.gumbel
-    noise = _random.noise(family, key, dist.shape, logits.dtype)
-    return logits.astype(noise.dtype) + noise
+        return logits + _random.noise(_random.logistic, key, dist.shape, logits.dtype)
+    # Less the largest, which is exact where it matters, so that the sums have digits.
+    return below_top(logits) + _random.noise(_random.gumbel, key, dist.shape, logits.dtype)
 
 
 def harden(dist: Relaxable, z: jax.Array) -> jax.Array:
@@ -82,10 +81,10 @@ def score(l: jax.Array, dist: Relaxable, b: jax.Array) -> jax.Array:
 def conditional(key: jax.Array, dist: Relaxable, l: jax.Array, b: jax.Array) -> jax.Array:
     """A draw of z given b: Tucker et al. 2017, appendices B (one-hot) and C (Bernoulli)."""
     if isinstance(dist, Bernoulli):
-        noise = _random.noise(jax.random.logistic, key, l.shape, l.dtype)
+        noise = _random.noise(_random.logistic, key, l.shape, l.dtype)
         positive = jax.nn.softplus(noise - jax.nn.log_sigmoid(-l))
         return jnp.where(b > 0, positive, -jax.nn.softplus(noise - jax.nn.log_sigmoid(l)))
-    noise = _random.noise(jax.random.gumbel, key, l.shape, l.dtype)
+    noise = _random.noise(_random.gumbel, key, l.shape, l.dtype)
     # The winner's z is a Gumbel around log 1 = 0; each other one's is cut off there.
     top = jnp.sum(jnp.where(b > 0, noise, 0), axis=-1, keepdims=True)
     return jnp.where(b > 0, top, -jnp.logaddexp(-top, -(l + noise)))

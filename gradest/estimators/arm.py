@@ -103,8 +103,7 @@ def _arm(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
     _check.supported("arm", dist, [Bernoulli], remedy)
     l = _relaxation.log_odds(jax.lax.stop_gradient(dist))
     p, q = jax.nn.sigmoid(l), jax.nn.sigmoid(-l)
-    u = _random.noise(jax.random.uniform, key, l.shape, l.dtype)
-    first, second = _antithetic(u, p, q)
+    first, second, u = _random.antithetic(key, l)
     # An element that is certain has no gradient, hence no noise from the others' costs.
     direction = jnp.where((p > 0) & (q > 0), 2 * u - 1, 0)
     return _estimate(dist, cost, first, second, direction)
@@ -130,15 +129,16 @@ def _estimate(
     return jnp.mean(jax.vmap(attach)(costs, pair))
 
 
-def _antithetic(u: jax.Array, p: jax.Array, q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two binary draws of probability p = 1 - q from u in [0, 1): never both on the rarer side."""
-    return (u >= q).astype(u.dtype), (u < p).astype(u.dtype)
+def _antithetic(key: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two binary draws of log-odds `l`: never both on the rarer side."""
+    first, second, _ = _random.antithetic(key, l)
+    return first.astype(l.dtype), second.astype(l.dtype)
 
 
 def _bernoulli(key: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The pair, and (b - b') sigma(|l|): one node of the tree."""
     p, q = jax.nn.sigmoid(l), jax.nn.sigmoid(-l)
-    first, second = _antithetic(_random.noise(jax.random.uniform, key, l.shape, l.dtype), p, q)
+    first, second = _antithetic(key, l)
     return first, second, (first - second) * jnp.maximum(p, q)
 
 
@@ -146,23 +146,25 @@ def _tree(key: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array
     """The pair, one-hot, and x - x' - m (E[x | L] - E[x | R])."""
     *rows, k = l.shape
     depth = (k - 1).bit_length()
-    # Log-masses of the nodes, the root's first; impossible categories, which fill the lowest level
-    # up, have some, for a node without any to have odds.
+    # Log-odds of the nodes, the root's first, from their log-masses. Impossible categories, which
+    # fill the lowest level up, have some, for a node without any to have odds.
     padding = [(0, 0)] * len(rows) + [(0, 2**depth - k)]
-    levels = [jnp.pad(jnp.maximum(l, _IMPOSSIBLE), padding, constant_values=_IMPOSSIBLE)]
+    mass = jnp.pad(jnp.maximum(l, _IMPOSSIBLE), padding, constant_values=_IMPOSSIBLE)
+    odds = jnp.zeros((*rows, 0), l.dtype)
     for level in reversed(range(depth)):
-        children = levels[0].reshape(*rows, 2**level, 2)
-        levels.insert(0, jnp.logaddexp(children[..., 0], children[..., 1]))
-    u = _random.noise(jax.random.uniform, key, (*rows, 2**depth - 1), l.dtype)
+        children = mass.reshape(*rows, 2**level, 2)
+        left, right = children[..., 0], children[..., 1]
+        mass = jnp.logaddexp(left, right)
+        odds = jnp.concatenate([left - right, odds], axis=-1)
+    goes_left, also = _antithetic(key, odds)
 
     # At every level: which node each walk is at, and m (E[x | L] - E[x | R]) summed within nodes.
     first = second = jnp.ones((*rows, 1), l.dtype)
     correction = jnp.zeros((*rows, 1), l.dtype)
     for level in range(depth):
-        children = levels[level + 1].reshape(*rows, 2**level, 2)
-        odds = children[..., 0] - children[..., 1]
-        p, q = jax.nn.sigmoid(odds), jax.nn.sigmoid(-odds)
-        a, b = _antithetic(u[..., 2**level - 1 : 2 ** (level + 1) - 1], p, q)
+        nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
+        p, q = jax.nn.sigmoid(odds[..., nodes]), jax.nn.sigmoid(-odds[..., nodes])
+        a, b = goes_left[..., nodes], also[..., nodes]
         parted = first * second * (a - b) * jnp.minimum(p, q)
         correction = _children(correction * p + parted, correction * q - parted)
         first = _children(first * a, first * (1 - a))
