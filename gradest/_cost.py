@@ -15,11 +15,14 @@ class Mode:
     """How the rest of a program is evaluated.
 
     Attributes:
-      relaxed: at a relaxed point, from which later relaxable sites are relaxed too.
+      smooth: at a relaxed point or a mean, as the function of the draw that is differentiated
+        there: a stop_gradient of what depends on the draw is transparent.
+      relaxed: later relaxable sites are relaxed too.
       indices: of the samples that earlier sites drew: each has its own randomness downstream.
       bound: the name of an earlier sampler whose value is no mean of costs, but a bound.
     """
 
+    smooth: bool = False
     relaxed: bool = False
     indices: tuple[jax.Array, ...] = ()
     bound: str = ""
@@ -64,9 +67,14 @@ class Cost:
         size = jax.tree.leaves(draws)[0].shape[0]
         return jax.vmap(one)(jnp.arange(size, dtype=jnp.uint32), draws)
 
-    def relaxed(self, point: Any) -> jax.Array:
-        """The cost at a relaxed point, from which later relaxable sites are relaxed too."""
-        return self._in_mode(relaxed=True)(point)
+    def relaxed(self, point: Any, *, later: bool = True) -> jax.Array:
+        """The cost at a relaxed point, to be differentiated there.
+
+        Args:
+          point: in the place of the draw.
+          later: whether later relaxable sites are relaxed too.
+        """
+        return self._in_mode(smooth=True, relaxed=later)(point)
 
     def _in_mode(self, **changes: Any) -> "Cost":
         return dataclasses.replace(self, mode=dataclasses.replace(self.mode, **changes))

@@ -8,6 +8,8 @@ mean is read here, and nowhere else.
 
 import dataclasses
 import functools
+import itertools
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -32,6 +34,25 @@ def _jaxprs(value: Any) -> Iterable[core.Jaxpr]:
 def subjaxprs(eqn: Any) -> Iterable[core.Jaxpr]:
     for value in eqn.params.values():
         yield from _jaxprs(value)
+
+
+def with_jaxprs(eqn: Any, change: Callable[[core.Jaxpr], core.Jaxpr]) -> Any:
+    """`eqn` with others in the place of its jaxprs; itself, if they are the same ones."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, core.Jaxpr):
+            return change(value)
+        if isinstance(value, core.ClosedJaxpr):
+            jaxpr = change(value.jaxpr)
+            return value if jaxpr is value.jaxpr else core.ClosedJaxpr(jaxpr, value.consts)
+        if isinstance(value, (tuple, list)) and next(iter(_jaxprs(value)), None) is not None:
+            items = type(value)(map(changed, value))
+            return value if all(map(operator.is_, items, value)) else items
+        return value
+
+    params = {name: changed(value) for name, value in eqn.params.items()}
+    same = all(params[name] is value for name, value in eqn.params.items())
+    return eqn if same else eqn.replace(params=params)
 
 
 # jax.random's discrete families that are calls of their own in a jaxpr.
@@ -85,6 +106,14 @@ def line_of(eqn: Any) -> str:
         if not frame.file_name.startswith(_LIBRARIES):
             return f" (at {frame.file_name}:{frame.line_num})"
     return ""
+
+
+def is_own(eqn: Any) -> bool:
+    """Whether `eqn` was written by gradest or in drawing from a distribution, of anybody's."""
+    files = [f.file_name for f in _frames(eqn) if not f.file_name.startswith(_JAX)]
+    # What an expectation stages is called by it, but its own.
+    written = itertools.takewhile(lambda file: file != _STAGING, files)
+    return _DRAWING in written or any(file.startswith(_OWN) for file in files[:1])
 
 
 # Calls that run one jaxpr on their operands, under the names that JAX gave them over time.
@@ -212,7 +241,10 @@ def user_line() -> str:
     return ""
 
 
-_LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (jax.__file__, __file__))
+_OWN = os.path.dirname(__file__) + os.sep
+_STAGING = os.path.join(_OWN, "_transform", "expectation.py")
+_DRAWING = os.path.join(_OWN, "distributions", "base.py")
+_LIBRARIES = (_JAX, _OWN)
 
 
 def open_jaxpr(closed: core.ClosedJaxpr) -> tuple[core.Jaxpr, list[Any]]:

@@ -34,10 +34,11 @@ from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 
 from . import _check, _jaxpr, _random
-from ._cost import Cost
+from ._cost import Cost, Mode
 from ._derivatives.primitives import lanes_first, magic
 from ._derivatives.refuse import Refusal, estimating, refused_tangents
 from ._derivatives.variance import attach_variance_gradient
+from ._transparent import transparent
 from ._typing import DistributionLike
 from .distributions import base
 
@@ -213,7 +214,11 @@ class Sampler:
         Returns:
           A scalar.
         """
-        return self._expect(_random.as_keys(key), dist, Cost(lambda x, _: cost(x), self.name))
+
+        def function(draw: Any, mode: Mode) -> ArrayLike:
+            return transparent(cost)(draw) if mode.smooth else cost(draw)
+
+        return self._expect(_random.as_keys(key), dist, Cost(function, self.name))
 
     def _draw(self, key: jax.Array, dist: Any) -> Any:
         with jax.named_scope(f"gradest.{self.name}"):

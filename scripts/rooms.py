@@ -118,6 +118,7 @@ FLOORS = (
         "JAX, numbers, checks",
         [
             Room("_jaxpr", ["JAX's versions"]),
+            Room("_transparent", ["stop_gradient"]),
             Room("_random", ["keys, noise"]),
             Room("_fixed_point", ["64 bits"], 1.05),
             Room("_numerics", ["types, limits"], 1.05),

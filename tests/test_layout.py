@@ -85,7 +85,17 @@ def uses(module: Module, prefix: str) -> bool:
 
 #: From the ground up: a module imports those of its own floor and of the floors below.
 FLOORS = (
-    {"_check", "_fixed_point", "_installation", "_jaxpr", "_numerics", "_random", "_typing", "_version"},
+    {
+        "_check",
+        "_fixed_point",
+        "_installation",
+        "_jaxpr",
+        "_numerics",
+        "_random",
+        "_transparent",
+        "_typing",
+        "_version",
+    },
     {"_derivatives"},
     {"distributions"},
     {"_cost", "_sampler"},

@@ -46,6 +46,13 @@ def expectation(loss: Callable[..., Any] | None = None, has_aux: bool = False) -
     in the order of the program, and a draw is credited only with costs that come after it
     (`gradest.cost`) and with the loss's result. Other randomness in the loss is left alone.
 
+    `jax.lax.stop_gradient` of a pathwise draw stops its gradient. Of a cost-based draw it means
+    nothing, since what is estimated is the gradient of the expectation, in which the draw counts
+    whether or not a derivative flows through it; so where an estimator differentiates the loss at a
+    relaxed draw or a mean (`rebar`, `muprop`, `delta_method`), or its surrogate (`relax`), it is
+    transparent for what depends on the draw, but inside a function with a derivative rule of its
+    own. Of parameters it means what it always does.
+
     Args:
       loss: a function whose result is a real scalar, or a pair of it and auxiliary output.
         Arrays among its arguments are traced, as under `jax.jit`; anything else is static. Without

@@ -106,7 +106,7 @@ def advance(
     env = dict(env)
     for node in program.nodes[nodes]:
         if isinstance(node, Run):
-            outs = node.function(*(env[v] for v in node.invars))
+            outs = node(mode, *(env[v] for v in node.invars))
             env.update(zip(node.outvars, outs, strict=True))
         else:
             outs, ledger = account(node, node.operands(env), mode, ledger)
@@ -124,7 +124,7 @@ def account(
         case Spend():
             return operands, ledger.spend(operands[0]) if node.counted else ledger
         case RawDraw():
-            return node.run.function(*_watched(node, operands)), ledger
+            return node.run(mode, *_watched(node, operands)), ledger
         case Opaque():
             raise complaints.unsupported(node.eqn.primitive.name, node.held)
     # What holds nothing to account for carries no sums.

@@ -22,6 +22,7 @@ from .. import _jaxpr
 from .._cost import Mode
 from .._jaxpr import is_var, variables
 from .._sampler import Site, sample_p
+from .._transparent import without_stops
 from .spend import cost_p
 
 Env = dict[Any, Any]
@@ -47,11 +48,30 @@ class Purpose(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """Equations without a draw or a cost."""
+    """Equations without a draw or a cost, a jaxpr of their own."""
 
-    function: Callable[..., list[Any]]
-    invars: list[Any]
-    outvars: list[Any]
+    jaxpr: core.Jaxpr
+
+    @property
+    def invars(self) -> list[Any]:
+        return self.jaxpr.invars
+
+    @property
+    def outvars(self) -> list[Any]:
+        return self.jaxpr.outvars
+
+    def __call__(self, mode: Mode, *args: Any) -> list[Any]:
+        return (self._smooth if mode.smooth else self._function)(*args)
+
+    @functools.cached_property
+    def _function(self) -> Callable[..., list[Any]]:
+        return core.jaxpr_as_fun(core.ClosedJaxpr(self.jaxpr, ()))
+
+    @functools.cached_property
+    def _smooth(self) -> Callable[..., list[Any]]:
+        # Nothing else than the relaxed draw is differentiated in that mode.
+        closed = core.ClosedJaxpr(self.jaxpr, ())
+        return core.jaxpr_as_fun(without_stops(closed, [True] * len(self.invars)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -498,14 +518,13 @@ def _grouped(
 
 
 def _run(jaxpr: core.Jaxpr, eqns: Sequence[Any], wanted: Iterable[Any]) -> Run:
-    """Those of the results of `eqns` that are `wanted`, as one function."""
+    """Those of the results of `eqns` that are `wanted`, as one run."""
     wanted = frozenset(wanted)
     produced = _results(eqns)
     outvars = [v for v in produced if v in wanted]
     used = dict.fromkeys(v for eqn in eqns for v in variables(eqn))
     invars = [v for v in used if v not in produced]
-    part = jaxpr.replace(constvars=[], invars=invars, outvars=outvars, eqns=list(eqns))
-    return Run(core.jaxpr_as_fun(core.ClosedJaxpr(part, ())), invars, outvars)
+    return Run(jaxpr.replace(constvars=[], invars=invars, outvars=outvars, eqns=list(eqns)))
 
 
 def _results(eqns: Iterable[Any]) -> dict[Any, None]:

@@ -144,7 +144,6 @@ def _estimate(
     noise = _relaxed_control.noise(key, fixed, coupled)
     f = cost(noise.b)
     score = _relaxation.score(noise.l, fixed, noise.b)
-    cost_at = cost if nested else cost.relaxed
 
     def gradient(trained: Mapping[str, jax.Array]) -> jax.Array:
         """With respect to the logits, eq. 5."""
@@ -157,7 +156,8 @@ def _estimate(
 
         def c(z: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array]:
             relaxed = _relax(fixed, z, l, t, relaxation)
-            at = cost_at(noting(relaxed, lambda: reached.append(True))).astype(z.dtype)
+            noted = noting(relaxed, lambda: reached.append(True))
+            at = cost.relaxed(noted, later=not nested).astype(z.dtype)
             return at, at
 
         at_z, through_z = _relaxed_control.value_and_gradient(fixed, noise, c)

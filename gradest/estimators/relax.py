@@ -14,6 +14,7 @@ from .. import _check, _numerics
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import ControlVariate, Sampler, with_score
+from .._transparent import without_stops
 from ..distributions import Bernoulli, OneHotCategorical, base
 from . import _relaxation, _relaxed_control, _scores
 from ._record import Record
@@ -264,6 +265,8 @@ def _closed(surrogate: Surrogate, params: Any, point: Any) -> tuple[Surrogate, A
 
     values = [leaf for leaf, t in zip(leaves, traced, strict=True) if t]
     jaxpr = jax.make_jaxpr(of_traced)(values, point)
+    of_point = [True] * len(jax.tree.leaves(point))
+    jaxpr = without_stops(jaxpr, [*[False] * len(values), *of_point])
 
     def closed(params: Any, point: Any) -> jax.Array:
         values, closed_over = params
