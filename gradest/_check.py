@@ -87,5 +87,11 @@ def supported(estimator: str, dist: Any, kinds: Sequence[type], remedy: str) -> 
         names = ", ".join(kind.__name__ for kind in kinds)
         raise TypeError(
             f"{estimator}: expected one of gradest.distributions' {names}, "
-            f"got {type(dist).__name__}. {remedy}"
+            f"got {name_of(type(dist))}. {remedy}"
         )
+
+
+def name_of(kind: type) -> str:
+    """A class as errors name it: with its module, unless it is gradest's or Python's."""
+    own = kind.__module__.partition(".")[0] in ("gradest", "builtins")
+    return kind.__qualname__ if own else f"{kind.__module__}.{kind.__qualname__}"

@@ -40,7 +40,7 @@ from ._derivatives.refuse import Refusal, estimating, refused_tangents
 from ._derivatives.variance import attach_variance_gradient
 from ._transparent import transparent
 from ._typing import DistributionLike
-from .distributions import base
+from .distributions import _foreign, base
 
 # ---- What a sampler's functions look like --------------------------------------------------
 
@@ -195,6 +195,7 @@ class Sampler:
           UnestimatedGradientError: when a cost-based sampler's draw is differentiated outside
             `gradest.expectation`.
         """
+        dist = _foreign.own(dist)
         if self.pathwise:
             return self._draw(_random.as_key(key), dist)
         return _draw_at_site(self, _random.as_key(key), dist)
@@ -218,7 +219,7 @@ class Sampler:
         def function(draw: Any, mode: Mode) -> ArrayLike:
             return transparent(cost)(draw) if mode.smooth else cost(draw)
 
-        return self._expect(_random.as_keys(key), dist, Cost(function, self.name))
+        return self._expect(_random.as_keys(key), _foreign.own(dist), Cost(function, self.name))
 
     def _draw(self, key: jax.Array, dist: Any) -> Any:
         with jax.named_scope(f"gradest.{self.name}"):

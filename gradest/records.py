@@ -15,6 +15,7 @@ import types
 
 from . import estimators
 from .distributions._capabilities import CAPABILITIES as CAPABILITIES
+from .distributions._foreign import TWINS as TWINS
 from .distributions._records import RECORDS as _DISTRIBUTIONS
 from .distributions._records import DistributionRecord as DistributionRecord
 from .estimators._record import Record as Record

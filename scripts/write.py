@@ -72,6 +72,7 @@ def written(root: pathlib.Path) -> dict[pathlib.Path, str]:
         generated / "methods.md": fragment(documented_methods()),
         generated / "capabilities.md": fragment(capabilities_table()),
         generated / "distributions.md": fragment(distributions_table()),
+        generated / "libraries.md": fragment(libraries_table()),
     }
 
 
@@ -169,6 +170,27 @@ def distributions_table() -> str:
         rows.append([f"`{kind.name}`", parameters, kind.values, *facts, ", ".join(serving)])
     headers = ["distribution", "parameters", "values", "reparameterizable", "fixed support"]
     return table([*headers, "estimators"], rows)
+
+
+def libraries_table() -> str:
+    """A row for each estimator, with the classes of each library that it takes as gradest's own."""
+    packages = dict.fromkeys(package for package, _ in records.TWINS)
+    rows = []
+    for record in _ESTIMATORS:
+        cells = []
+        for package in packages:
+            served = [
+                # numpyro has a class for each of two parameters, made by one function.
+                re.sub("(Logits|Probs)$", "", name)
+                for (owner, name), twin in records.TWINS.items()
+                if owner == package and twin.kind and twin.kind.__name__ in record.distributions
+            ]
+            cells.append(", ".join(f"`{name}`" for name in dict.fromkeys(served)) or "-")
+        rows.append([f"`{record.name}`", *cells])
+    return table(["estimator", *(_LIBRARIES[package] for package in packages)], rows)
+
+
+_LIBRARIES = {"numpyro": "numpyro", "tensorflow_probability": "TFP", "distrax": "distrax"}
 
 
 def table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -227,6 +227,8 @@ PRIVATE = {
     },
     # What kinds of node there are.
     "test_docs": {"gradest._transform.program"},
+    # Which classes of other libraries are known, and as what.
+    "test_libraries": {"gradest.distributions._foreign"},
     # What is said of an installation other than this one.
     "test_installation": {"gradest._installation"},
     "test_mixture": {"gradest.distributions.mixture"},

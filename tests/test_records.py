@@ -243,6 +243,7 @@ def clone(tmp_path):
         ("docs/_generated/methods.md", "relaxed", "exact"),
         ("docs/_generated/distributions.md", "angles", "reals"),
         ("docs/_generated/capabilities.md", "Normal", "Cauchy"),
+        ("docs/_generated/libraries.md", "`Bernoulli`", "`Boltzmann`"),
         ("CITATION.cff", "Apache-2.0", "MIT"),
         ("notebooks/quickstart.ipynb", "github.com/gradest/", "github.com/somebody/"),
     ],

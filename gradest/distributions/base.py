@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from .. import _numerics
+from .. import _check, _numerics
 
 Shape = tuple[int, ...]
 
@@ -109,8 +109,9 @@ def check(dist: Any) -> None:
     _sample_method(type(dist))
     if jax.tree_util.all_leaves([dist]):
         raise TypeError(
-            f"dist: expected a pytree, got a {type(dist).__name__} that is not registered as one: "
-            "gradients could not reach its parameters. Use jax.tree_util.register_dataclass."
+            f"dist: expected a pytree, got a {_check.name_of(type(dist))} that is not registered "
+            "as one: gradients could not reach its parameters. Use "
+            "jax.tree_util.register_dataclass."
         )
 
 
@@ -137,7 +138,7 @@ def _sample_method(kind: type) -> Callable[[Any, jax.Array], Any]:
     if sample is None or not hasattr(kind, "log_prob"):
         raise TypeError(
             f"dist: expected a distribution with sample(key, shape) and log_prob(x), got "
-            f"{kind.__name__}. The distribution comes second: sampler(key, dist)."
+            f"{_check.name_of(kind)}. The distribution comes second: sampler(key, dist)."
         )
     if "seed" in inspect.signature(sample).parameters:
         return lambda dist, key: dist.sample(seed=_raw(key))

@@ -65,7 +65,7 @@ class MixtureSameFamily(Distribution):
         remedy = "It holds the weights: Categorical(logits)."
         _check.supported("mixing_distribution", mixing_distribution, [Categorical], remedy)
         remedy = "Its distribution function is needed, and no gap in its support."
-        _check.supported("component_distribution", component_distribution, _KINDS, remedy)
+        _check.supported("component_distribution", component_distribution, COMPONENTS, remedy)
         logits, shape = mixing_distribution.logits, component_distribution.shape
         try:
             if not shape or shape[-1] != logits.shape[-1]:
@@ -232,4 +232,5 @@ def _exponential_mass(x: jax.Array, upper: bool) -> jax.Array:
     return jnp.exp(-x) if upper else -jnp.expm1(-x)
 
 
-_KINDS = [Normal, LogNormal, Laplace, Logistic, Gumbel, Exponential, Gamma, Weibull]
+#: Whose distribution functions are known, and whose supports have no gaps.
+COMPONENTS = [Normal, LogNormal, Laplace, Logistic, Gumbel, Exponential, Gamma, Weibull]

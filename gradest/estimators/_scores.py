@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .. import _check
 from .._derivatives.attach import attach_gradient
 from ..distributions import base
 
@@ -21,8 +22,8 @@ def check(estimator: str, dist: Any) -> None:
     if isinstance(dist, base.Distribution) and not dist.fixed_support:
         raise TypeError(
             f"{estimator}: expected a distribution whose support does not depend on its "
-            f"parameters, got {type(dist).__name__}: the moving bounds would be missing from the "
-            "gradient. Use reparameterize."
+            f"parameters, got {_check.name_of(type(dist))}: the moving bounds would be missing "
+            "from the gradient. Use reparameterize."
         )
 
 

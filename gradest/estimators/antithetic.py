@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from .. import _check
 from .._cost import Cost
 from .._sampler import Sampler
-from ..distributions import Uniform, base
+from ..distributions import Uniform, _foreign, base
 from ..distributions._capabilities import SYMMETRIC
 from ._record import Record
 
@@ -52,6 +52,7 @@ def antithetic() -> Sampler:
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
+    dist = _foreign.own(dist, moving=True)
     _check.supported("antithetic", dist, SYMMETRIC, "Use reparameterize, which takes one draw.")
     x = base.draw(key, dist)
     centre = (dist.low + dist.high) / 2 if isinstance(dist, Uniform) else dist.loc

@@ -124,8 +124,8 @@ def _discrete(dist: Any) -> bool:
     if declared is False:
         raise TypeError(
             "relax: expected one of gradest.distributions' Bernoulli, OneHotCategorical, or a "
-            f"reparameterizable distribution, got {type(dist).__name__}. Give integer categories "
-            "as OneHotCategorical; for other distributions use score_function."
+            f"reparameterizable distribution, got {_check.name_of(type(dist))}. Give "
+            "integer categories as OneHotCategorical; for other distributions use score_function."
         )
     _scores.check("relax", dist)
     return False

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from .. import _check
 from .._cost import Cost
 from .._derivatives.primitives import magic
 from .._derivatives.refuse import UnestimatedGradientError
@@ -80,13 +81,13 @@ def differentiable_draw(estimator: str, key: jax.Array, dist: Any) -> Any:
     if _declared(dist) is False:
         raise TypeError(
             f"{estimator}: expected a distribution whose draws are differentiable in its "
-            f"parameters, got {type(dist).__name__}. Use score_function, or for discrete "
+            f"parameters, got {_check.name_of(type(dist))}. Use score_function, or for discrete "
             "variables rebar or gumbel_softmax."
         )
     x = base.draw(key, dist)
     if isinstance(dist, base.Distribution):
         return x
-    return _differentiable(estimator, type(dist).__name__, x, jax.tree.leaves(dist))
+    return _differentiable(estimator, _check.name_of(type(dist)), x, jax.tree.leaves(dist))
 
 
 def _declared(dist: Any) -> bool | None:

@@ -1,0 +1,331 @@
+"""Other libraries' distributions that are gradest's own in another class.
+
+None of the libraries is imported: a class is known by its package and its name. A subclass is
+another distribution, and a distribution that is not listed here is used as it is.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+
+from .. import _check
+from .._derivatives.refuse import UnestimatedGradientError
+from .base import Distribution, Shape
+from .bernoulli import Bernoulli, RelaxedBernoulli
+from .categorical import (
+    Categorical,
+    ExpRelaxedOneHotCategorical,
+    OneHotCategorical,
+    RelaxedOneHotCategorical,
+)
+from .continuous import (
+    Exponential,
+    Gumbel,
+    Laplace,
+    Logistic,
+    LogNormal,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+)
+from .counts import Binomial, Geometric, NegativeBinomial, Poisson
+from .gamma import Beta, Dirichlet, Gamma, StudentT
+from .mixture import COMPONENTS, MixtureSameFamily
+from .vonmises import VonMises
+from .weibull import Weibull
+
+
+@dataclasses.dataclass(frozen=True)
+class Twin:
+    """What a class of another library is here.
+
+    Attributes:
+      kind: gradest's class; None of a wrapper, which is what it wraps.
+      convert: makes one from a distribution of the other class, or None where it has no twin.
+    """
+
+    kind: type[Distribution] | None
+    convert: Callable[[Any], Any]
+
+
+def own(dist: Any, *, moving: bool = False) -> Any:
+    """gradest's own distribution with the law of `dist`, or `dist` where it has none.
+
+    A wrapper that changes neither the draws nor, summed over a joint draw, their density is looked
+    through: independent elements, elements drawn several times; and one that masks the density,
+    since an element that is drawn counts in the gradient whether it is masked or not.
+
+    Args:
+      dist: a distribution of any library.
+      moving: whether also where the support moves with the parameters. Estimators that use scores
+        refuse those of gradest's; of another library's it is known which bounds are differentiated.
+    """
+    kind = type(dist)
+    twin = TWINS.get((library(kind), kind.__name__))
+    converted = None if twin is None else twin.convert(dist)
+    if converted is None or (_moves(converted) and not moving):
+        return dist
+    return converted
+
+
+def _moves(dist: Any) -> bool:
+    """Whether it is one of gradest's whose support moves with its parameters."""
+    return isinstance(dist, Distribution) and not dist.fixed_support
+
+
+def library(kind: type) -> str:
+    """The name of the package that a class is from."""
+    return kind.__module__.partition(".")[0]
+
+
+# ---- Classes -------------------------------------------------------------------------------
+
+
+def _by(kind: type[Distribution], *parameters: str, **renamed: str) -> Twin:
+    """Made of attributes, of the same names or renamed."""
+    names = dict(zip(parameters, parameters, strict=True)) | renamed
+    make = lambda d: kind(**{ours: getattr(d, theirs) for ours, theirs in names.items()})
+    return Twin(kind, make)
+
+
+def _odds(kind: Any, *parameters: str) -> Twin:
+    """Made of logits or of probabilities, whichever the distribution holds."""
+
+    def convert(d: Any) -> Distribution:
+        others = [getattr(d, name) for name in parameters]
+        # distrax computes the one that was not given, with a derivative of NaN at 0 and 1.
+        given = lambda name: getattr(d, f"_{name}", getattr(d, name, None))
+        logits = given("logits")
+        if logits is not None:
+            return kind(*others, logits)
+        return kind(*others, probs=given("probs"))
+
+    return Twin(kind, convert)
+
+
+def _binomial(*odds: str) -> Twin:
+    """With a number of trials that may be a traced float: TFP's always are floats."""
+
+    def convert(d: Any) -> Distribution:
+        n = d.total_count
+        if not _check.is_concrete(n) and jnp.issubdtype(n.dtype, jnp.floating):
+            n = _whole(n)
+        given = {name: value for name in odds if (value := getattr(d, name)) is not None}
+        return Binomial(n, **given)
+
+    return Twin(Binomial, convert)
+
+
+@jax.custom_jvp
+def _whole(n: jax.Array) -> jax.Array:
+    return jnp.round(n).astype(int)
+
+
+def _whole_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, Any]:
+    (n,), (dn,) = primals, tangents
+    if not isinstance(dn, SymbolicZero):
+        raise UnestimatedGradientError(
+            "total_count: a Binomial has no derivative in its number of trials, which is being "
+            "differentiated. Use jax.lax.stop_gradient(total_count)."
+        )
+    x = _whole(n)
+    return x, np.zeros(x.shape, jax.dtypes.float0)
+
+
+_whole.defjvp(_whole_jvp, symbolic_zeros=True)
+
+
+def _gamma_poisson(d: Any) -> Distribution:
+    """A Gamma rate of mean r p / (1 - p), by its concentration r and its inverse scale."""
+    return NegativeBinomial(d.concentration, -jnp.log(jnp.asarray(d.rate)))
+
+
+def _log_rate(kind: Any, *parameters: str) -> Twin:
+    """Made of a rate that may be given by its logarithm, as TFP's are."""
+
+    def convert(d: Any) -> Distribution:
+        rate = jnp.exp(jnp.asarray(d.log_rate)) if d.rate is None else d.rate
+        return kind(*(getattr(d, name) for name in parameters), rate)
+
+    return Twin(kind, convert)
+
+
+def _normal_by_operator(d: Any) -> Distribution:
+    """A MultivariateNormal of TFP's whose scale is lower triangular."""
+    factor = jnp.asarray(d.scale.to_dense())
+    return MultivariateNormal(jnp.zeros(factor.shape[-1:]) if d.loc is None else d.loc, factor)
+
+
+def _normal_by_diagonal(d: Any) -> Distribution:
+    scale = jnp.asarray(d.scale_diag)
+    return MultivariateNormal(d.loc, scale[..., None] * jnp.eye(scale.shape[-1], dtype=scale.dtype))
+
+
+def _normal_by_triangle(d: Any) -> Distribution | None:
+    return MultivariateNormal(d.loc, d.scale_tri) if d.is_lower else None
+
+
+def _normal_by_covariance(d: Any) -> Distribution:
+    return MultivariateNormal(d.loc, jnp.linalg.cholesky(jnp.asarray(d.covariance_matrix)))
+
+
+def _mixture(weights: str, components: str) -> Twin:
+    def convert(d: Any) -> Distribution | None:
+        parts = getattr(d, components)
+        w, c = own(getattr(d, weights)), own(parts)
+        # gradest's mixes each element by itself, and knows some families only.
+        mixable = type(c) in COMPONENTS and parts.event_shape == ()
+        return MixtureSameFamily(w, c) if mixable and type(w) is Categorical else None
+
+    return Twin(MixtureSameFamily, convert)
+
+
+# ---- Wrappers ------------------------------------------------------------------------------
+
+
+def _inside(name: str) -> Twin:
+    """The law of the distribution that is the attribute `name`."""
+    return Twin(None, lambda d: own(getattr(d, name), moving=True))
+
+
+def _independent(name: str) -> Twin:
+    """Likewise, if it is gradest's: else the wrapper is as good as what is in it."""
+
+    def convert(d: Any) -> Distribution | None:
+        inner = own(getattr(d, name), moving=True)
+        return inner if isinstance(inner, Distribution) else None
+
+    return Twin(None, convert)
+
+
+def _expanded(d: Any) -> Distribution | None:
+    """numpyro's, whose elements are drawn for each index of the larger shape."""
+    return _broadcast(own(d.base_dist, moving=True), len(d.base_dist.batch_shape), d.batch_shape)
+
+
+def _batch_broadcast(d: Any) -> Distribution | None:
+    return _broadcast(
+        own(d.distribution, moving=True), len(d.distribution.batch_shape), tuple(d.batch_shape)
+    )
+
+
+def _repeated(d: Any) -> Distribution | None:
+    """TFP's Sample: the axes that it adds stand after those of the batch."""
+    inner, batch = own(d.distribution, moving=True), tuple(d.distribution.batch_shape)
+    if not isinstance(inner, Distribution):
+        return None
+    added = tuple(map(int, np.ravel(d.sample_shape)))
+    spread = lambda x: x.reshape((*batch, *(1,) * len(added), *x.shape[len(batch) :]))
+    return _broadcast(jax.tree.map(spread, inner), len(batch) + len(added), batch + added)
+
+
+def _broadcast(inner: Any, rank: int, shape: Shape) -> Distribution | None:
+    """`inner`, with the first `rank` axes of its leaves broadcast to `shape`."""
+    if not isinstance(inner, Distribution):
+        return None
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape[rank:])), inner)
+
+
+# ---- The table -----------------------------------------------------------------------------
+
+_LOC_SCALE: Mapping[str, Twin] = {
+    kind.__name__: _by(kind, "loc", "scale") for kind in (Normal, Laplace, Logistic, Gumbel)
+}
+
+_NUMPYRO: Mapping[str, Twin] = {
+    **_LOC_SCALE,
+    "BernoulliLogits": _by(Bernoulli, "logits"),
+    "BernoulliProbs": _by(Bernoulli, "probs"),
+    "CategoricalLogits": _by(Categorical, "logits"),
+    "CategoricalProbs": _by(Categorical, "probs"),
+    "OrderedLogistic": _by(Categorical, "probs"),
+    "Poisson": _by(Poisson, "rate"),
+    "GeometricLogits": _by(Geometric, "logits"),
+    "GeometricProbs": _by(Geometric, "probs"),
+    "BinomialLogits": _binomial("logits"),
+    "BinomialProbs": _binomial("probs"),
+    "NegativeBinomialLogits": _by(NegativeBinomial, "logits", total_count="concentration"),
+    "NegativeBinomialProbs": _by(NegativeBinomial, "probs", total_count="concentration"),
+    "NegativeBinomial2": Twin(NegativeBinomial, _gamma_poisson),
+    "GammaPoisson": Twin(NegativeBinomial, _gamma_poisson),
+    "LogNormal": _by(LogNormal, "loc", "scale"),
+    "MultivariateNormal": _by(MultivariateNormal, "loc", "scale_tril"),
+    "Exponential": _by(Exponential, "rate"),
+    "Uniform": _by(Uniform, "low", "high"),
+    "Gamma": _by(Gamma, "concentration", "rate"),
+    "Beta": _by(Beta, "concentration1", "concentration0"),
+    "Dirichlet": _by(Dirichlet, "concentration"),
+    "StudentT": _by(StudentT, "df", "loc", "scale"),
+    "Weibull": _by(Weibull, "scale", "concentration"),
+    "VonMises": _by(VonMises, "loc", "concentration"),
+    "RelaxedBernoulliLogits": _by(RelaxedBernoulli, "temperature", "logits"),
+    "MixtureSameFamily": _mixture("mixing_distribution", "component_distribution"),
+    "Independent": _independent("base_dist"),
+    "MaskedDistribution": _inside("base_dist"),
+    "ExpandedDistribution": Twin(None, _expanded),
+}
+
+_TFP: Mapping[str, Twin] = {
+    **_LOC_SCALE,
+    "Bernoulli": _odds(Bernoulli),
+    "Categorical": _odds(Categorical),
+    "OneHotCategorical": _odds(OneHotCategorical),
+    "Poisson": _log_rate(Poisson),
+    "Geometric": _odds(Geometric),
+    "Binomial": _binomial("logits", "probs"),
+    "NegativeBinomial": _odds(NegativeBinomial, "total_count"),
+    "LogNormal": _by(LogNormal, "loc", "scale"),
+    "MultivariateNormalDiag": Twin(MultivariateNormal, _normal_by_operator),
+    "MultivariateNormalTriL": Twin(MultivariateNormal, _normal_by_operator),
+    "MultivariateNormalFullCovariance": Twin(MultivariateNormal, _normal_by_operator),
+    "Exponential": _by(Exponential, "rate"),
+    "Uniform": _by(Uniform, "low", "high"),
+    "Gamma": _log_rate(Gamma, "concentration"),
+    "Beta": _by(Beta, "concentration1", "concentration0"),
+    "Dirichlet": _by(Dirichlet, "concentration"),
+    "StudentT": _by(StudentT, "df", "loc", "scale"),
+    "Weibull": _by(Weibull, "scale", "concentration"),
+    "VonMises": _by(VonMises, "loc", "concentration"),
+    "RelaxedBernoulli": _odds(RelaxedBernoulli, "temperature"),
+    "RelaxedOneHotCategorical": _odds(RelaxedOneHotCategorical, "temperature"),
+    "ExpRelaxedOneHotCategorical": _odds(ExpRelaxedOneHotCategorical, "temperature"),
+    "MixtureSameFamily": _mixture("mixture_distribution", "components_distribution"),
+    "Independent": _independent("distribution"),
+    "BatchBroadcast": Twin(None, _batch_broadcast),
+    "Sample": Twin(None, _repeated),
+}
+
+_DISTRAX: Mapping[str, Twin] = {
+    **_LOC_SCALE,
+    "Bernoulli": _odds(Bernoulli),
+    "Categorical": _odds(Categorical),
+    "Softmax": _odds(Categorical),
+    "OneHotCategorical": _odds(OneHotCategorical),
+    "LogStddevNormal": _by(Normal, "loc", "scale"),
+    "MultivariateNormalDiag": Twin(MultivariateNormal, _normal_by_diagonal),
+    "MultivariateNormalTri": Twin(MultivariateNormal, _normal_by_triangle),
+    "MultivariateNormalFullCovariance": Twin(MultivariateNormal, _normal_by_covariance),
+    "Uniform": _by(Uniform, "low", "high"),
+    "Gamma": _by(Gamma, "concentration", "rate"),
+    "Beta": _by(Beta, concentration1="alpha", concentration0="beta"),
+    "Dirichlet": _by(Dirichlet, "concentration"),
+    "VonMises": _by(VonMises, "loc", "concentration"),
+    "MixtureSameFamily": _mixture("mixture_distribution", "components_distribution"),
+    "Independent": _independent("distribution"),
+}
+
+#: By package and name.
+TWINS: Mapping[tuple[str, str], Twin] = {
+    (package, name): twin
+    for package, kinds in (
+        ("numpyro", _NUMPYRO),
+        ("tensorflow_probability", _TFP),
+        ("distrax", _DISTRAX),
+    )
+    for name, twin in kinds.items()
+}

@@ -1,0 +1,184 @@
+"""Distributions of numpyro, TFP and distrax, which are gradest's own in another class."""
+
+import importlib
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.libraries import EXAMPLES, LOGITS, MODULES, PAIR, PROBS
+
+import gradest as ge
+from gradest import distributions as dists
+from gradest.distributions import _foreign
+from gradest.records import ESTIMATORS
+
+# Their own code promotes types and ranks, and warns.
+pytestmark = [pytest.mark.usefixtures("promotion"), pytest.mark.filterwarnings("ignore")]
+
+KEY = jax.random.key(0)
+CLASSES = [(package, name) for package, kinds in EXAMPLES.items() for name in kinds]
+
+
+@pytest.fixture
+def promotion():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def imported(package):
+    """Its module of distributions; the test is skipped where it is not installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            module = importlib.import_module(MODULES[package])
+        except ImportError:
+            pytest.skip(f"{package} is not installed")
+    return getattr(module, "distributions", module)
+
+
+def examples(package, name):
+    makers = EXAMPLES[package][name]
+    return [make(imported(package)) for make in (makers if isinstance(makers, list) else [makers])]
+
+
+# ---- By parameters -------------------------------------------------------------------------
+
+
+def test_every_class_that_is_known_has_an_example():
+    assert set(CLASSES) == set(_foreign.TWINS)
+
+
+@pytest.mark.parametrize(("package", "name"), CLASSES)
+def test_law(package, name):
+    """The same shape, and the same density at draws of gradest's."""
+    for theirs in examples(package, name):
+        assert type(theirs).__name__ == name
+        ours = _foreign.own(theirs, moving=True)
+        assert type(ours).__module__.startswith("gradest.")
+        kind = _foreign.TWINS[package, name].kind
+        assert kind is None or type(ours) is kind
+        assert ours.shape == tuple(theirs.batch_shape) + tuple(theirs.event_shape)
+        for seed in range(2):
+            x = ours.sample(jax.random.key(seed))
+            want = jnp.sum(theirs.log_prob(x))
+            np.testing.assert_allclose(jnp.sum(ours.log_prob(x)), want, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("package", MODULES)
+def test_conventions_that_differ_are_noticed(package):
+    """The smallest count, and whose probability it is: a law off by one has another density."""
+    d = imported(package)
+    if package == "distrax":
+        pytest.skip("it has no counts")
+    theirs = d.Geometric(probs=PROBS)
+    ours = _foreign.own(theirs)
+    counts = jnp.array([2, 3])
+    np.testing.assert_allclose(ours.log_prob(counts), theirs.log_prob(counts), rtol=1e-4)
+    assert jnp.all(jnp.abs(ours.log_prob(counts) - theirs.log_prob(counts + 1)) > 0.1)
+    swapped = dists.NegativeBinomial(2.5, probs=1 - PROBS).log_prob(counts)
+    right = d.NegativeBinomial(2.5, probs=PROBS)
+    assert jnp.all(jnp.abs(swapped - right.log_prob(counts)) > 0.1)
+    np.testing.assert_allclose(
+        _foreign.own(right).log_prob(counts), right.log_prob(counts), rtol=1e-4
+    )
+
+
+def test_a_mask_of_the_density_does_not_change_the_law():
+    d = imported("numpyro")
+    masked = d.Bernoulli(logits=PAIR).mask(jnp.array([True, False]))
+    np.testing.assert_array_equal(_foreign.own(masked).logits, PAIR)
+    half = d.HalfNormal(jnp.ones(2))
+    assert _foreign.own(half.mask(False)) is half
+
+
+def test_what_has_another_law_is_left_alone():
+    d = imported("numpyro")
+
+    class Mine(type(d.Normal(0.0, 1.0))):
+        pass
+
+    logits = LOGITS[0, :2]
+    others = [
+        Mine(0.0, 1.0),
+        d.MixtureSameFamily(d.Categorical(logits=logits), d.Poisson(jnp.ones(2))),
+        # Its vectors come from one component; gradest's mixes each element by itself.
+        d.MixtureSameFamily(d.Categorical(logits=logits), d.Normal(jnp.eye(2), 1.0).to_event(1)),
+        d.TransformedDistribution(d.Normal(PAIR, 1.0), d.transforms.ExpTransform()),
+        d.Uniform(PAIR, 1.0),
+    ]
+    assert all(_foreign.own(other) is other for other in others)
+
+
+def test_number_of_trials_that_is_a_traced_float():
+    d = imported("tensorflow_probability")
+
+    def f(n, logit):
+        binomial = d.Binomial(n, logits=logit)
+        return ge.score_function().expect(KEY, binomial, lambda x: x.astype(float) ** 2)
+
+    want = lambda logit: ge.score_function().expect(
+        KEY, dists.Binomial(5, logit), lambda x: x.astype(float) ** 2
+    )
+    np.testing.assert_allclose(jax.jit(jax.grad(f, 1))(5.0, 0.3), jax.grad(want)(0.3), rtol=1e-5)
+    with pytest.raises(ge.UnestimatedGradientError, match="total_count: a Binomial has no deriv"):
+        jax.grad(f)(5.0, 0.3)
+
+
+# ---- Estimators ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", MODULES)
+@pytest.mark.parametrize("name", [name for name, r in ESTIMATORS.items() if r.estimates])
+def test_estimator(package, name):
+    """The gradient at a key is the one of gradest's own, bit for bit, and so are the draws."""
+    d, record = imported(package), ESTIMATORS[name]
+    sampler = record.sampler()
+    makers = {
+        "Bernoulli": (lambda p: d.Bernoulli(logits=p), dists.Bernoulli),
+        "Normal": (lambda p: d.Normal(p, 1.3), lambda p: dists.Normal(p, 1.3)),
+    }
+    served = [kind for kind in makers if kind in record.distributions]
+    assert served
+    cost = lambda x: jnp.sum(jnp.sin(x)) ** 2
+    for kind in served:
+        theirs, ours = makers[kind]
+        of = lambda make: jax.value_and_grad(lambda p: sampler.expect(KEY, make(p), cost))(PAIR)
+        jax.tree.map(np.testing.assert_array_equal, of(theirs), of(ours))
+        draws = [sampler(KEY, make(PAIR)) for make in (theirs, ours)]
+        np.testing.assert_array_equal(*draws)
+        assert draws[0].dtype == draws[1].dtype
+
+
+@pytest.mark.parametrize("package", MODULES)
+def test_expectation_and_lanes(package):
+    """The draw in a loss, under vmap too, is gradest's: a float for Bernoulli."""
+    d = imported(package)
+
+    def loss(p, key, kind):
+        z = jax.vmap(lambda k, p: ge.score_function()(k, kind(p)))(jax.random.split(key, 2), p)
+        assert z.dtype == jnp.float32
+        return jnp.sum(z * jnp.array([0.7, -0.4])) ** 2
+
+    of = lambda kind: jax.grad(ge.expectation(lambda p, key: loss(p, key, kind)))(PAIR, KEY)
+    np.testing.assert_array_equal(of(lambda p: d.Bernoulli(logits=p)), of(dists.Bernoulli))
+
+
+@pytest.mark.parametrize("package", MODULES)
+def test_an_error_names_the_class_with_its_module(package):
+    d = imported(package)
+    other = d.Dirichlet(jnp.ones(3)) if package == "distrax" else d.HalfNormal(1.0)
+    name = "Dirichlet" if package == "distrax" else rf"{package}\..*\.HalfNormal"
+    with pytest.raises(TypeError, match=rf"rebar: expected one of .* got {name}"):
+        ge.rebar()(KEY, other)
+
+
+def test_mirrored_draws_of_a_uniform():
+    d = imported("numpyro")
+    for sampler in (ge.antithetic(), ge.reparameterize()):
+        mean = lambda t, s=sampler: s.expect(KEY, d.Uniform(0.0, t), lambda x: x)
+        assert jax.grad(mean)(2.0) != 0
+    np.testing.assert_allclose(
+        jax.grad(lambda t: ge.antithetic().expect(KEY, d.Uniform(0.0, t), lambda x: x))(2.0), 0.5
+    )
