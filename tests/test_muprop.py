@@ -198,3 +198,19 @@ def test_traced_baseline_does_not_retrace():
     for i in range(3):
         gradient(jnp.float32(i), jax.random.key(i))
     assert len(count) == 1
+
+
+@pytest.mark.parametrize("at_mean", ["value", "slope"])
+def test_without_a_finite_expansion_it_is_the_score_function(at_mean):
+    """Infinite at one half, the mean, or of infinite slope there."""
+
+    def cost(b):
+        d = b[0] - 0.5
+        return (1 / d**2 if at_mean == "value" else jnp.sqrt(jnp.abs(d))) + b[1]
+
+    logits, key = jnp.array([0.0, 0.7]), jax.random.key(2)
+    by = lambda sampler: jax.value_and_grad(
+        lambda l: sampler.expect(key, dists.Bernoulli(l), cost)
+    )(logits)
+    for got, right in zip(by(ge.muprop()), by(ge.score_function()), strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-6)

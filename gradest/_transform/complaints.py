@@ -82,6 +82,19 @@ def nested_too_deep(num: int) -> Exception:
     )
 
 
+# ---- Arguments -----------------------------------------------------------------------------
+
+
+def argument_changed(name: str) -> Exception:
+    what = f" {name}" if name else ""
+    return ValueError(
+        f"expectation: the loss changed its argument{what} (the state of a module, of Rngs, a list "
+        "or a dictionary). It is given copies, as under jax.jit: the change would be lost. Return "
+        "what is new as auxiliary output, with expectation(loss, has_aux=True), and put it in "
+        "place outside; the state of a flax.nnx module is nnx.state(module)."
+    )
+
+
 # ---- Constructs ----------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax.scipy.special import gammaln, logsumexp
 from jax.typing import ArrayLike
 
-from .. import _random
+from .. import _check, _random
 from .._numerics import below_top, tempered
 from .base import Distribution, Shape, align, as_float
 from .bernoulli import weighted
@@ -29,6 +29,39 @@ def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
             f"array of shape {array.shape}."
         )
     return array
+
+
+# Below it a weight has no derivative: a relaxed draw of an earlier site is all but hard there.
+_SMALLEST_WEIGHT = 1e-6
+
+
+def _weighted_logits(logits: jax.Array, weights: ArrayLike) -> jax.Array:
+    """Those of probabilities proportional to `weights * exp(logits)`.
+
+    The derivative of log w, which no relaxed draw could afford at 0, ends below 1e-6 (at half
+    precision below what has a reciprocal).
+    """
+    w = as_float("weights", weights)
+    if _check.is_concrete(w) and bool(jnp.any(w < 0)):
+        raise ValueError(
+            f"weights: expected numbers that are not negative, got {float(jnp.min(w))!r}. Where "
+            "several draws are excluded, multiply: weights=(1 - a) * (1 - b)."
+        )
+    try:
+        logits, w = align(logits, w)
+    except ValueError:
+        raise ValueError(
+            f"weights: expected a shape that broadcasts with that of logits, {logits.shape}, got "
+            f"{w.shape}."
+        ) from None
+    impossible = w <= 0
+    least = max(_SMALLEST_WEIGHT, 4 / float(jnp.finfo(w.dtype).max))
+    w = jnp.where(w < least, jax.lax.stop_gradient(w), w)
+    weighted = logits + jnp.where(impossible, -jnp.inf, jnp.log(jnp.where(impossible, 1, w)))
+    # A row in which nothing is possible has the first category for certain.
+    first = jnp.where(jnp.arange(w.shape[-1]) == 0, 0, -jnp.inf).astype(w.dtype)
+    empty = jnp.all(jnp.isneginf(weighted), axis=-1, keepdims=True)
+    return jnp.where(empty, jnp.broadcast_to(first, w.shape), weighted)
 
 
 class _Logits(Distribution):
@@ -95,9 +128,18 @@ class OneHotCategorical(_Logits):
     Args:
       logits: unnormalised log-probabilities, shape (..., K); -inf masks a category.
       probs: (unnormalised) probabilities, instead of `logits`.
+      weights: factors of the probabilities, not negative, of a shape that broadcasts with (..., K):
+        P(x = k) is proportional to weights[k] exp(logits[k]), and 0 where the weight is. It is the
+        mask to make of an earlier draw, since it has a meaning between the draw's outcomes too: a
+        choice without replacement is `OneHotCategorical(logits, weights=1 - a)`, a third one
+        `OneHotCategorical(logits, weights=(1 - a) * (1 - b))`, unbiased under every estimator,
+        those that evaluate the program at relaxed draws or means included. (`logits - 1e9 * a` or
+        a comparison of `a` are not, under those.) There, what is negative counts as 0. A row whose
+        weights are all 0 draws the first category, with log-probability and gradient zero.
 
     Raises:
-      TypeError: if not exactly one of the two is given.
+      TypeError: if not exactly one of `logits` and `probs` is given.
+      ValueError: if a weight that is known is negative.
 
     Example:
       >>> import jax
@@ -107,6 +149,17 @@ class OneHotCategorical(_Logits):
     """
 
     parameters = ("logits",)
+
+    def __init__(
+        self,
+        logits: ArrayLike | None = None,
+        *,
+        probs: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
+    ):
+        super().__init__(logits, probs=probs)
+        if weights is not None:
+            self.logits = _weighted_logits(self.logits, weights)
 
     @property
     def shape(self) -> Shape:

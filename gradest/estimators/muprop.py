@@ -26,7 +26,8 @@ def muprop(*, baseline: ArrayLike | None = None) -> Sampler:
     .. math:: \nabla_l E[f(b)] = E[(f(b) - f(m) - f'(m)^T (b - m) - \beta) \nabla_l \log p(b)]
               + \nabla_l m^T f'(m)
 
-    Assumptions: the cost is defined and differentiable at the mean.
+    Assumptions: none for the bias. Where the cost or its slope at the mean is not finite, the
+    control variate is left out; where the cost jumps, its slope misses what the draw does there.
     Bias: none.
     Variance: none for one element and a linear cost; for one Bernoulli element with P(1) = p,
     q = 1 - p and a cost with f'' = 2, pq (1 - 3 pq)^2.
@@ -76,7 +77,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, **hyper: ArrayLike) -> jax.
     p = _relaxation.mean(fixed, l)
     b, m = base.draw(key, fixed), p.astype(fixed.logits.dtype)
     f = cost(b)
-    at_mean, slope = jax.value_and_grad(cost.relaxed)(m)
+    at_mean, slope = _where_finite(*jax.value_and_grad(cost.relaxed)(m))
     expansion = at_mean.astype(l.dtype) + jnp.sum(slope.astype(l.dtype) * (b - m).astype(l.dtype))
     signal = f.astype(l.dtype) - expansion
     score, of_mean = _relaxation.score(l, fixed, b), _relaxation.pull_back_mean(fixed, p, slope)
@@ -88,6 +89,12 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, **hyper: ArrayLike) -> jax.
     g, traced, variance_gradient = with_variance_gradient(gradient, hyper)
     value = attach_gradient(f, dist, type(dist)(g), log_prob=base.log_prob(dist, b))
     return attach_variance_gradient(value, traced, variance_gradient)
+
+
+def _where_finite(at_mean: jax.Array, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Zeros where either is not finite: no control variate, as the mean depends on no draw."""
+    finite = jnp.isfinite(at_mean) & jnp.all(jnp.isfinite(slope))
+    return jnp.where(finite, at_mean, 0), jnp.where(finite, slope, 0)
 
 
 RECORDS = (
