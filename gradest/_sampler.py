@@ -33,7 +33,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 
-from . import _check, _jaxpr, _random
+from . import _check, _jaxpr, _numerics, _random
 from ._cost import Cost, Mode
 from ._derivatives.primitives import lanes_first, magic
 from ._derivatives.refuse import Refusal, estimating, refused_tangents
@@ -251,16 +251,18 @@ def with_score(
     cost: jax.Array, log_prob: jax.Array, baseline: "ArrayLike | ControlVariate"
 ) -> jax.Array:
     """The cost of a draw, with what a `ScoreFn` says of the draw attached: (F - c) s + r."""
-    l = log_prob.astype(cost.dtype)
+    # In half precision the difference of cost and baseline would be mostly rounding.
+    wide = cost.astype(_numerics.compute_dtype(cost.dtype))
+    l = log_prob.astype(wide.dtype)
     control = ControlVariate.of(baseline, l)
-    value = cost * magic(l)
-    if control is None:
-        return value
-    value = value + control.term.astype(cost.dtype)
-    if control.trained is None:
-        return value
-    fixed = jax.lax.stop_gradient(cost)
-    return attach_variance_gradient(value, control.trained, (fixed, jnp.ones_like(fixed)))
+    value = wide * magic(l)
+    if control is not None:
+        value = value + control.term.astype(wide.dtype)
+        if control.trained is not None:
+            fixed = jax.lax.stop_gradient(wide)
+            trained = control.trained
+            value = attach_variance_gradient(value, trained, (fixed, jnp.ones_like(fixed)))
+    return value.astype(cost.dtype)
 
 
 # ---- Sites ---------------------------------------------------------------------------------

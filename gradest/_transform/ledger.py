@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _jaxpr, _random
+from .. import _jaxpr, _numerics, _random
 from .._cost import Mode
 from .._derivatives.primitives import magic
 from .._derivatives.variance import attach_variance_gradient
@@ -91,12 +91,14 @@ class Ledger:
         """The value of the costs so far and of the `rest` of the program."""
         if self.log_prob is None or self.value is None:
             return rest
-        value = self.value.astype(rest.dtype) + rest * magic(self.log_prob.astype(rest.dtype))
-        if self.trained is None:
-            return value
-        total = jax.lax.stop_gradient(value)
-        sums = [x.astype(rest.dtype) for x in self.trained]
-        return attach_variance_gradient(value, sums, (total, jnp.ones_like(total)))
+        # In half precision the difference of cost and baseline would be mostly rounding.
+        wide = rest.astype(_numerics.compute_dtype(rest.dtype))
+        value = self.value.astype(wide.dtype) + wide * magic(self.log_prob.astype(wide.dtype))
+        if self.trained is not None:
+            total = jax.lax.stop_gradient(value)
+            sums = [x.astype(wide.dtype) for x in self.trained]
+            value = attach_variance_gradient(value, sums, (total, jnp.ones_like(total)))
+        return value.astype(rest.dtype)
 
 
 def advance(

@@ -1,6 +1,7 @@
 """Distributions whose structure the estimators use; every one is a pytree of its parameters."""
 
 from .bernoulli import Bernoulli as Bernoulli
+from .bernoulli import LogitRelaxedBernoulli as LogitRelaxedBernoulli
 from .bernoulli import RelaxedBernoulli as RelaxedBernoulli
 from .categorical import Categorical as Categorical
 from .categorical import ExpRelaxedOneHotCategorical as ExpRelaxedOneHotCategorical

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ._capabilities import CAPABILITIES
 from .base import Distribution
-from .bernoulli import Bernoulli, RelaxedBernoulli
+from .bernoulli import Bernoulli, LogitRelaxedBernoulli, RelaxedBernoulli
 from .categorical import (
     Categorical,
     ExpRelaxedOneHotCategorical,
@@ -172,6 +172,11 @@ RECORDS = (
         RelaxedBernoulli,
         "reals between 0 and 1",
         lambda: RelaxedBernoulli(0.8, jnp.array([-1.0, 1.0])),
+    ),
+    DistributionRecord(
+        LogitRelaxedBernoulli,
+        "log-odds of reals between 0 and 1",
+        lambda: LogitRelaxedBernoulli(0.8, jnp.array([-1.0, 1.0])),
     ),
     DistributionRecord(
         RelaxedOneHotCategorical,

@@ -39,6 +39,30 @@ def log_beta(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(b < STIRLING, direct, jnp.where(a < STIRLING, one, both))
 
 
+def simplex_log_density(log_x: jax.Array, a: jax.Array) -> jax.Array:
+    """log prod_k x_k^(a_k - 1) / B(a) along the last axis, at x that sum to one.
+
+    With A = sum a, m = a / A and r = log(x / m) the terms of the order of a log(a) are the
+    sum over a_k (r_k - expm1(r_k)), since that over a_k expm1(r_k) = A x_k - a_k is zero: none of
+    its terms is positive, and no digits are lost among them.
+    """
+    total = jnp.sum(a, axis=-1, keepdims=True)
+    r = log_x - jnp.log(a / total)
+    # Bounded, for derivatives of no NaN far out.
+    r = jnp.minimum(r, 0.7 * math.log(float(jnp.finfo(r.dtype).max)))
+    constant = 0.5 * math.log(2 * math.pi)
+    terms = a * (r - jnp.expm1(r)) - log_x + 0.5 * jnp.log(a) - gammaln_remainder(a) - constant
+    whole = gammaln_remainder(total) - 0.5 * jnp.log(total) + constant
+    return jnp.sum(terms, axis=-1) + whole[..., 0]
+
+
+def gammaln_remainder(x: jax.Array) -> jax.Array:
+    """gammaln(x) - ((x - 1/2) log x - x + log(2 pi) / 2), x > 0."""
+    small, large = jnp.where(x < STIRLING, x, 1), jnp.where(x < STIRLING, STIRLING, x)
+    main = (small - 0.5) * jnp.log(small) - small + 0.5 * math.log(2 * math.pi)
+    return jnp.where(x < STIRLING, gammaln(small) - main, stirling_remainder(large))
+
+
 def stirling_remainder(x: jax.Array) -> jax.Array:
     """gammaln(x) - ((x - 1/2) log x - x + log(2 pi) / 2), x >= 8."""
     r = 1 / (x * x)

@@ -71,6 +71,29 @@ class Distribution(abc.ABC):
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Log-density or log-probability of each independent element of `x`."""
 
+    def sample_and_log_prob(self, key: ArrayLike, shape: Shape = ()) -> tuple[jax.Array, jax.Array]:
+        """Draws with their log-probabilities, from before they were rounded.
+
+        Where a density is steep, as of a Gamma variable of small concentration near 0, the rounded
+        draw alone does not tell its density. The draws are fixed: the derivative of the
+        log-probabilities is the score.
+        """
+        fixed = jax.lax.stop_gradient(self)
+        u = fixed._sample_unrounded(key, shape)
+        return fixed._rounded(u), self._log_prob_unrounded(u)
+
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
+        """What draws are made of and the density is known by: the draws, or logarithms, say."""
+        return self.sample(key, shape)
+
+    def _rounded(self, u: jax.Array) -> jax.Array:
+        """The draws that are made of `u`."""
+        return u
+
+    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
+        """The log-probability of the draws that are made of `u`."""
+        return self.log_prob(u)
+
 
 def as_floats(**named: ArrayLike) -> list[jax.Array]:
     """The parameters as floating-point arrays of one type, broadcast against each other."""
@@ -98,10 +121,24 @@ def as_float(name: str, value: ArrayLike) -> jax.Array:
     raise TypeError(f"{name}: expected a real array, got one of type {array.dtype}.")
 
 
+def align_wide(x: ArrayLike, *parameters: jax.Array) -> list[jax.Array]:
+    """`align`, in the type in which formulas are computed for parameters of this type."""
+    dtype = _numerics.compute_dtype(jnp.result_type(*parameters))
+    return align(*(jnp.asarray(array, dtype) for array in (x, *parameters)))
+
+
 def align(*arrays: ArrayLike) -> list[jax.Array]:
     """The arrays broadcast against each other, whatever their ranks."""
     shape = np.broadcast_shapes(*map(np.shape, arrays))
     return [jnp.broadcast_to(array, shape) for array in arrays]
+
+
+def finite(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`x` as numbers of type `dtype`, finite where a narrower type has no such number."""
+    if jnp.dtype(dtype) == x.dtype:
+        return x
+    limit = float(jnp.finfo(dtype).max)
+    return jnp.clip(x, -limit, limit).astype(dtype)
 
 
 def check(dist: Any) -> None:
@@ -120,9 +157,32 @@ def draw(key: jax.Array, dist: Any) -> Any:
     return _sample_method(type(dist))(dist, key)
 
 
+def draw_unrounded(key: jax.Array, dist: Any) -> tuple[Any, Any]:
+    """`draw`, and that from before it was rounded, which `log_prob_unrounded` takes."""
+    if not isinstance(dist, Distribution):
+        x = draw(key, dist)
+        return x, x
+    u = dist._sample_unrounded(key, ())
+    return dist._rounded(u), u
+
+
+def log_probs_unrounded(dist: Any, u: Any) -> jax.Array:
+    """Log-probabilities of the independent elements of the draw that is made of `u`."""
+    own = isinstance(dist, Distribution)
+    return dist._log_prob_unrounded(u) if own else dist.log_prob(u)
+
+
+def log_prob_unrounded(dist: Any, u: Any) -> jax.Array:
+    """`log_prob` of the draw that is made of `u`."""
+    return _total(log_probs_unrounded(dist, u))
+
+
 def log_prob(dist: Any, x: Any) -> jax.Array:
     """Log-probability of the joint draw `x`: the sum over its elements."""
-    log_p = dist.log_prob(x)
+    return _total(dist.log_prob(x))
+
+
+def _total(log_p: jax.Array) -> jax.Array:
     # A sum over a half-precision batch loses digits that the elements still have.
     return jnp.sum(log_p, dtype=_numerics.compute_dtype(log_p.dtype))
 

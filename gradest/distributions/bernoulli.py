@@ -1,5 +1,6 @@
 """Bernoulli variables and the binary concrete density that relaxes them."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ from jax.typing import ArrayLike
 
 from .. import _random
 from .._numerics import tempered
-from .base import Distribution, Shape, align, as_float, as_floats
+from ._implicit import inside
+from .base import Distribution, Shape, align_wide, as_float, as_floats, finite
 
 
 def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
@@ -66,12 +68,13 @@ class Bernoulli(Distribution):
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise, linear in `x` between 0 and 1 (minus the binary cross-entropy)."""
-        x, logits = align(jnp.asarray(x, self.logits.dtype), self.logits)
+        x, logits = align_wide(x, self.logits)
         log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
         # Where an outcome is impossible is read from the logits: its log-probability is then not
         # needed for a derivative alone.
         never, always = jnp.isneginf(logits), jnp.isposinf(logits)
-        return weighted(x, log_p, never) + weighted(1 - x, log_q, always)
+        log_p = weighted(x, log_p, never) + weighted(1 - x, log_q, always)
+        return log_p.astype(self.logits.dtype)
 
 
 @jax.custom_jvp
@@ -93,19 +96,8 @@ def _weighted_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 weighted.defjvp(_weighted_jvp, symbolic_zeros=True)
 
 
-class RelaxedBernoulli(Distribution):
-    r"""Binary concrete density on (0, 1): x = sigmoid((logits + logistic noise) / temperature).
-
-    log p(x) = log t + d - 2 softplus(d) - log x - log(1 - x), with d = l - t logit(x).
-
-    Args:
-      temperature: positive; as it falls to 0 draws gather at 0 and 1.
-      logits: log-odds of the Bernoulli variable that is relaxed.
-      probs: its probabilities, instead of `logits`.
-
-    Reference:
-      Maddison, Mnih and Teh 2017, "The Concrete Distribution", eq. 22 and Appendix B.
-    """
+class _Relaxed(Distribution):
+    """Holds a temperature and logits; a draw is a function of y = logit(x)."""
 
     parameters = ("temperature", "logits")
     reparameterizable = True
@@ -127,19 +119,113 @@ class RelaxedBernoulli(Distribution):
     def shape(self) -> Shape:
         return self.logits.shape
 
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
+        """logit(x)."""
+        noise = _random.noise(_random.logistic, key, (*shape, *self.shape), self.logits.dtype)
+        noise, logits, temperature = align_wide(noise, self.logits, self.temperature)
+        return tempered(logits + noise, temperature)
+
+    def _log_density(self, y: ArrayLike) -> jax.Array:
+        """Of y = logit(x)."""
+        y, logits, temperature = align_wide(y, self.logits, self.temperature)
+        d = logits - temperature * y
+        return jnp.log(temperature) + d - 2 * jax.nn.softplus(d)
+
+
+class RelaxedBernoulli(_Relaxed):
+    r"""Binary concrete density on (0, 1): x = sigmoid((logits + logistic noise) / temperature).
+
+    log p(x) = log t + d - 2 softplus(d) - log x - log(1 - x), with d = l - t logit(x).
+
+    Args:
+      temperature: positive; as it falls to 0 draws gather at 0 and 1.
+      logits: log-odds of the Bernoulli variable that is relaxed.
+      probs: its probabilities, instead of `logits`.
+
+    A draw that rounds to 1 has lost its distance from there, and `log_prob` at it its value:
+    relative entropies of confident bits at low temperatures are `LogitRelaxedBernoulli`'s.
+
+    Raises:
+      TypeError: if not exactly one of logits and probs is given.
+
+    Reference:
+      Maddison, Mnih and Teh 2017, "The Concrete Distribution", eq. 22 and Appendix B.
+    """
+
+    parameters = ("temperature", "logits")
+
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        dtype = self.logits.dtype
-        noise = _random.noise(_random.logistic, key, (*shape, *self.shape), dtype)
-        noise, logits, temperature = align(noise, self.logits, self.temperature)
-        y = tempered(logits.astype(noise.dtype) + noise, temperature.astype(noise.dtype))
-        # The density lives on the open interval: rounding must not leave it.
-        info = jnp.finfo(dtype)
-        return jnp.clip(jax.nn.sigmoid(y).astype(dtype), info.tiny, 1 - info.epsneg)
+        return self._rounded(self._sample_unrounded(key, shape))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
-        x, logits, temperature = align(
-            jnp.asarray(x, self.logits.dtype), self.logits, self.temperature
-        )
+        """Elementwise, `x` between 0 and 1."""
+        x, _ = align_wide(x, self.logits)
         log_x, log_1mx = jnp.log(x), jnp.log1p(-x)
-        d = logits - temperature * (log_x - log_1mx)
-        return jnp.log(temperature) + d - 2 * jax.nn.softplus(d) - log_x - log_1mx
+        log_p = self._log_density(log_x - log_1mx) - log_x - log_1mx
+        return log_p.astype(self.logits.dtype)
+
+    def _rounded(self, u: jax.Array) -> jax.Array:
+        return _inner_sigmoid(self.logits.dtype, u)
+
+    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
+        log_p = self._log_density(u) - jax.nn.log_sigmoid(u) - jax.nn.log_sigmoid(-u)
+        return log_p.astype(self.logits.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _inner_sigmoid(dtype: jnp.dtype, y: jax.Array) -> jax.Array:
+    """sigmoid(y) as numbers of type `dtype` in the open interval from 0 to 1."""
+    return inside(jax.nn.sigmoid(y), dtype, 1.0)
+
+
+@_inner_sigmoid.defjvp
+def _inner_sigmoid_jvp(dtype: jnp.dtype, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """x (1 - x) of the rounded x: it meets derivatives like 1 / (1 - x) that are large there."""
+    x = _inner_sigmoid(dtype, *primals)
+    wide = x.astype(primals[0].dtype)
+    return x, (wide * (1 - wide) * tangents[0]).astype(dtype)
+
+
+class LogitRelaxedBernoulli(_Relaxed):
+    r"""The binary concrete density in logit space: y = logit(x) with x ~ RelaxedBernoulli.
+
+    y = (logits + logistic noise) / temperature, log p(y) = log t + d - 2 softplus(d), with
+    d = l - t y: a logistic density, exact where x itself rounds to 0 or 1.
+
+    Args:
+      temperature: positive.
+      logits: log-odds of the Bernoulli variable that is relaxed.
+      probs: its probabilities, instead of `logits`.
+
+    Raises:
+      TypeError: if not exactly one of logits and probs is given.
+
+    Example:
+      >>> import gradest as ge, jax, jax.numpy as jnp
+      >>> from gradest.distributions import LogitRelaxedBernoulli
+      >>> def divergence(l, key):                        # of one from another, in nats
+      ...     q, p = LogitRelaxedBernoulli(0.2, l), LogitRelaxedBernoulli(0.2, 0.0)
+      ...     y = ge.reparameterize()(key, q)            # the relaxed bit is sigmoid(y)
+      ...     return q.log_prob(y) - p.log_prob(y)
+      >>> keys = jax.random.split(jax.random.key(0), 10_000)
+      >>> print(f"{jax.vmap(divergence, (None, 0))(3.0, keys).mean():.1f}")
+      1.3
+
+    Reference:
+      Maddison, Mnih and Teh 2017, "The Concrete Distribution", Appendix B, eq. 24.
+    """
+
+    parameters = ("temperature", "logits")
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return finite(self._sample_unrounded(key, shape), self.logits.dtype)
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Elementwise, at logits `x` of relaxed bits."""
+        return self._log_density(x).astype(self.logits.dtype)
+
+    def _rounded(self, u: jax.Array) -> jax.Array:
+        return finite(u, self.logits.dtype)
+
+    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
+        return self.log_prob(u)

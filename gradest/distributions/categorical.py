@@ -1,5 +1,7 @@
 """Categorical variables, as integers and one-hot, and the concrete densities that relax them."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,8 @@ from jax.scipy.special import gammaln, logsumexp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._numerics import below_top, tempered
-from .base import Distribution, Shape, align, as_float
+from .._numerics import below_top, in_compute_dtype, tempered
+from .base import Distribution, Shape, align, align_wide, as_float, finite
 from .bernoulli import weighted
 
 
@@ -112,14 +114,16 @@ class Categorical(_Logits):
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape of `x`, integers; -inf for one that is not from 0 to K - 1."""
         # A comparison instead of a gather: its transpose is a select, not a scatter.
+        (logits,) = in_compute_dtype(self.logits)
         x, log_p, category = align(
             jnp.asarray(x, int)[..., None],
-            jax.nn.log_softmax(self.logits, axis=-1),
+            jax.nn.log_softmax(logits, axis=-1),
             jnp.arange(self.num_categories),
         )
         chosen = x == category
         log_p = jnp.sum(jnp.where(chosen, log_p, 0), axis=-1)
-        return jnp.where(jnp.any(chosen, axis=-1), log_p, -jnp.inf)
+        log_p = jnp.where(jnp.any(chosen, axis=-1), log_p, -jnp.inf)
+        return log_p.astype(self.logits.dtype)
 
 
 class OneHotCategorical(_Logits):
@@ -171,9 +175,10 @@ class OneHotCategorical(_Logits):
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape (...,) of one-hot rows `x` of shape (..., K); linear in `x` between them."""
-        log_p = jax.nn.log_softmax(self.logits, axis=-1)
-        x, log_p, logits = align(jnp.asarray(x, log_p.dtype), log_p, self.logits)
-        return jnp.sum(weighted(x, log_p, jnp.isneginf(logits)), axis=-1)
+        (logits,) = in_compute_dtype(self.logits)
+        x, log_p, logits = align_wide(x, jax.nn.log_softmax(logits, axis=-1), logits)
+        log_p = jnp.sum(weighted(x, log_p, jnp.isneginf(logits)), axis=-1)
+        return log_p.astype(self.logits.dtype)
 
 
 class _Relaxed(Distribution):
@@ -209,15 +214,18 @@ class _Relaxed(Distribution):
 
     def _sample_log(self, key: ArrayLike, shape: Shape) -> jax.Array:
         noise = _random.noise(_random.gumbel, key, (*shape, *self.shape), self.logits.dtype)
-        noise, logits, temperature = align(noise, self.logits, self.temperature[..., None])
-        z = below_top(logits.astype(noise.dtype) + noise)
-        z = tempered(z, temperature.astype(noise.dtype))
-        return jax.nn.log_softmax(z, axis=-1)
+        noise, logits, temperature = align_wide(noise, self.logits, self.temperature[..., None])
+        return jax.nn.log_softmax(tempered(below_top(logits + noise), temperature), axis=-1)
 
-    def _log_prob_of_log(self, y: jax.Array) -> jax.Array:
-        """Density of y = log x: eq. 26 of the reference."""
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
+        """log x; a category that is masked has the smallest number."""
+        y = self._sample_log(key, shape)
+        return jnp.where(jnp.isneginf(y), math.log(float(jnp.finfo(y.dtype).tiny)), y)
+
+    def _log_density(self, y: ArrayLike) -> jax.Array:
+        """Of y = log x: eq. 26 of the reference."""
         k = self.logits.shape[-1]
-        y, logits, t = align(y, self.logits, self.temperature[..., None])
+        y, logits, t = align_wide(y, self.logits, self.temperature[..., None])
         d = logits - t * y
         constant = gammaln(jnp.asarray(k, y.dtype)) + (k - 1) * jnp.log(t[..., 0])
         return constant + jnp.sum(d, axis=-1) - k * logsumexp(d, axis=-1)
@@ -240,15 +248,18 @@ class RelaxedOneHotCategorical(_Relaxed):
     parameters = ("temperature", "logits")
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        dtype = self.logits.dtype
-        # The density lives on the open simplex: rounding must not leave it.
-        return jnp.maximum(
-            jnp.exp(self._sample_log(key, shape)).astype(dtype), jnp.finfo(dtype).tiny
-        )
+        return self._rounded(self._sample_log(key, shape))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
-        y = jnp.log(jnp.asarray(x, self.logits.dtype))
-        return self._log_prob_of_log(y) - jnp.sum(y, axis=-1)
+        """Shape (...,) of points `x` of the open simplex, of shape (..., K)."""
+        return self._log_prob_unrounded(jnp.log(align_wide(x, self.logits)[0]))
+
+    def _rounded(self, u: jax.Array) -> jax.Array:
+        dtype = self.logits.dtype
+        return jnp.maximum(jnp.exp(u).astype(dtype), jnp.finfo(dtype).tiny)
+
+    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
+        return (self._log_density(u) - jnp.sum(u, axis=-1)).astype(self.logits.dtype)
 
 
 class ExpRelaxedOneHotCategorical(_Relaxed):
@@ -269,7 +280,15 @@ class ExpRelaxedOneHotCategorical(_Relaxed):
     parameters = ("temperature", "logits")
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        return self._sample_log(key, shape).astype(self.logits.dtype)
+        return self._rounded(self._sample_log(key, shape))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
-        return self._log_prob_of_log(jnp.asarray(x, self.logits.dtype))
+        """Shape (...,) of logarithms `x` of points of the simplex, of shape (..., K)."""
+        return self._log_density(x).astype(self.logits.dtype)
+
+    def _rounded(self, u: jax.Array) -> jax.Array:
+        # Of a masked category it is -inf, and only of such a one.
+        return jnp.where(jnp.isneginf(u), u.astype(self.logits.dtype), finite(u, self.logits.dtype))
+
+    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
+        return self.log_prob(u)

@@ -1,17 +1,18 @@
 """Continuous distributions whose draws are explicit functions of parameter-free noise."""
 
+import abc
+import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.scipy import stats
 from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
-from .. import _numerics, _random
-from ._implicit import bounded_exp
-from .base import Distribution, Shape, align, as_float, as_floats
+from .. import _random
+from ._implicit import bounded_exp, inside
+from .base import Distribution, Shape, align, align_wide, as_float, as_floats, finite
 
 
 class _LocScale(Distribution):
@@ -32,10 +33,36 @@ class _LocScale(Distribution):
         return self.loc.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        dtype = self.loc.dtype
-        noise = _random.noise(self._family, key, (*shape, *self.shape), dtype)
-        noise, loc, scale = align(noise.astype(dtype), self.loc, self.scale)
+        return finite(self._sample_wide(key, shape), self.loc.dtype)
+
+    def _sample_wide(self, key: ArrayLike, shape: Shape) -> jax.Array:
+        noise = _random.noise(self._family, key, (*shape, *self.shape), self.loc.dtype)
+        noise, loc, scale = align_wide(noise, self.loc, self.scale)
         return loc + scale * noise
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Elementwise."""
+        x, loc, scale = align_wide(x, self.loc, self.scale)
+        log_p = self._log_density(standardized(x, loc, scale)) - jnp.log(scale)
+        return log_p.astype(self.loc.dtype)
+
+    @staticmethod
+    @abc.abstractmethod
+    def _log_density(z: jax.Array) -> jax.Array:
+        """Of the noise."""
+
+
+@jax.custom_jvp
+def standardized(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:
+    """(x - loc) / scale, whose derivative holds no square of the scale: that may overflow."""
+    return (x - loc) / scale
+
+
+@standardized.defjvp
+def _standardized_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (_, _, scale), (dx, dloc, dscale) = primals, tangents
+    z = standardized(*primals)
+    return z, ((dx - dloc) - z * dscale) / scale
 
 
 class Normal(_LocScale):
@@ -54,8 +81,9 @@ class Normal(_LocScale):
     parameters = ("loc", "scale")
     _family = staticmethod(jax.random.normal)
 
-    def log_prob(self, x: ArrayLike) -> jax.Array:
-        return stats.norm.logpdf(*align(x, self.loc, self.scale))
+    @staticmethod
+    def _log_density(z: jax.Array) -> jax.Array:
+        return -0.5 * (z * z + math.log(2 * math.pi))
 
 
 class Laplace(_LocScale):
@@ -69,8 +97,9 @@ class Laplace(_LocScale):
     parameters = ("loc", "scale")
     _family = staticmethod(jax.random.laplace)
 
-    def log_prob(self, x: ArrayLike) -> jax.Array:
-        return stats.laplace.logpdf(*align(x, self.loc, self.scale))
+    @staticmethod
+    def _log_density(z: jax.Array) -> jax.Array:
+        return -jnp.abs(z) - math.log(2)
 
 
 class Logistic(_LocScale):
@@ -84,8 +113,9 @@ class Logistic(_LocScale):
     parameters = ("loc", "scale")
     _family = staticmethod(jax.random.logistic)
 
-    def log_prob(self, x: ArrayLike) -> jax.Array:
-        return stats.logistic.logpdf(*align(x, self.loc, self.scale))
+    @staticmethod
+    def _log_density(z: jax.Array) -> jax.Array:
+        return -2 * jnp.logaddexp(z / 2, -z / 2)
 
 
 class Gumbel(_LocScale):
@@ -99,10 +129,9 @@ class Gumbel(_LocScale):
     parameters = ("loc", "scale")
     _family = staticmethod(jax.random.gumbel)
 
-    def log_prob(self, x: ArrayLike) -> jax.Array:
-        x, loc, scale = align(x, self.loc, self.scale)
-        z = (x - loc) / scale
-        return -(z + bounded_exp(-z, 0.9)) - jnp.log(scale)
+    @staticmethod
+    def _log_density(z: jax.Array) -> jax.Array:
+        return -(z + bounded_exp(-z, 0.9))
 
 
 class LogNormal(Normal):
@@ -116,12 +145,27 @@ class LogNormal(Normal):
     parameters = ("loc", "scale")
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        return jnp.exp(super().sample(key, shape))
+        return self._rounded(self._sample_wide(key, shape))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
-        x, loc, scale = align(jnp.asarray(x, self.loc.dtype), self.loc, self.scale)
-        y = jnp.log(jnp.where(x > 0, x, 1))
-        return jnp.where(x > 0, stats.norm.logpdf(y, loc, scale) - y, -jnp.inf)
+        """Elementwise; -inf unless `x` is positive."""
+        (x,) = align_wide(x, self.loc)[:1]
+        log_p = self._log_prob_unrounded(jnp.log(jnp.where(x > 0, x, 1)))
+        return jnp.where(x > 0, log_p, -jnp.inf)
+
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
+        return self._sample_wide(key, shape)
+
+    def _rounded(self, u: jax.Array) -> jax.Array:
+        info = jnp.finfo(u.dtype)
+        # Beyond, the exponential has a derivative of no number.
+        y = jnp.clip(u, math.log(float(info.tiny)), math.log(float(info.max)))
+        return inside(jnp.exp(y), self.loc.dtype)
+
+    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
+        y, loc, scale = align_wide(u, self.loc, self.scale)
+        log_p = self._log_density(standardized(y, loc, scale)) - jnp.log(scale) - y
+        return log_p.astype(self.loc.dtype)
 
 
 class Exponential(Distribution):
@@ -145,12 +189,14 @@ class Exponential(Distribution):
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         dtype = self.rate.dtype
         noise = _random.noise(jax.random.exponential, key, (*shape, *self.shape), dtype)
-        noise, rate = align(noise.astype(dtype), self.rate)
-        return noise / rate
+        noise, rate = align_wide(noise, self.rate)
+        return finite(noise / rate, dtype)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
-        x, rate = align(x, self.rate)
-        return jnp.where(x >= 0, jnp.log(rate) - rate * x, -jnp.inf)
+        """Elementwise; -inf where `x` is negative."""
+        x, rate = align_wide(x, self.rate)
+        log_p = jnp.where(x >= 0, jnp.log(rate) - rate * x, -jnp.inf)
+        return log_p.astype(self.rate.dtype)
 
 
 class Uniform(Distribution):
@@ -177,12 +223,14 @@ class Uniform(Distribution):
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         dtype = self.low.dtype
         noise = _random.noise(jax.random.uniform, key, (*shape, *self.shape), dtype)
-        noise, low, high = align(noise.astype(dtype), self.low, self.high)
-        return low + (high - low) * noise
+        noise, low, high = align_wide(noise, self.low, self.high)
+        return (low + (high - low) * noise).astype(dtype)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
-        x, low, high = align(x, self.low, self.high)
-        return jnp.where((x >= low) & (x <= high), -jnp.log(high - low), -jnp.inf)
+        """Elementwise; -inf where `x` is not from `low` to `high`."""
+        x, low, high = align_wide(x, self.low, self.high)
+        log_p = jnp.where((x >= low) & (x <= high), -jnp.log(high - low), -jnp.inf)
+        return log_p.astype(self.low.dtype)
 
 
 class MultivariateNormal(Distribution):
@@ -227,19 +275,16 @@ class MultivariateNormal(Distribution):
         return self.loc.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        dtype = self.loc.dtype
-        noise = _random.noise(jax.random.normal, key, (*shape, *self.shape), dtype).astype(dtype)
-        factor = jnp.broadcast_to(jnp.tril(self.scale_tril), (*noise.shape, noise.shape[-1]))
-        return jnp.broadcast_to(self.loc, noise.shape) + jnp.einsum(
-            "...ij,...j->...i", factor, noise
-        )
+        noise = _random.noise(jax.random.normal, key, (*shape, *self.shape), self.loc.dtype)
+        noise, loc = align_wide(noise, self.loc)
+        factor = jnp.tril(self.scale_tril).astype(loc.dtype)
+        factor = jnp.broadcast_to(factor, (*noise.shape, noise.shape[-1]))
+        return finite(loc + jnp.einsum("...ij,...j->...i", factor, noise), self.loc.dtype)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape (...,) of vectors `x` of shape (..., d)."""
-        x, loc = align(x, self.loc)
-        # No triangular solve in half precision.
-        dtype = _numerics.compute_dtype(self.loc.dtype)
-        factor = jnp.broadcast_to(self.scale_tril, (*x.shape, x.shape[-1])).astype(dtype)
-        z = solve_triangular(factor, (x - loc).astype(dtype)[..., None], lower=True)[..., 0]
+        x, loc = align_wide(x, self.loc)
+        factor = jnp.broadcast_to(self.scale_tril, (*x.shape, x.shape[-1])).astype(x.dtype)
+        z = solve_triangular(factor, (x - loc)[..., None], lower=True)[..., 0]
         log_det = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
-        return (jnp.sum(stats.norm.logpdf(z), axis=-1) - log_det).astype(self.loc.dtype)
+        return (jnp.sum(Normal._log_density(z), axis=-1) - log_det).astype(self.loc.dtype)

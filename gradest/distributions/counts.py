@@ -9,10 +9,10 @@ from jax.typing import ArrayLike
 from .. import _check, _random
 from .._numerics import in_compute_dtype
 from ._implicit import implicit, per_lane
-from ._special import log_beta
+from ._special import STIRLING, log_beta, simplex_log_density
 from .base import Distribution, Shape, align, as_float, as_floats
 from .bernoulli import logits_from, weighted
-from .gamma import log_gamma
+from .gamma import by_stirling, log_gamma
 
 #: Counts beyond are brought there, so that two of them can be added.
 HIGHEST = 10**9
@@ -53,8 +53,14 @@ class Poisson(Distribution):
         x, rate = _with_counts(x, self.rate)
         # Where the rate is 0 its logarithm has weight 0, except at an impossible count.
         never = rate == 0
-        log_rate = jnp.where(never, -jnp.inf, jnp.log(jnp.where(never, 1, rate)))
-        log_p = weighted(x, log_rate, never) - rate - gammaln(x + 1)
+        some = jnp.where(never, 1, rate)
+        log_rate = jnp.where(never, -jnp.inf, jnp.log(some))
+        direct = weighted(x, log_rate, never) - rate - gammaln(x + 1)
+        # As a function of the rate it is a Gamma density, which loses no digits at large counts.
+        n = jnp.maximum(x, STIRLING)
+        log_p = jnp.where(
+            never | (x < STIRLING), direct, by_stirling(some, n + 1, jnp.ones_like(n))
+        )
         return _on_counts(x, log_p, self.rate.dtype)
 
 
@@ -168,9 +174,8 @@ class Binomial(_Logits):
         n = align(x, self.total_count.astype(x.dtype))[1]
         failures = jnp.where((x >= 0) & (x <= n), n - x, 0)
         x = jnp.where(x <= n, x, -1)
-        ways = -jnp.log1p(n) - log_beta(failures + 1, jnp.maximum(x, 0) + 1)
-        log_p = weighted(x, *_log_sigmoid(logits)) + weighted(failures, *_log_sigmoid(-logits))
-        return _on_counts(x, ways + log_p, self.logits.dtype)
+        log_p = _binary(jnp.maximum(x, 0), failures, logits) - jnp.log1p(n)
+        return _on_counts(x, log_p, self.logits.dtype)
 
 
 class NegativeBinomial(_Logits):
@@ -216,11 +221,10 @@ class NegativeBinomial(_Logits):
         """Elementwise; -inf for a negative count."""
         x, logits = _with_counts(x, self.logits)
         r = align(x, *in_compute_dtype(self.total_count))[1]
-        some = jnp.maximum(x, 1)
-        # (x + r - 1)! / (x! (r - 1)!) = 1 / (x B(x, r)), and 1 at x = 0.
-        ways = jnp.where(x > 0, -jnp.log(some) - log_beta(some, r), 0)
-        log_p = weighted(x, *_log_sigmoid(logits)) + weighted(r, *_log_sigmoid(-logits))
-        return _on_counts(x, ways + log_p, self.logits.dtype)
+        # (x + r - 1)! / (x! (r - 1)!) = r / (x + r) times (x + r)! / (x! r!).
+        x = jnp.where(x >= 0, x, -1)
+        log_p = _binary(jnp.maximum(x, 0), r, logits) - jnp.log1p(x / r) - jnp.log1p(x + r)
+        return _on_counts(x, log_p, self.logits.dtype)
 
 
 # ---- Counts --------------------------------------------------------------------------------
@@ -241,6 +245,17 @@ def _with_counts(x: ArrayLike, parameter: jax.Array) -> list[jax.Array]:
     """`x` and the parameter, of one shape, in at least single precision."""
     (parameter,) = in_compute_dtype(parameter)
     return align(jnp.asarray(x, parameter.dtype), parameter)
+
+
+def _binary(x: jax.Array, y: jax.Array, logits: jax.Array) -> jax.Array:
+    """log (x + y + 1)! / (x! y!) p^x q^y, which in p is a Beta density."""
+    (log_p, never), (log_q, always) = _log_sigmoid(logits), _log_sigmoid(-logits)
+    certain = never | always
+    logs = jnp.where(certain[..., None], -1, jnp.stack([log_p, log_q], -1))
+    density = simplex_log_density(logs, jnp.stack([x + 1, y + 1], -1))
+    # An infinite logarithm of weight 0 counts for nothing.
+    edge = -log_beta(x + 1, y + 1) + weighted(x, log_p, never) + weighted(y, log_q, always)
+    return jnp.where(certain, edge, density)
 
 
 def _log_sigmoid(logits: jax.Array) -> tuple[jax.Array, jax.Array]:

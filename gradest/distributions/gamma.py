@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 
 from .. import _random
 from .._numerics import in_compute_dtype
-from ._implicit import first_order_only, implicit, inside, per_lane
-from ._special import STIRLING, log_beta, stirling_remainder
-from .base import Distribution, Shape, align, as_float, as_floats
+from ._implicit import bounded_exp, first_order_only, implicit, inside, per_lane
+from ._special import STIRLING, log_beta, simplex_log_density, stirling_remainder
+from .base import Distribution, Shape, align, align_wide, as_float, as_floats
 
 # ---- The logarithm of a draw ---------------------------------------------------------------
 
@@ -123,26 +123,37 @@ class Gamma(Distribution):
         return self.rate.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        y = log_gamma(key, self.concentration, (*shape, *self.shape))
-        y, rate = align(y, *in_compute_dtype(self.rate))
-        return inside(jnp.exp(y) / rate, self.rate.dtype)
+        return self._rounded(self._sample_unrounded(key, shape))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf unless `x` is positive."""
-        dtype = self.rate.dtype
-        x, a, rate = in_compute_dtype(*align(jnp.asarray(x, dtype), self.concentration, self.rate))
+        x, a, rate = align_wide(x, self.concentration, self.rate)
         positive = x > 0
         x = jnp.where(positive, x, 1)
-        log_p = jnp.where(a < STIRLING, _direct(x, a, rate), _by_stirling(x, a, rate))
-        return jnp.where(positive, log_p, -jnp.inf).astype(dtype)
+        log_p = _log_density(x, jnp.log(x), a, rate)
+        return jnp.where(positive, log_p, -jnp.inf).astype(self.rate.dtype)
+
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
+        """log x."""
+        y = log_gamma(key, self.concentration, (*shape, *self.shape))
+        y, rate = align_wide(y, self.rate)
+        return y - jnp.log(rate)
+
+    def _rounded(self, u: jax.Array) -> jax.Array:
+        return inside(jnp.exp(u), self.rate.dtype)
+
+    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
+        u, a, rate = align_wide(u, self.concentration, self.rate)
+        return _log_density(bounded_exp(u), u, a, rate).astype(self.rate.dtype)
 
 
-def _direct(x: jax.Array, a: jax.Array, rate: jax.Array) -> jax.Array:
-    """log p(x) of a Gamma variable."""
-    return a * jnp.log(rate) - gammaln(a) + (a - 1) * jnp.log(x) - rate * x
+def _log_density(x: jax.Array, log_x: jax.Array, a: jax.Array, rate: jax.Array) -> jax.Array:
+    """log p(x) of a Gamma variable, by log(x) alone where it is small."""
+    direct = a * jnp.log(rate) - gammaln(a) + (a - 1) * log_x - rate * x
+    return jnp.where(a < STIRLING, direct, by_stirling(x, a, rate))
 
 
-def _by_stirling(x: jax.Array, a: jax.Array, rate: jax.Array) -> jax.Array:
+def by_stirling(x: jax.Array, a: jax.Array, rate: jax.Array) -> jax.Array:
     """The same without the difference of numbers of the order of a log(a), for a not small."""
     a = jnp.where(a < STIRLING, STIRLING, a)
     # Bounded, for derivatives of no NaN far out.
@@ -180,22 +191,34 @@ class Beta(Distribution):
         return self.concentration1.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return self._rounded(self._sample_unrounded(key, shape))
+
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
+        """log x - log(1 - x)."""
         keys, full = _random.split(_random.as_keys(key), 2), (*shape, *self.shape)
-        log_odds = log_gamma(keys[0], self.concentration1, full) - log_gamma(
-            keys[1], self.concentration0, full
-        )
-        return inside(jax.nn.sigmoid(log_odds), self.concentration1.dtype, 1.0)
+        of_one = log_gamma(keys[0], self.concentration1, full)
+        return of_one - log_gamma(keys[1], self.concentration0, full)
+
+    def _rounded(self, u: jax.Array) -> jax.Array:
+        return inside(jax.nn.sigmoid(u), self.concentration1.dtype, 1.0)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf unless `x` is between 0 and 1."""
-        dtype = self.concentration1.dtype
-        x, a, b = in_compute_dtype(
-            *align(jnp.asarray(x, dtype), self.concentration1, self.concentration0)
-        )
+        x, _ = align_wide(x, self.concentration1)
         within = (x > 0) & (x < 1)
         x = jnp.where(within, x, 0.5)
-        log_p = (a - 1) * jnp.log(x) + (b - 1) * jnp.log1p(-x) - log_beta(a, b)
-        return jnp.where(within, log_p, -jnp.inf).astype(dtype)
+        log_p = self._log_density(jnp.log(x), jnp.log1p(-x))
+        return jnp.where(within, log_p, -jnp.inf).astype(self.concentration1.dtype)
+
+    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
+        log_p = self._log_density(jax.nn.log_sigmoid(u), jax.nn.log_sigmoid(-u))
+        return log_p.astype(self.concentration1.dtype)
+
+    def _log_density(self, log_x: jax.Array, log_1mx: jax.Array) -> jax.Array:
+        log_x, a, b = align_wide(log_x, self.concentration1, self.concentration0)
+        log_1mx, a = align(log_1mx, a)
+        logs, concentrations = jnp.stack([log_x, log_1mx], -1), jnp.stack([a, b], -1)
+        return simplex_log_density(logs, concentrations)
 
 
 class Dirichlet(Distribution):
@@ -238,19 +261,29 @@ class Dirichlet(Distribution):
         return self.concentration.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        dtype = self.concentration.dtype
-        y = log_gamma(key, self.concentration, (*shape, *self.shape))
-        x = jax.nn.softmax(y, axis=-1).astype(dtype)
-        return jnp.maximum(x, jnp.finfo(dtype).tiny)
+        return self._rounded(self._sample_unrounded(key, shape))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape (...,) of vectors `x` of shape (..., K), which are taken to sum to one."""
-        dtype = self.concentration.dtype
-        x, a = in_compute_dtype(*align(jnp.asarray(x, dtype), self.concentration))
+        x, a = align_wide(x, self.concentration)
         positive = x > 0
-        log_x = jnp.log(jnp.where(positive, x, 1))
-        log_p = jnp.sum((a - 1) * log_x - gammaln(a), axis=-1) + gammaln(jnp.sum(a, axis=-1))
-        return jnp.where(jnp.all(positive, axis=-1), log_p, -jnp.inf).astype(dtype)
+        log_p = simplex_log_density(jnp.log(jnp.where(positive, x, 1)), a)
+        possible = jnp.all(positive, axis=-1)
+        return jnp.where(possible, log_p, -jnp.inf).astype(self.concentration.dtype)
+
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
+        """log x."""
+        y = log_gamma(key, self.concentration, (*shape, *self.shape))
+        return jax.nn.log_softmax(y, axis=-1)
+
+    def _rounded(self, u: jax.Array) -> jax.Array:
+        dtype = self.concentration.dtype
+        return jnp.maximum(jnp.exp(u).astype(dtype), jnp.finfo(dtype).tiny)
+
+    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
+        return simplex_log_density(*align_wide(u, self.concentration)).astype(
+            self.concentration.dtype
+        )
 
 
 class StudentT(Distribution):

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _random
-from .._numerics import in_compute_dtype
 from ._implicit import bounded_exp, inside
-from .base import Distribution, Shape, align, as_floats
+from .base import Distribution, Shape, align_wide, as_floats
 
 
 class Weibull(Distribution):
@@ -34,22 +33,34 @@ class Weibull(Distribution):
         return self.scale.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        dtype, full = self.scale.dtype, (*shape, *self.shape)
-        # Minus the logarithm of an exponential variable, finite where that rounds to zero.
-        noise = _random.noise(jax.random.gumbel, key, full, dtype)
-        noise, scale, k = align(noise, *in_compute_dtype(self.scale, self.concentration))
-        return from_log(-noise, scale, k, dtype)
+        return self._rounded(self._sample_unrounded(key, shape))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf unless `x` is positive."""
-        dtype = self.scale.dtype
-        x, scale, k = in_compute_dtype(
-            *align(jnp.asarray(x, dtype), self.scale, self.concentration)
-        )
+        x, scale, k = align_wide(x, self.scale, self.concentration)
         positive = x > 0
-        log_x = log_ratio(jnp.where(positive, x, scale), scale)
-        log_p = jnp.log(k / scale) + (k - 1) * log_x - bounded_exp(k * log_x)
-        return jnp.where(positive, log_p, -jnp.inf).astype(dtype)
+        log_p = _log_density(log_ratio(jnp.where(positive, x, scale), scale), scale, k)
+        return jnp.where(positive, log_p, -jnp.inf).astype(self.scale.dtype)
+
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
+        """log x."""
+        # Minus the logarithm of an exponential variable, finite where that rounds to zero.
+        noise = _random.noise(_random.gumbel, key, (*shape, *self.shape), self.scale.dtype)
+        noise, scale, k = align_wide(noise, self.scale, self.concentration)
+        return jnp.log(scale) - noise / k
+
+    def _rounded(self, u: jax.Array) -> jax.Array:
+        limit = 0.9 * math.log(jnp.finfo(u.dtype).max)
+        return inside(jnp.exp(jnp.clip(u, -limit, limit)), self.scale.dtype)
+
+    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
+        u, scale, k = align_wide(u, self.scale, self.concentration)
+        return _log_density(u - jnp.log(scale), scale, k).astype(self.scale.dtype)
+
+
+def _log_density(r: jax.Array, scale: jax.Array, k: jax.Array) -> jax.Array:
+    """At r = log(x / scale)."""
+    return jnp.log(k) - jnp.log(scale) + (k - 1) * r - bounded_exp(k * r)
 
 
 def log_ratio(x: jax.Array, scale: jax.Array) -> jax.Array:

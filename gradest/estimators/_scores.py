@@ -12,9 +12,14 @@ from ..distributions import base
 
 def draw(estimator: str, key: jax.Array, dist: Any) -> tuple[Any, jax.Array]:
     """A draw, fixed, and its log-probability, whose derivative is the score."""
+    x, u = unrounded(estimator, key, dist)
+    return x, base.log_prob_unrounded(dist, u)
+
+
+def unrounded(estimator: str, key: jax.Array, dist: Any) -> tuple[Any, Any]:
+    """A draw, fixed, and from before it was rounded: scores of that have the mean zero."""
     check(estimator, dist)
-    x = jax.lax.stop_gradient(base.draw(key, dist))
-    return x, base.log_prob(dist, x)
+    return jax.lax.stop_gradient(base.draw_unrounded(key, dist))
 
 
 def check(estimator: str, dist: Any) -> None:
@@ -28,8 +33,8 @@ def check(estimator: str, dist: Any) -> None:
 
 
 def log_probs(dist: Any, draws: Any) -> jax.Array:
-    """Of joint draws, which are stacked."""
-    return jax.vmap(lambda x: base.log_prob(dist, x))(draws)
+    """Of joint draws, stacked, from before they were rounded."""
+    return jax.vmap(lambda u: base.log_prob_unrounded(dist, u))(draws)
 
 
 def weighted_scores(dist: Any, draws: Any, weights: jax.Array) -> Any:

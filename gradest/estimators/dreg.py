@@ -72,15 +72,15 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     _scores.check("dreg", dist)
     fixed, keys = jax.lax.stop_gradient(dist), _random.split(key, num_samples)
     draw = lambda dist: jax.vmap(lambda k: differentiable_draw("dreg", k, dist))(keys)
-    draws, to_parameters = jax.vjp(draw, fixed)
+    draws, to_parameters, unrounded = jax.vjp(draw, fixed, has_aux=True)
     log_w, to_draws = jax.vjp(cost.batch, draws)
     weights = jax.nn.softmax(jax.lax.stop_gradient(log_w))
 
     (path,) = to_parameters(*to_draws(weights**2))
-    score = _scores.weighted_scores(dist, draws, weights)
+    score = _scores.weighted_scores(dist, unrounded, weights)
     add = lambda p, s: p if p.dtype == jax.dtypes.float0 else p + s
     gradient = jax.tree.map(add, path, score)
-    log_p = jnp.sum(_scores.log_probs(dist, draws))
+    log_p = jnp.sum(_scores.log_probs(dist, unrounded))
     return attach_gradient(log_mean_exp(log_w), dist, gradient, log_prob=log_p)
 
 

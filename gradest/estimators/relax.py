@@ -18,7 +18,7 @@ from .._transparent import without_stops
 from ..distributions import Bernoulli, OneHotCategorical, base
 from . import _relaxation, _relaxed_control, _scores
 from ._record import Record
-from .reparameterize import reparameterize
+from .reparameterize import differentiable_draw
 
 Surrogate = Callable[[Any, Any], jax.Array]
 
@@ -135,7 +135,7 @@ def _draw(key: jax.Array, dist: Any, **_: Any) -> Any:
     key, _ = _relaxed_control.keys(key)
     if _discrete(dist):
         return _relaxation.harden(dist, _relaxation.perturb(key, dist))
-    return reparameterize()._draw(key, dist)
+    return differentiable_draw("relax", key, dist)[0]
 
 
 def _relaxed(key: jax.Array, dist: Any, *, temperature: ArrayLike, **_: Any) -> Any:
@@ -177,12 +177,17 @@ def _score(
 
     if _discrete(dist):
         x, score, correction = _relax(key, fixed, c, temperature, eta, coupled)
+        unrounded = x
     else:
-        x, score, correction = _lax(key, fixed, c, eta)
+        x, unrounded, score, correction = _lax(key, fixed, c, eta)
     term = attach_gradient(jnp.zeros(()), dist, _unflatten(fixed, correction))
     # |F s + g|^2 = F^2 |s|^2 + F 2 <s, g> + |g|^2, where g is what is trained.
     trained = (2 * jnp.sum(score * correction), jnp.sum(correction * correction))
-    return x, base.log_prob(dist, x), ControlVariate(term, trained if traced else None)
+    return (
+        x,
+        base.log_prob_unrounded(dist, unrounded),
+        ControlVariate(term, trained if traced else None),
+    )
 
 
 # The surrogate at a relaxed point, summed over the lanes of a site, and for each of them.
@@ -215,13 +220,18 @@ def _relax(
 
 def _lax(
     key: jax.Array, dist: Any, c: _Control, eta: ArrayLike
-) -> tuple[Any, jax.Array, jax.Array]:
-    """LAX: the draw, its score and -eta c(x) score + eta d c(x), flat, in the parameters."""
-    x, pull_back = jax.vjp(lambda dist: _draw(key, dist), dist)
+) -> tuple[Any, Any, jax.Array, jax.Array]:
+    """LAX: the draw, also from before it was rounded, its score and -eta c(x) score + eta d c(x).
+
+    The last two are flat, in the parameters.
+    """
+    key, _ = _relaxed_control.keys(key)
+    draw = lambda dist: differentiable_draw("relax", key, dist)
+    x, pull_back, unrounded = jax.vjp(draw, dist, has_aux=True)
     slope, value = jax.grad(c, has_aux=True)(x)
 
     def weighted(dist: Any, weights: jax.Array | None) -> jax.Array:
-        log_p = dist.log_prob(x)
+        log_p = base.log_probs_unrounded(dist, unrounded)
         log_p = log_p.astype(_numerics.compute_dtype(log_p.dtype))
         if weights is not None:
             log_p = _per_lane(weights.astype(log_p.dtype), log_p) * log_p
@@ -230,7 +240,7 @@ def _lax(
     scores = jax.grad(weighted, allow_int=True)
     (pathwise,) = pull_back(slope)
     score, weighted_score = _flat(scores(dist, None)), _flat(scores(dist, value))
-    return x, score, jnp.asarray(eta, score.dtype) * (_flat(pathwise) - weighted_score)
+    return x, unrounded, score, jnp.asarray(eta, score.dtype) * (_flat(pathwise) - weighted_score)
 
 
 def _per_lane(signal: jax.Array, like: jax.Array) -> jax.Array:
@@ -271,7 +281,8 @@ def _closed(surrogate: Surrogate, params: Any, point: Any) -> tuple[Surrogate, A
     def closed(params: Any, point: Any) -> jax.Array:
         values, closed_over = params
         filled = jaxpr.replace(consts=jax.lax.stop_gradient(closed_over))
-        return core.jaxpr_as_fun(filled)(*values, *jax.tree.leaves(point))[0]
+        # A surrogate that is a number gives one that is no array.
+        return jnp.asarray(core.jaxpr_as_fun(filled)(*values, *jax.tree.leaves(point))[0])
 
     return closed, (values, jaxpr.consts)
 

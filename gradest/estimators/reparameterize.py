@@ -65,29 +65,30 @@ def reparameterize(*, sticking_the_landing: bool = False) -> Sampler:
 
 
 def _draw(key: jax.Array, dist: Any) -> Any:
-    return differentiable_draw("reparameterize", key, dist)
+    return differentiable_draw("reparameterize", key, dist)[0]
 
 
 def _path_only(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
     _scores.check("reparameterize", dist)
-    x = _draw(key, dist)
+    x, u = differentiable_draw("reparameterize", key, dist)
     c = cost(x)
-    score = magic(base.log_prob(dist, jax.lax.stop_gradient(x))) - 1
+    score = magic(base.log_prob_unrounded(dist, jax.lax.stop_gradient(u))) - 1
     return c + score.astype(c.dtype)
 
 
-def differentiable_draw(estimator: str, key: jax.Array, dist: Any) -> Any:
-    """A draw that is differentiable in the distribution's parameters."""
+def differentiable_draw(estimator: str, key: jax.Array, dist: Any) -> tuple[Any, Any]:
+    """A draw that is differentiable in the parameters, and that from before it was rounded."""
     if _declared(dist) is False:
         raise TypeError(
             f"{estimator}: expected a distribution whose draws are differentiable in its "
             f"parameters, got {_check.name_of(type(dist))}. Use score_function, or for discrete "
             "variables rebar or gumbel_softmax."
         )
-    x = base.draw(key, dist)
+    x, u = base.draw_unrounded(key, dist)
     if isinstance(dist, base.Distribution):
-        return x
-    return _differentiable(estimator, _check.name_of(type(dist)), x, jax.tree.leaves(dist))
+        return x, u
+    name = _check.name_of(type(dist))
+    return _differentiable(estimator, name, x, jax.tree.leaves(dist)), u
 
 
 def _declared(dist: Any) -> bool | None:

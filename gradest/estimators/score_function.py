@@ -111,15 +111,19 @@ def _estimate(
         x, l = _scores.draw("score_function", key, dist)
         return with_score(cost(x), l, baseline)
     keys = _random.split(key, num_samples)
-    xs, l = jax.vmap(lambda k: _scores.draw("score_function", k, dist))(keys)
+    xs, unrounded = jax.vmap(lambda k: _scores.unrounded("score_function", k, dist))(keys)
+    l = _scores.log_probs(dist, unrounded)
     c = cost.batch(xs)
+    # In half precision the differences of costs would be mostly rounding.
+    wide = c.astype(_numerics.compute_dtype(c.dtype))
     if kind == "optimal":
-        return _with_optimal_baseline(dist, xs, l, c)
-    if kind == "leave_one_out":
-        b = (jnp.sum(c) - c) / (num_samples - 1)
-        m = magic(l.astype(c.dtype))
-        return jnp.mean(c * m + b * (1 - m))
-    return jnp.mean(jax.vmap(lambda c, l: with_score(c, l, baseline))(c, l))
+        values = _with_optimal_baseline(dist, unrounded, l, wide)
+    elif kind == "leave_one_out":
+        b, m = (jnp.sum(wide) - wide) / (num_samples - 1), magic(l.astype(wide.dtype))
+        values = wide * m + b * (1 - m)
+    else:
+        values = jax.vmap(lambda c, l: with_score(c, l, baseline))(wide, l)
+    return jnp.mean(values).astype(c.dtype)
 
 
 def _score(
@@ -128,11 +132,14 @@ def _score(
     return *_scores.draw("score_function", key, dist), baseline
 
 
-def _with_optimal_baseline(dist: Any, xs: Any, l: jax.Array, costs: jax.Array) -> jax.Array:
-    """The mean cost, with mean_k (f_k - b_k) s_k attached, b_k from the samples other than k."""
+def _with_optimal_baseline(dist: Any, draws: Any, l: jax.Array, costs: jax.Array) -> jax.Array:
+    """The costs, with mean_k (f_k - b_k) s_k attached to each, b_k from the samples other than k.
 
-    def score(x: Any) -> Any:
-        s = jax.grad(base.log_prob, allow_int=True)(jax.lax.stop_gradient(dist), x)
+    The draws are those from before they were rounded.
+    """
+
+    def score(u: Any) -> Any:
+        s = jax.grad(base.log_prob_unrounded, allow_int=True)(jax.lax.stop_gradient(dist), u)
         # An integer parameter has none.
         return jax.tree.map(lambda s: jnp.zeros(()) if s.dtype == jax.dtypes.float0 else s, s)
 
@@ -145,8 +152,8 @@ def _with_optimal_baseline(dist: Any, xs: Any, l: jax.Array, costs: jax.Array) -
         b = jnp.where(weight > 0, best, _sum_of_others(f) / (len(f) - 1))
         return jnp.mean((f - b) * s, axis=0)
 
-    g = jax.tree.map(gradient, jax.vmap(score)(xs))
-    return jnp.mean(jax.vmap(lambda c, l: attach_gradient(c, dist, g, log_prob=l))(costs, l))
+    g = jax.tree.map(gradient, jax.vmap(score)(draws))
+    return jax.vmap(lambda c, l: attach_gradient(c, dist, g, log_prob=l))(costs, l)
 
 
 def _sum_of_others(x: jax.Array) -> jax.Array:

@@ -74,7 +74,7 @@ def vimco(num_samples: int, *, mean: Literal["geometric", "arithmetic"] = "geome
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int, mean: str) -> jax.Array:
     keys = _random.split(key, num_samples)
-    draws, log_p = jax.vmap(lambda k: _scores.draw("vimco", k, dist))(keys)
+    draws, unrounded = jax.vmap(lambda k: _scores.unrounded("vimco", k, dist))(keys)
     log_w = cost.batch(draws)
     bound = log_mean_exp(log_w)
 
@@ -86,8 +86,9 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int, mean: 
         without = jnp.logaddexp(of_others, log_mean) - math.log(num_samples)
     else:
         without = of_others - math.log(num_samples - 1)
-    gradient = _scores.weighted_scores(dist, draws, log_mean_exp(l) - without)
-    return attach_gradient(bound, dist, gradient, log_prob=jnp.sum(log_p))
+    gradient = _scores.weighted_scores(dist, unrounded, log_mean_exp(l) - without)
+    log_p = jnp.sum(_scores.log_probs(dist, unrounded))
+    return attach_gradient(bound, dist, gradient, log_prob=log_p)
 
 
 def log_mean_exp(log_w: jax.Array) -> jax.Array:

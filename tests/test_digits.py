@@ -1,0 +1,262 @@
+"""Densities, scores and baselines keep their digits: in half precision, far out and close by."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+
+import gradest as ge
+from gradest import distributions as dists
+
+# ---- Densities -------------------------------------------------------------------------------
+
+LOC_SCALE = {
+    "Normal": scipy.stats.norm,
+    "Laplace": scipy.stats.laplace,
+    "Logistic": scipy.stats.logistic,
+    "Gumbel": scipy.stats.gumbel_r,
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", LOC_SCALE)
+def test_densities_and_scores_at_any_scale(name, dtype):
+    """The score of a scale, times the scale, is a function of z alone."""
+    scales = [0.05, 100.0] if dtype == jnp.float16 else [1e-2, 1e3, 1e-20, 1e20]
+    for scale, z in itertools.product(scales, (-2.0, 0.5, 3.0)):
+        s = jnp.asarray(scale, dtype)
+        x = jnp.asarray(z, dtype) * s
+        log_prob = lambda s, x=x: getattr(dists, name)(jnp.zeros((), dtype), s).log_prob(x)
+        value, score = jax.value_and_grad(log_prob)(s)
+        s, at = float(s), float(x) / float(s)
+        reference = LOC_SCALE[name]
+        expected = reference.logpdf(at) - np.log(s)
+        slope = (reference.logpdf(at + 1e-5) - reference.logpdf(at - 1e-5)) / 2e-5
+        eps = float(jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(float(value), expected, rtol=2 * eps, atol=8 * eps)
+        np.testing.assert_allclose(float(score) * s, -1 - at * slope, rtol=4 * eps + 1e-4)
+
+
+def test_densities_at_large_parameters():
+    cases = (
+        (
+            dists.Dirichlet([1e5, 2e5, 1e5]),
+            scipy.stats.dirichlet([1e5, 2e5, 1e5]),
+            [0.25, 0.5, 0.25],
+        ),
+        (
+            dists.Dirichlet([1e6, 0.01]),
+            scipy.stats.dirichlet([1e6, 0.01]),
+            [1 - 2.0**-20, 2.0**-20],
+        ),
+        (dists.Beta(1e5, 2e5), scipy.stats.beta(1e5, 2e5), 0.334),
+        (dists.Gamma(1e5, 2.0), scipy.stats.gamma(1e5, scale=0.5), 50_100.0),
+        (dists.Poisson(1e5), scipy.stats.poisson(1e5), 100_100.0),
+        (dists.Binomial(100_000, 0.0), scipy.stats.binom(100_000, 0.5), 50_100.0),
+        (dists.NegativeBinomial(1e5, 0.0), scipy.stats.nbinom(1e5, 0.5), 100_100.0),
+    )
+    for dist, reference, x in cases:
+        density = getattr(reference, "logpdf", None) or reference.logpmf
+        if isinstance(dist, (dists.Poisson, dists.Binomial, dists.NegativeBinomial)):
+            density = reference.logpmf
+        np.testing.assert_allclose(dist.log_prob(jnp.asarray(x)), density(x), rtol=1e-4, atol=2e-3)
+
+
+# ---- Draws -----------------------------------------------------------------------------------
+
+HALF = {
+    "LogNormal": (dists.LogNormal, (0.0, 4.0)),
+    "Gamma": (dists.Gamma, (0.05, 1.0)),
+    "Weibull": (dists.Weibull, (1.0, 0.05)),
+    "Exponential": (dists.Exponential, (1e-4,)),
+    "Normal": (dists.Normal, (0.0, 3e4)),
+    "Laplace": (dists.Laplace, (0.0, 3e4)),
+    "Gumbel": (dists.Gumbel, (0.0, 3e4)),
+    "Logistic": (dists.Logistic, (0.0, 3e4)),
+    "Beta": (dists.Beta, (0.01, 0.01)),
+    "RelaxedBernoulli": (dists.RelaxedBernoulli, (0.05, 1.0)),
+    "LogitRelaxedBernoulli": (dists.LogitRelaxedBernoulli, (1e-4, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_draws_in_half_precision_are_in_the_support(name):
+    kind, parameters = HALF[name]
+    dist = kind(*(jnp.float16(p) for p in parameters))
+
+    def total(dist):
+        x = dist.sample(jax.random.key(0), (2000,))
+        return jnp.sum(x.astype(jnp.float32)), x
+
+    gradient, x = jax.jit(jax.grad(total, has_aux=True))(dist)
+    assert x.dtype == jnp.float16
+    assert np.isfinite(x).all()
+    assert all(not np.isnan(g) for g in jax.tree.leaves(gradient))
+    assert np.isfinite(dist.log_prob(x)).all()
+
+
+# ---- Scores ----------------------------------------------------------------------------------
+
+STEEP = {
+    "Gamma 0.05": lambda a: dists.Gamma(0.05 * a, 1.0),
+    "Gamma 0.001": lambda a: dists.Gamma(0.001 * a, 3.0 * a),
+    "Beta 0.03": lambda a: dists.Beta(0.03 * a, 0.03),
+    "Beta 0.001, 1": lambda a: dists.Beta(1.0, 0.001 * a),
+    "Dirichlet 0.001": lambda a: dists.Dirichlet(0.001 * a * jnp.ones(3)),
+    "Weibull 0.05": lambda a: dists.Weibull(a, 0.05 * a),
+    "Weibull 0.001": lambda a: dists.Weibull(a, 0.001 * a),
+    "RelaxedBernoulli 0.01": lambda a: dists.RelaxedBernoulli(0.01 * a, 2.0 * a),
+    "RelaxedOneHot 0.01": lambda a: dists.RelaxedOneHotCategorical(
+        0.01 * a, a * jnp.array([1.0, 0.0, 3.0], a.dtype)
+    ),
+    "LogNormal 30": lambda a: dists.LogNormal(a, 30.0 * a),
+}
+ESTIMATORS = {
+    "score_function": ge.score_function(),
+    "optimal": ge.score_function(num_samples=4, baseline="optimal"),
+    "relax": ge.relax(lambda w, x: jnp.asarray(w), 0.3),
+    "dreg": ge.dreg(1),
+}
+
+
+def scores(make, sampler, dtype=jnp.float32, num=20_000):
+    """Of a draw, whose mean is zero: the gradients of a constant but for a linear baseline."""
+
+    def gradient(key):
+        loss = lambda a: sampler.expect(key, make(a), lambda x: jnp.ones((), dtype))
+        return jax.grad(loss)(jnp.ones((), dtype)).astype(jnp.float32)
+
+    x = jax.jit(jax.vmap(gradient))(jax.random.split(jax.random.key(1), num))
+    return np.asarray(x, np.float64)
+
+
+def z_score(x):
+    return x.mean() / (x.std() / np.sqrt(len(x)) + 1e-12)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+@pytest.mark.parametrize("name", STEEP)
+def test_scores_have_the_mean_zero(name, dtype):
+    if dtype == jnp.float16 and ("0.001" in name or "30" in name):
+        pytest.skip("the parameter itself is no number of such a type, or its score none")
+    x = scores(STEEP[name], ge.score_function(), dtype)
+    assert x.std() > 0.1
+    assert abs(z_score(x)) < 4.5
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", ["Gamma 0.05", "Dirichlet 0.001"])
+@pytest.mark.parametrize("estimator", ["relax", "dreg"])
+def test_scores_of_every_estimator_have_the_mean_zero(estimator, name):
+    # What is left of a constant cost are scores only.
+    x = scores(STEEP[name], ESTIMATORS[estimator])
+    assert abs(z_score(x)) < 4.5
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", ["Gamma 0.001", "Dirichlet 0.001", "Beta 0.001, 1"])
+def test_scores_of_rounded_draws_would_be_noticed(name):
+    """Those that the density gives at the draw itself."""
+
+    def score(key):
+        x = STEEP[name](jnp.float32(1)).sample(key)
+        return jax.grad(lambda a: jnp.sum(STEEP[name](a).log_prob(x)))(jnp.float32(1))
+
+    x = jax.jit(jax.vmap(score))(jax.random.split(jax.random.key(1), 20_000))
+    assert abs(z_score(np.asarray(x, np.float64))) > 10
+
+
+@pytest.mark.parametrize("name", ["Gamma", "Beta", "Dirichlet", "Weibull", "LogNormal", "Normal"])
+def test_sample_and_log_prob_are_sample_and_log_prob(name):
+    """Where the draw has all digits."""
+    a = jnp.array([2.0, 3.0, 1.5])
+    dist = dists.Dirichlet(a) if name == "Dirichlet" else getattr(dists, name)(a, a[::-1])
+    x, log_p = dist.sample_and_log_prob(jax.random.key(0), (50,))
+    np.testing.assert_array_equal(x, dist.sample(jax.random.key(0), (50,)))
+    np.testing.assert_allclose(log_p, dist.log_prob(x), rtol=2e-5, atol=2e-5)
+    total = lambda dist: jnp.sum(dist.sample_and_log_prob(jax.random.key(0), (50,))[1])
+    got = jax.grad(total)(dist)
+    expected = jax.grad(lambda dist: jnp.sum(dist.log_prob(x)))(dist)
+    for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-4)
+
+
+# ---- Relaxed bits ----------------------------------------------------------------------------
+
+
+def mean_gradient(loss, l, num=20_000):
+    gradient = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))
+    g = np.asarray(gradient(l, jax.random.split(jax.random.key(2), num)), np.float64)
+    return g.mean(), g.std() / np.sqrt(num)
+
+
+def right(l, t, slope):
+    """The integral of slope(y, noise) over the noise, y = (l + noise) / t."""
+
+    def at(u):
+        noise = np.log(u) - np.log1p(-u)
+        return slope((l + noise) / t, noise)
+
+    return scipy.integrate.quad(at, 0, 1, limit=400)[0]
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(("l", "t"), [(2.0, 0.2), (5.0, 0.2), (-5.0, 0.1)])
+@pytest.mark.parametrize("name", ["RelaxedBernoulli", "LogitRelaxedBernoulli"])
+def test_entropy_of_relaxed_bits(name, l, t):
+    def log_q(l, key):
+        q = getattr(dists, name)(t, l)
+        return q.log_prob(ge.reparameterize()(key, q))
+
+    mean, error = mean_gradient(log_q, l)
+    # log q(y) = log t + noise's own density; log q(x) = that - log x - log (1 - x).
+    expected = 0.0
+    if name == "RelaxedBernoulli":
+        expected = right(l, t, lambda y, noise: np.tanh(y / 2) / t)
+    assert abs(mean - expected) < 4.5 * error + 1e-4
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(("l", "t"), [(5.0, 0.2), (-5.0, 0.1)])
+def test_divergence_of_relaxed_bits(l, t):
+    """Of draws that as bits round to 0 and 1, in logit space."""
+
+    def divergence(l, key):
+        q, p = dists.LogitRelaxedBernoulli(t, l), dists.LogitRelaxedBernoulli(0.5, 0.3)
+        y = ge.reparameterize()(key, q)
+        return q.log_prob(y) - p.log_prob(y)
+
+    mean, error = mean_gradient(divergence, l)
+    expected = right(l, t, lambda y, noise: -0.5 / t * np.tanh((0.3 - 0.5 * y) / 2))
+    assert abs(mean - expected) < 4.5 * error
+    assert error < 0.02 * abs(expected)
+
+
+def test_the_logit_density_is_a_change_of_variables(x64):
+    y = np.linspace(-5, 5, 21)
+    x = jax.nn.sigmoid(y)
+    got = dists.LogitRelaxedBernoulli(0.7, 0.4).log_prob(y)
+    expected = dists.RelaxedBernoulli(0.7, 0.4).log_prob(x) + np.log(x * (1 - x))
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+# ---- Baselines -------------------------------------------------------------------------------
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("baseline", ["leave_one_out", "optimal", 100.0])
+def test_baselines_in_half_precision(baseline):
+    """Operation by operation: compiled code may keep more digits than the type has."""
+    logits = jnp.asarray([1.5, 0.0], jnp.bfloat16)
+    q = np.asarray(jax.nn.sigmoid(jnp.array([1.5, 0.0])))
+    expected = [q[0] * (1 - q[0]) * (0.5 + q[1]), q[1] * (1 - q[1]) * q[0]]
+    sampler = ge.score_function(num_samples=16, baseline=baseline)
+    cost = lambda b: 100 + b[0] * 0.5 + b[1] * b[0]
+    gradient = lambda k: jax.grad(lambda d: sampler.expect(k, d, cost))(dists.Bernoulli(logits))
+    g = np.asarray(jax.vmap(gradient)(jax.random.split(jax.random.key(2), 10_000)).logits, float)
+    assert (abs(g.mean(0) - expected) < 4.5 * g.std(0) / 100 + 4e-3).all()
