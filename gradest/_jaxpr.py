@@ -71,7 +71,7 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
     """
     kind, name = eqn.primitive.name, eqn.params.get("name")
     if kind in ("jit", "pjit"):
-        return _DISCRETE_CALLS.get(name) if _is_of_library(eqn.params["jaxpr"]) else None
+        return _DISCRETE_CALLS.get(name) if is_of_a_library(eqn.params["jaxpr"]) else None
     if kind in ("argmax", "top_k"):
         for noisy in filter(None, map(defined_by.get, variables(eqn))):
             terms = filter(None, map(defined_by.get, variables(noisy)))
@@ -85,7 +85,7 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
     return None
 
 
-def _is_of_library(jaxpr: Any) -> bool:
+def is_of_a_library(jaxpr: Any) -> bool:
     """Whether a function of JAX's or gradest's was staged, and not a user's of the same name."""
     info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
     source = getattr(info, "func_src_info", _JAX)
@@ -114,6 +114,16 @@ def is_own(eqn: Any) -> bool:
     # What an expectation stages is called by it, but its own.
     written = itertools.takewhile(lambda file: file != _STAGING, files)
     return _DRAWING in written or any(file.startswith(_OWN) for file in files[:1])
+
+
+def files_of(eqn: Any) -> Iterable[str]:
+    """The files from which `eqn` was written, from the innermost function out."""
+    return (frame.file_name for frame in _frames(eqn))
+
+
+def is_of_library(file: str) -> bool:
+    """Whether a file is none of the user's own."""
+    return file.startswith(_LIBRARIES) or "site-packages" in file
 
 
 # Calls that run one jaxpr on their operands, under the names that JAX gave them over time.
@@ -262,12 +272,6 @@ def needed(jaxpr: core.Jaxpr, outputs: Iterable[Any]) -> tuple[list[Any], set[An
             variables_needed.update(variables(eqn))
             eqns.insert(0, eqn)
     return eqns, variables_needed
-
-
-def depends(function: Callable[..., Any], *args: Any) -> bool:
-    """Whether the result of `function` depends on its arguments at all."""
-    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-    return not needed(jaxpr, jaxpr.outvars)[1].isdisjoint(jaxpr.invars)
 
 
 def variables(eqn: Any) -> list[Any]:

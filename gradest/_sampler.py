@@ -38,6 +38,7 @@ from ._cost import Cost, Mode
 from ._derivatives.primitives import lanes_first, magic
 from ._derivatives.refuse import Refusal, estimating, refused_tangents
 from ._derivatives.variance import attach_variance_gradient
+from ._jumps import Mark, SlopeIn, watched
 from ._transparent import transparent
 from ._typing import DistributionLike
 from .distributions import _foreign, base
@@ -121,7 +122,9 @@ class _Static(dict[str, Hashable]):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["options"],
-    meta_fields=["name", "draw", "estimate", "score", "relaxed", "hoist", "linear", "static"],
+    meta_fields=[
+        *("name", "draw", "estimate", "score", "relaxed", "hoist", "linear", "slope_in", "static"),
+    ],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
@@ -144,6 +147,10 @@ class Sampler:
         functions: where a program draws, what they close over becomes part of the options.
       linear: whether the value is a mean of costs. If it is not, but a bound of several samples,
         the draw is the last cost-based one of a loss.
+      slope_in: what the cost is differentiated in, and must not jump in: a "draw" of a continuous
+        law; a "relaxed draw", of a discrete one; a "discrete draw", as if it were continuous; a
+        "relaxed point" between discrete draws; or "", nothing. By default "draw" for a pathwise
+        sampler, and "" for any other.
       options: arrays and numbers, leaves of the sampler: a temperature, a baseline. They may be
         traced.
       static: hashable options: a number of samples, a flag.
@@ -165,6 +172,7 @@ class Sampler:
     relaxed: DrawFn | None = None
     hoist: HoistFn | None = None
     linear: bool = True
+    slope_in: SlopeIn | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     static: Mapping[str, Hashable] = dataclasses.field(default_factory=dict)
 
@@ -174,6 +182,8 @@ class Sampler:
                 f"{self.name}: expected an estimate beside score or relaxed, got None. Without "
                 "one a sampler is pathwise: its draw is differentiated as it is."
             )
+        if self.slope_in is None:
+            object.__setattr__(self, "slope_in", "draw" if self.pathwise else "")
         object.__setattr__(self, "static", _Static(self.static))
 
     @property
@@ -197,7 +207,7 @@ class Sampler:
         """
         dist = _foreign.own(dist)
         if self.pathwise:
-            return self._draw(_random.as_key(key), dist)
+            return _marked(self, self._draw(_random.as_key(key), dist), dist)
         return _draw_at_site(self, _random.as_key(key), dist)
 
     def expect(
@@ -219,7 +229,15 @@ class Sampler:
         def function(draw: Any, mode: Mode) -> ArrayLike:
             return transparent(cost)(draw) if mode.smooth else cost(draw)
 
-        return self._expect(_random.as_keys(key), _foreign.own(dist), Cost(function, self.name))
+        dist = _foreign.own(dist)
+        keys, cost_of = _random.as_keys(key), Cost(function, self.name)
+        if self.pathwise:
+            return cost_of(_marked(self, self._draw(keys, dist), dist))
+        if self.slope_in and keys.ndim == 0:
+            mark = self._mark(_jaxpr.user_line(), type(dist))
+            point = jax.eval_shape(self._draw, keys, dist)
+            dist = watched(mark, dist, cost, point, what=f"the cost of the draw{mark.where}")
+        return self._expect(keys, dist, cost_of)
 
     def _draw(self, key: jax.Array, dist: Any) -> Any:
         with jax.named_scope(f"gradest.{self.name}"):
@@ -237,6 +255,11 @@ class Sampler:
         assert self.score is not None
         with jax.named_scope(f"gradest.{self.name}"), estimating(self.name):
             return self.score(key, dist, **self.static, **self.options)
+
+    def _mark(self, where: str, law: type) -> Mark:
+        """Of a draw at the user's line `where`."""
+        slope_in = self.slope_in or ""
+        return Mark(self.name, slope_in, where, law, with_score=slope_in == "relaxed point")
 
     def _relaxed(self, key: jax.Array, dist: Any) -> Any:
         assert self.relaxed is not None
@@ -283,6 +306,7 @@ class Site:
       structure: of the draw.
       shapes: of the leaves of the draw, and their types.
       where: the user's line that draws, as ' (at file:line)', or nothing.
+      law: the class of the distribution.
       lanes: how many vmaps the draw is under, each adding a leading axis to the operands.
       key_shared: whether one of those vmaps gave all its lanes the same key.
       option_per_lane: whether one of them mapped an option of the sampler.
@@ -294,6 +318,7 @@ class Site:
     structure: Any
     shapes: tuple[jax.ShapeDtypeStruct, ...]
     where: str
+    law: type
     lanes: int = 0
     key_shared: bool = False
     option_per_lane: bool = False
@@ -301,6 +326,10 @@ class Site:
     @property
     def name(self) -> str:
         return self.held.name
+
+    @property
+    def mark(self) -> Mark:
+        return self.held._mark(self.where, self.law)
 
     @property
     def has_traced_options(self) -> bool:
@@ -362,6 +391,7 @@ def _draw_at_site(sampler: Sampler, key: jax.Array, dist: Any) -> Any:
         structure=structure,
         shapes=tuple(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in shapes),
         where=_jaxpr.user_line(),
+        law=type(dist),
     )
     return jax.tree.unflatten(structure, sample_p.bind(key, *operands, site=site))
 
@@ -410,3 +440,39 @@ _REMEDIES = (
     "loss, or use sampler.expect(key, dist, cost). (A jax.grad inside the loss, around the "
     "draw, is not seen by gradest.expectation.)"
 )
+
+
+# ---- Pathwise draws ------------------------------------------------------------------------
+
+
+def _marked(sampler: Sampler, draw: Any, dist: Any) -> Any:
+    """The draw, marked in the program that is being staged, if one is."""
+    leaves, structure = jax.tree.flatten(draw)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return draw
+    parameters = [leaf for leaf in jax.tree.leaves(dist) if isinstance(leaf, jax.core.Tracer)]
+    mark = sampler._mark(_jaxpr.user_line(), type(dist))
+    marked = draw_p.bind(*leaves, *parameters, mark=mark, num_leaves=len(leaves))
+    return jax.tree.unflatten(structure, marked)
+
+
+# The leaves of a pathwise draw, as they are, beside the parameters that it was drawn from: so a
+# staged program tells what is a draw, and how it was made need not be looked into.
+draw_p = core.Primitive("gradest_draw")
+draw_p.multiple_results = True
+draw_p.def_impl(lambda *args, mark, num_leaves: list(args[:num_leaves]))
+draw_p.def_abstract_eval(lambda *avals, mark, num_leaves: list(avals[:num_leaves]))
+mlir.register_lowering(draw_p, lambda ctx, *args, mark, num_leaves: list(args[:num_leaves]))
+
+
+def _differentiate_draw(primals: Any, tangents: Any, *, num_leaves: int, **params: Any) -> Any:
+    draw = draw_p.bind(*primals, num_leaves=num_leaves, **params)
+    return draw, list(tangents[:num_leaves])
+
+
+def _batch_draw(args: Any, dims: Any, *, num_leaves: int, **params: Any) -> Any:
+    return draw_p.bind(*args, num_leaves=num_leaves, **params), list(dims[:num_leaves])
+
+
+ad.primitive_jvps[draw_p] = _differentiate_draw
+batching.primitive_batchers[draw_p] = _batch_draw

@@ -56,6 +56,7 @@ FLOORS = (
                     "program: jaxpr into nodes, once",
                     "continuation: hands on the rest",
                     "ledger: running sums",
+                    "downstream: what follows draws",
                     "spend: ge.cost",
                     "complaints: every message",
                 ],
@@ -83,6 +84,7 @@ FLOORS = (
         "what a draw is",
         [
             Room("_sampler", ["Sampler; Site, the draw in a program"], 1, "distributions/"),
+            Room("_jumps", ["where a cost has no slope"], 0.6, "_downstream/"),
             Room("_cost", ["Cost and Mode: what follows a draw, and how it is evaluated"], 1.25),
         ],
     ),
@@ -104,13 +106,16 @@ FLOORS = (
         [
             Room(
                 "_derivatives/",
-                [
-                    "attach: a gradient to a value · variance: what is trained by it · "
-                    "refuse: what has none · primitives"
-                ],
+                ["attach a gradient, refuse one,", "train by a variance; primitives"],
                 1,
                 "_check",
-            )
+            ),
+            Room(
+                "_downstream/",
+                ["what becomes of a draw: smooth,", "kinked, or a jump"],
+                1,
+                "_jaxpr",
+            ),
         ],
     ),
     Floor(

@@ -96,9 +96,9 @@ FLOORS = (
         "_typing",
         "_version",
     },
-    {"_derivatives"},
+    {"_derivatives", "_downstream"},
     {"distributions"},
-    {"_cost", "_sampler"},
+    {"_cost", "_jumps", "_sampler"},
 )
 #: What the package's front shows: built on the floors, and none on another.
 ROOMS = {"_annealing", "_diagnostics", "_monte_carlo", "_transform", "estimators"}
@@ -231,6 +231,8 @@ PRIVATE = {
     "test_libraries": {"gradest.distributions._foreign"},
     # What is said of an installation other than this one.
     "test_installation": {"gradest._installation"},
+    # What becomes of each draw of a loss, and of which estimators a remedy speaks.
+    "test_downstream": {"gradest._jumps", "gradest._transform.downstream"},
     "test_mixture": {"gradest.distributions.mixture"},
     # Its version, and how evaluations of a cost are counted.
     "test_records": {"gradest._diagnostics.evaluations", "gradest._version"},

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -161,18 +161,6 @@ def _batch_undifferentiable(args: Any, dims: Any, **params: Any) -> Any:
 
 ad.primitive_jvps[undifferentiable_p] = _differentiate_undifferentiable
 batching.primitive_batchers[undifferentiable_p] = _batch_undifferentiable
-
-
-def noting(x: jax.Array, note: Callable[[], None]) -> jax.Array:
-    """`x`, which calls `note` if a derivative is traced back to it."""
-
-    def bwd(_: None, ct: jax.Array) -> tuple[jax.Array]:
-        note()
-        return (ct,)
-
-    function = jax.custom_vjp(lambda x: x)
-    function.defvjp(lambda x: (x, None), bwd)
-    return function(x)
 
 
 # ---- Second derivatives --------------------------------------------------------------------

@@ -18,6 +18,7 @@ from .. import _random
 from .._cost import Mode
 from . import complaints
 from .continuation import value_of
+from .downstream import complaints_of
 from .ledger import Ledger, advance
 from .program import Program, Purpose, read_program
 
@@ -119,14 +120,15 @@ class _Staged:
 
     def evaluate(self) -> tuple[jax.Array, Any]:
         """The loss, and its auxiliary output: of the same run where that is one run."""
-        program = read_program(self.jaxpr, Purpose.BOTH)
+        complaints = complaints_of(self.jaxpr)
+        program = read_program(self.jaxpr, Purpose.BOTH, complaints)
         _check(program)
         if not program.needs_rest(Mode()):
             return self._of_one_run(program)
         if len(program.outputs) == 1:
             return self._value(program), self._aux([])
         # The loss may be evaluated at several points: auxiliary output is that of plain draws.
-        loss = self._value(read_program(self.jaxpr, Purpose.LOSS))
+        loss = self._value(read_program(self.jaxpr, Purpose.LOSS, complaints))
         report = read_program(self.jaxpr, Purpose.REPORT)
         env = report.bind(*jax.lax.stop_gradient(jax.tree.map(_clone, self.values)))
         env, _ = advance(report, slice(None), env, Mode(), Ledger())

@@ -28,6 +28,7 @@ from .program import (
     Loop,
     Node,
     Opaque,
+    PathwiseDraw,
     Program,
     RawDraw,
     Run,
@@ -127,6 +128,10 @@ def account(
             return operands, ledger.spend(operands[0]) if node.counted else ledger
         case RawDraw():
             return node.run(mode, *_watched(node, operands)), ledger
+        case PathwiseDraw():
+            draw = operands[: len(node.eqn.outvars)]
+            # At a relaxed point that is differentiated, it is not the user who asks for it.
+            return (draw if mode.smooth else list(map(node.complaint.watch, draw))), ledger
         case Opaque():
             raise complaints.unsupported(node.eqn.primitive.name, node.held)
     # What holds nothing to account for carries no sums.
@@ -173,6 +178,8 @@ def open_site(node: Draw, operands: Sequence[Any], mode: Mode) -> tuple[jax.Arra
     """The key, the sampler and the distribution of a draw."""
     # A parameter may be a literal of the program, a number that is not yet an array.
     key, *rest = map(jnp.asarray, operands)
+    if node.complaint is not None and not mode.smooth:
+        rest = list(map(node.complaint.watch, rest))
     sampler, dist = node.site.sampler_and_dist(rest)
     if mode.bound:
         raise complaints.after_a_bound(node.site, mode.bound)

@@ -11,7 +11,7 @@ import dataclasses
 import enum
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,11 +21,13 @@ from jax.extend import core
 from .. import _jaxpr
 from .._cost import Mode
 from .._jaxpr import is_var, variables
+from .._jumps import Complaint
 from .._sampler import Site, sample_p
 from .._transparent import without_stops
 from .spend import cost_p
 
 Env = dict[Any, Any]
+NO_COMPLAINTS: Mapping[int, Complaint] = {}
 
 
 # What becomes of a variable, as bits: this run of the program wants it, the loss or a cost depends
@@ -91,9 +93,15 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Draw(Node):
-    """A draw by a cost-based sampler; credited, or else a plain one."""
+    """A draw by a cost-based sampler; credited, or else a plain one.
+
+    Attributes:
+      credited: whether it is.
+      complaint: of what follows it, if there is one.
+    """
 
     credited: bool
+    complaint: Complaint | None = None
 
     @property
     def site(self) -> Site:
@@ -127,6 +135,13 @@ class RawDraw(Node):
 
     name: str
     run: Run
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PathwiseDraw(Node):
+    """A draw by a pathwise sampler, of what follows which there is a complaint."""
+
+    complaint: Complaint
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -251,10 +266,11 @@ class Program:
         return found
 
     @functools.cached_property
-    def has_raw_draws(self) -> bool:
+    def has_watched_draws(self) -> bool:
+        """Whether there are draws, at any depth, that warn when they are differentiated."""
         nodes = [node for node in self.nodes if isinstance(node, Node)]
-        raw = lambda node: any(program.has_raw_draws for program in node.programs)
-        return any(isinstance(node, RawDraw) or raw(node) for node in nodes)
+        watched = lambda node: any(program.has_watched_draws for program in node.programs)
+        return any(isinstance(n, (RawDraw, PathwiseDraw)) or watched(n) for n in nodes)
 
     def needs_rest(self, mode: Mode) -> bool:
         return any(draw.needs_rest(mode) for draw in self.draws)
@@ -313,22 +329,30 @@ def needs_rest(node: Run | Node, mode: Mode) -> bool:
 # ---- Reading -------------------------------------------------------------------------------
 
 
-def read_program(jaxpr: core.ClosedJaxpr, purpose: Purpose) -> Program:
-    """The program of a staged loss, whose first output is the loss and the others auxiliary."""
+def read_program(
+    jaxpr: core.ClosedJaxpr, purpose: Purpose, complaints: Mapping[int, Complaint] = NO_COMPLAINTS
+) -> Program:
+    """The program of a staged loss, whose first output is the loss and the others auxiliary.
+
+    Args:
+      jaxpr: the loss, staged.
+      purpose: what it is run for.
+      complaints: of what follows draws, by the identities of their equations.
+    """
     loss, report = {
         Purpose.BOTH: (WANTED | COUNTS, WANTED | REPORTED),
         Purpose.LOSS: (WANTED | COUNTS, REPORTED),
         Purpose.REPORT: (NOTHING, WANTED | REPORTED),
     }[purpose]
     uses = [loss] + [report] * (len(jaxpr.jaxpr.outvars) - 1)
-    return _Reader(purpose).program(jaxpr, uses)
+    return _Reader(purpose, complaints).program(jaxpr, uses)
 
 
 class _Reader:
     """Reads a jaxpr and those in it, each once for what is wanted of it."""
 
-    def __init__(self, purpose: Purpose):
-        self.purpose = purpose
+    def __init__(self, purpose: Purpose, complaints: Mapping[int, Complaint]):
+        self.purpose, self.complaints = purpose, complaints
         self._programs: dict[Any, Program] = {}
         self._holds: dict[int, tuple[bool, bool]] = {}
 
@@ -403,13 +427,15 @@ class _Reader:
         """What `eqn` is, given what becomes of its results; None for a part of a run."""
         credited = any(u & COUNTS for u in uses) and self.purpose is not Purpose.REPORT
         if eqn.primitive is sample_p:
-            return Draw(eqn, credited)
+            return Draw(eqn, credited, self.complaints.get(id(eqn)))
         if eqn.primitive is cost_p:
             return Spend(eqn, self.purpose is not Purpose.REPORT)
+        if id(eqn) in self.complaints:
+            return PathwiseDraw(eqn, self.complaints[id(eqn)])
         if followed and (name := _jaxpr.raw_draw(eqn, defined_by)) is not None:
             return RawDraw(eqn, name, _run(jaxpr, [eqn], eqn.outvars))
-        holds_marks, holds_raw = self._held(eqn)
-        if not (holds_marks or holds_raw):
+        holds_marks, holds_watched = self._held(eqn)
+        if not (holds_marks or holds_watched):
             return None
         if (called := _jaxpr.called(eqn)) is not None:
             rule = _jaxpr.has_rule(eqn)
@@ -426,7 +452,7 @@ class _Reader:
             held = next(iter(self._marks_in(eqn)))
             return Opaque(eqn, held) if holds_marks and self._matters(held, credited) else None
         # With no draw in it, and no cost, it is a part of a run.
-        return node if any(p.all_marks or p.has_raw_draws for p in node.programs) else None
+        return node if any(p.all_marks or p.has_watched_draws for p in node.programs) else None
 
     def _scanned(self, scan: _jaxpr.Scan, uses: Sequence[int]) -> Program:
         carry = slice(scan.num_consts, scan.num_consts + scan.num_carry)
@@ -456,27 +482,28 @@ class _Reader:
         return credited if isinstance(mark, Draw) else self.purpose is not Purpose.REPORT
 
     def _held(self, eqn: Any) -> tuple[bool, bool]:
-        """Whether `eqn` holds draws or costs, and draws by `jax.random`, at any depth.
+        """Whether `eqn` holds draws or costs, and draws that are watched, at any depth.
 
         What has a derivative of its own is taken at its word, and not searched for the latter.
         """
-        marks = raw = False
+        marks = watched = False
         for jaxpr in _jaxpr.subjaxprs(eqn):
             if id(jaxpr) not in self._holds:
                 self._holds[id(jaxpr)] = self._holds_of(jaxpr)
             inner = self._holds[id(jaxpr)]
-            marks, raw = marks or inner[0], raw or inner[1]
-        return marks, raw and _jaxpr.is_understood(eqn) and not _jaxpr.has_rule(eqn)
+            marks, watched = marks or inner[0], watched or inner[1]
+        return marks, watched and _jaxpr.is_understood(eqn) and not _jaxpr.has_rule(eqn)
 
     def _holds_of(self, jaxpr: core.Jaxpr) -> tuple[bool, bool]:
-        marks = raw = False
+        marks = watched = False
         defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
         for eqn in jaxpr.eqns:
             marks = marks or eqn.primitive in (sample_p, cost_p)
-            raw = raw or _jaxpr.raw_draw(eqn, defined_by) is not None
+            raw = _jaxpr.raw_draw(eqn, defined_by) is not None
+            watched = watched or raw or id(eqn) in self.complaints
             inner = self._held(eqn)
-            marks, raw = marks or inner[0], raw or inner[1]
-        return marks, raw
+            marks, watched = marks or inner[0], watched or inner[1]
+        return marks, watched
 
     def _marks_in(self, eqn: Any) -> Iterable[Draw | Spend]:
         """Those in a construct that is not understood."""

@@ -48,7 +48,7 @@ def antithetic() -> Sampler:
       Mohamed, Rosca, Figurnov and Mnih 2020, "Monte Carlo Gradient Estimation in Machine
       Learning", section 7.2, on coupling by mirrored noise.
     """
-    return Sampler("antithetic", estimate=_estimate)
+    return Sampler("antithetic", estimate=_estimate, slope_in="draw")
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:

@@ -65,7 +65,7 @@ def dreg(num_samples: int) -> Sampler:
       Carlo Objectives", eq. 8.
     """
     static = {"num_samples": _check.integer("num_samples", num_samples, 1)}
-    return Sampler("dreg", estimate=_estimate, linear=False, static=static)
+    return Sampler("dreg", estimate=_estimate, linear=False, slope_in="draw", static=static)
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax.Array:

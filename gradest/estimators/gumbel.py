@@ -42,7 +42,7 @@ def gumbel_max() -> Sampler:
     Reference:
       Gumbel 1954; Maddison, Tarlow and Minka 2014, "A* Sampling", section 2.
     """
-    return Sampler("gumbel_max", draw=_gumbel_max)
+    return Sampler("gumbel_max", draw=_gumbel_max, slope_in="")
 
 
 def _gumbel_max(key: jax.Array, dist: Any) -> jax.Array:
@@ -99,7 +99,7 @@ def gumbel_softmax(temperature: ArrayLike) -> Sampler:
       Maddison, Mnih and Teh 2017, "The Concrete Distribution", eq. 9 and 17.
     """
     options = {"temperature": _check.positive("temperature", temperature)}
-    return Sampler("gumbel_softmax", draw=_gumbel_softmax, options=options)
+    return Sampler("gumbel_softmax", draw=_gumbel_softmax, slope_in="relaxed draw", options=options)
 
 
 def _gumbel_softmax(key: jax.Array, dist: Any, *, temperature: ArrayLike) -> jax.Array:
@@ -144,7 +144,9 @@ def st_gumbel_softmax(temperature: ArrayLike) -> Sampler:
       Jang, Gu and Poole 2017, "Categorical Reparameterization with Gumbel-Softmax", section 2.2.
     """
     options = {"temperature": _check.positive("temperature", temperature)}
-    return Sampler("st_gumbel_softmax", draw=_st_gumbel_softmax, options=options)
+    return Sampler(
+        "st_gumbel_softmax", draw=_st_gumbel_softmax, slope_in="discrete draw", options=options
+    )
 
 
 def _st_gumbel_softmax(key: jax.Array, dist: Any, *, temperature: ArrayLike) -> jax.Array:

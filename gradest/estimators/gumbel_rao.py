@@ -54,7 +54,8 @@ def gumbel_rao(temperature: ArrayLike, *, num_samples: int = 10) -> Sampler:
     """
     options = {"temperature": _check.positive("temperature", temperature)}
     static = {"num_samples": _check.integer("num_samples", num_samples, 1)}
-    return Sampler("gumbel_rao", draw=_gumbel_rao, options=options, static=static)
+    functions = {"draw": _gumbel_rao, "slope_in": "discrete draw"}
+    return Sampler("gumbel_rao", **functions, options=options, static=static)
 
 
 def _gumbel_rao(

@@ -1,6 +1,5 @@
 """REBAR: REINFORCE with the relaxed draw as a control variate, its mean taken pathwise."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,9 +10,7 @@ from jax.typing import ArrayLike
 from .. import _check
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
-from .._derivatives.refuse import UnestimatedGradientWarning, noting
 from .._derivatives.variance import attach_variance_gradient, with_variance_gradient
-from .._jaxpr import depends
 from .._sampler import Sampler
 from ..distributions import base
 from . import _relaxation, _relaxed_control
@@ -95,15 +92,15 @@ def rebar(
         "coupled": bool(coupled),
         "nested": bool(nested),
     }
-    functions = {"draw": _draw, "estimate": _estimate, "relaxed": _relaxed}
-    return Sampler("rebar", **functions, options=options, static=static)
-
-
-_NO_SLOPE = (
-    "rebar: the cost depends on the relaxed draw, but has no derivative in it, as after a "
-    "comparison, a rounding or a choice of a branch. What the draw does there is missing from the "
-    "gradient. Use disarm, relax or score_function, which do not differentiate the cost."
-)
+    return Sampler(
+        "rebar",
+        draw=_draw,
+        estimate=_estimate,
+        relaxed=_relaxed,
+        slope_in="" if _check.is_zero(options["eta"]) else "relaxed point",
+        options=options,
+        static=static,
+    )
 
 
 def _draw(key: jax.Array, dist: Any, **_: Any) -> jax.Array:
@@ -152,17 +149,12 @@ def _estimate(
             for name in ("temperature", "eta", "baseline")
         )
 
-        reached = []
-
         def c(z: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array]:
             relaxed = _relax(fixed, z, l, t, relaxation)
-            noted = noting(relaxed, lambda: reached.append(True))
-            at = cost.relaxed(noted, later=not nested).astype(z.dtype)
+            at = cost.relaxed(relaxed, later=not nested).astype(z.dtype)
             return at, at
 
         at_z, through_z = _relaxed_control.value_and_gradient(fixed, noise, c)
-        if not (reached or _check.is_zero(trained["eta"])) and depends(c, noise.z, noise.l):
-            warnings.warn(_NO_SLOPE, UnestimatedGradientWarning, stacklevel=2)
         return (f.astype(score.dtype) - eta * at_z - baseline) * score + eta * through_z
 
     g, traced, variance_gradient = with_variance_gradient(gradient, trained)

@@ -57,7 +57,7 @@ def reinmax(temperature: ArrayLike = 1.0) -> Sampler:
       Beyond", Algorithm 2.
     """
     options = {"temperature": _check.positive("temperature", temperature)}
-    return Sampler("reinmax", draw=_reinmax, options=options)
+    return Sampler("reinmax", draw=_reinmax, slope_in="discrete draw", options=options)
 
 
 def _reinmax(key: jax.Array, dist: Any, *, temperature: ArrayLike) -> jax.Array:

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from .. import _check, _numerics
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
+from .._jumps import Mark, watched
 from .._sampler import ControlVariate, Sampler, with_score
 from .._transparent import without_stops
 from ..distributions import Bernoulli, OneHotCategorical, base
@@ -161,14 +162,15 @@ def _score(
     coupled: bool,
 ) -> tuple[Any, jax.Array, ControlVariate]:
     """The draw, and the terms of the equations that do not hold the cost."""
+    if not _check.is_zero(eta):
+        dist = _watched(key, dist, surrogate, params)
     # Nothing is differentiated through the draw: its gradient is estimated here.
     fixed = jax.lax.stop_gradient(dist)
     traced = any(not _check.is_concrete(x) for x in jax.tree.leaves((params, temperature, eta)))
 
     def c(point: Any) -> tuple[jax.Array, jax.Array]:
         """The surrogate, summed over the lanes of the site, and for each of them."""
-        one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[key.ndim :], leaf.dtype)
-        at, closed_over = _closed(surrogate, params, jax.tree.map(one, point))
+        at, closed_over = _closed(surrogate, params, _of_one_lane(key, point))
         at = functools.partial(at, closed_over)
         for _ in range(key.ndim):
             at = jax.vmap(at)
@@ -187,6 +189,27 @@ def _score(
         x,
         base.log_prob_unrounded(dist, unrounded),
         ControlVariate(term, trained if traced else None),
+    )
+
+
+def _of_one_lane(key: jax.Array, point: Any) -> Any:
+    """The shapes of a point of one lane of the site, of which there is a key for each."""
+    one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[key.ndim :], leaf.dtype)
+    return jax.tree.map(one, point)
+
+
+def _watched(key: jax.Array, dist: Any, surrogate: Surrogate, params: Any) -> Any:
+    """`dist`, which complains when it is differentiated if the surrogate jumps."""
+    slope_in = "relaxed point" if _discrete(dist) else "draw"
+    point = _of_one_lane(key, jax.eval_shape(_draw, key, dist))
+    at, closed_over = _closed(surrogate, params, point)
+    return watched(
+        Mark("relax", slope_in, "", type(dist), with_score=True),
+        dist,
+        lambda point: at(closed_over, point),
+        point,
+        what="its surrogate",
+        remedy="Take a surrogate that is continuous: the cost need not be.",
     )
 
 

@@ -61,7 +61,7 @@ def reparameterize(*, sticking_the_landing: bool = False) -> Sampler:
       Roeder, Wu and Duvenaud 2017, "Sticking the Landing", eq. 7, for the control variate.
     """
     estimate = _path_only if sticking_the_landing else None
-    return Sampler("reparameterize", draw=_draw, estimate=estimate)
+    return Sampler("reparameterize", draw=_draw, estimate=estimate, slope_in="draw")
 
 
 def _draw(key: jax.Array, dist: Any) -> Any:

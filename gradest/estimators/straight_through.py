@@ -50,7 +50,9 @@ def straight_through(*, slope: ArrayLike = 1.0) -> Sampler:
       sigmoid's); Chung, Ahn and Bengio 2017, section 2.4, for the slope.
     """
     options = {"slope": _check.positive("slope", slope)}
-    return Sampler("straight_through", draw=_straight_through, options=options)
+    return Sampler(
+        "straight_through", draw=_straight_through, slope_in="discrete draw", options=options
+    )
 
 
 def _straight_through(key: jax.Array, dist: Any, *, slope: ArrayLike) -> jax.Array:

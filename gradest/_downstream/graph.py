@@ -1,0 +1,203 @@
+"""The graph of values that a walk makes of a program."""
+
+import dataclasses
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from .. import _jaxpr
+from .rules import STEEP, Flow
+from .values import NONE, Draws, Jump, Origin, Value, is_float, joined
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """A draw that is followed.
+
+    Attributes:
+      name: its identity.
+      relaxed: whether it is of a discrete law, and differentiated as if that were continuous: a
+        mask by a large constant is a step for it.
+      hard: whether it takes the values of the discrete law.
+      transparent: whether a stop_gradient is not obeyed, as where the cost is evaluated at points
+        that no draw can be at.
+    """
+
+    name: Hashable
+    relaxed: bool = False
+    hard: bool = False
+    transparent: bool = False
+
+
+class Graph:
+    """Makes values, and knows the draws and the steps in them.
+
+    Attributes:
+      bits: the draws that were met, by their names.
+      relaxed: those of a discrete law that are differentiated as if it were continuous.
+      transparent: those of which no stop_gradient is obeyed.
+      jumps: where values step, and at what.
+    """
+
+    def __init__(self) -> None:
+        self.bits: dict[Hashable, Draws] = {}
+        self.relaxed = self.transparent = 0
+        self.jumps: dict[Origin, Jump] = {}
+        self._num_values = 0
+        self.path: tuple[Any, ...] = ()
+        self.callers: list[Any] = []  # the calls of a library's function that we are in, or None
+        self.expanded: dict[Any, Any] = {}
+        self.too_long: set[int] = set()
+        self._arrays: dict[int, np.ndarray | None] = {}
+
+    def begin(self, draw: Draw, shape: tuple[int, ...], dtype: Any, ins: Sequence[Value]) -> Value:
+        """The value of a draw, with what else of `ins` it depends on."""
+        bit = self.bits.setdefault(draw.name, 1 << len(self.bits))
+        self.relaxed |= bit * draw.relaxed
+        self.transparent |= bit * draw.transparent
+        return self._depending("draw", shape, dtype, ins, bit, draw.hard, draw.relaxed)
+
+    def leaf(self, shape: tuple[int, ...], dtype: Any, like: Sequence[Value] = ()) -> Value:
+        """A value of which no more is known than on what it depends."""
+        return self._depending("leaf", shape, dtype, like)
+
+    def _depending(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        ins: Sequence[Value],
+        flow: Draws = 0,
+        hard: bool = False,
+        unit: bool = False,
+    ) -> Value:
+        value = self.new(name, (), {"unit": unit}, 0, shape, dtype)
+        value.hard = hard or any(x.hard for x in ins if x.depends)
+        value.jumps = joined(*(x.jumps for x in ins))
+        if is_float(dtype):
+            for x in ins:
+                flow, value.kinked = flow | x.flow, value.kinked | x.kinked
+            value.flow, value.steep = flow, joined(*(x.steep for x in ins))
+        return value
+
+    def constant(self, x: Any, aval: Any = None) -> Value:
+        aval = jax.typeof(x) if aval is None else aval
+        value = self.new("const", (), NONE, 0, tuple(aval.shape), aval.dtype)
+        if not isinstance(x, jax.core.Tracer):
+            value.body = x
+            if value.shape == () and _is_number(value.dtype):
+                value.number = np.asarray(x).item()
+        return value
+
+    def new(
+        self,
+        name: str,
+        ins: tuple[Value, ...],
+        params: Mapping[str, Any],
+        out: int,
+        shape: tuple[int, ...],
+        dtype: Any,
+    ) -> Value:
+        self._num_values += 1
+        return Value(name, ins, params, out, shape, dtype, id=self._num_values)
+
+    def result(
+        self, eqn: Any, ins: Sequence[Value], out: int, flow: Flow, name: str = "", body: Any = None
+    ) -> Value:
+        """Result number `out` of `eqn`; the same one for the same equation of the same values."""
+        aval, operation = eqn.outvars[out].aval, name or eqn.primitive.name
+        value = self.new(operation, tuple(ins), eqn.params, out, tuple(aval.shape), aval.dtype)
+        value.body, value.number, value.jumps = body, flow.number, flow.jumps
+        if is_float(value.dtype):
+            value.flow, value.kinked, value.steep = flow.flow, flow.kinked, flow.steep
+        value.hard = any(x.hard for x in ins if x.depends)
+        if value.depends:
+            value.key = self.key(eqn, out)
+            self._locate(eqn, value)
+        return value
+
+    def _locate(self, eqn: Any, value: Value) -> None:
+        for origin in (*value.jumps, *value.steep):
+            if origin not in self.jumps:
+                what = eqn.params.get("name", eqn.primitive.name)
+                what = "mask" if origin[0] is STEEP else what
+                self.jumps[origin] = Jump(self.line(eqn), what)
+
+    def key(self, eqn: Any, out: int) -> Origin:
+        return (self.path, id(eqn), out)
+
+    def line(self, eqn: Any) -> str:
+        """The user's: of a library's function, which JAX stages once, that of its caller."""
+        lines = (_jaxpr.line_of(caller) for caller in self.callers if caller is not None)
+        return next(filter(None, lines), None) or _jaxpr.line_of(eqn)
+
+    # ---- For probes ------------------------------------------------------------------------
+
+    def element(self, x: Value, number: int) -> Value:
+        """One of `x` along its first axis."""
+        value = self.leaf(x.shape[1:], x.dtype, [x])
+        value.name, value.ins, value.params = "element", (x,), {"number": number}
+        return value
+
+    def array(self, constant: Value) -> np.ndarray | None:
+        """An array of the program, in the types of a probe; None for one that is not known."""
+        x = constant.body
+        if x is None or id(x) not in self._arrays:
+            self._arrays[id(x)] = None if x is None else _array(x)
+        return self._arrays[id(x)]
+
+
+# Larger arrays among a program's constants are taken for any others of their shape.
+_KNOWN = 1_000_000
+
+
+def _array(x: Any) -> np.ndarray | None:
+    if np.size(x) > _KNOWN or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return None
+    dtype = jax.dtypes.result_type(x)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return np.asarray(x).astype(np.float64)
+    return np.asarray(x) if _is_number(dtype) else None
+
+
+def _is_number(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, np.number) or dtype == np.bool_
+
+
+# ---- Libraries -----------------------------------------------------------------------------
+
+
+# JAX's own special functions, activations and linear algebra are continuous where they are defined:
+# what they compare with is how they are computed. Not jax.scipy.stats: supports have edges.
+_COMPARE_WITHIN = (
+    "_src/scipy/special.py",
+    "_src/scipy/linalg.py",
+    "_src/numpy/linalg.py",
+    "_src/ops/special.py",
+    "_src/third_party/scipy/",
+    "_src/lax/special.py",
+    "_src/lax/linalg.py",
+)
+
+
+def compares_within(eqn: Any) -> bool:
+    """Whether the comparisons in `eqn` are how a function of JAX's is computed."""
+    for file in _jaxpr.files_of(eqn):
+        if not _jaxpr.is_of_library(file):
+            return False
+        if any(part in file.replace(os.sep, "/") for part in _COMPARE_WITHIN):
+            return True
+    return False
+
+
+def is_of_library(closed: core.ClosedJaxpr) -> bool:
+    """Whether a function of a library was staged, whose equations have its first caller's line."""
+    info = getattr(closed.jaxpr, "debug_info", None)
+    source = getattr(info, "func_filename", None) or getattr(info, "func_src_info", None)
+    return source is not None and _jaxpr.is_of_library(str(source))

@@ -1,0 +1,198 @@
+"""Looks whether a value steps where something that it is computed from does.
+
+What cannot be read off a program can be looked at: the value's element is evaluated at points on
+random lines through what it is computed from, the step of the origin is closed in on, and the
+values on both sides are compared. The points are the same each time.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .arrays import RULES
+from .elements import Elements, Program, TooLong
+from .values import Origin, Value, is_float
+
+# Lines, points on each; how often a bracket is narrowed, by how much.
+_LINES, _POINTS = 32, 25
+_NARROWED, _WITHIN = 11, 9
+# Elements of one probe, of all probes together; places of a value, and probes of one place.
+_ELEMENTS, _ALL_ELEMENTS = 600, 40_000
+_PLACES, _PROBES = 6, 30
+# How often what takes too long is taken for any number.
+_CUTS = 4
+# How many operations, and values, around a place are looked at for one that is like it.
+_NEAR, _MANY = 8, 200
+
+
+class Prober:
+    """Probes within a budget, so that looking takes no longer than a second.
+
+    Args:
+      program: whose values are looked at.
+    """
+
+    def __init__(self, program: Program):
+        self._program = program
+        self._spent = 0
+        self._probes: dict[Origin, int] = {}
+        self._seen: dict[Any, str] = {}
+
+    def verdicts(self, value: Value, times: int = 1) -> Mapping[Origin, str]:
+        """Of places at which `value` may step: "jump", "continuous", "constant" or "unknown"."""
+        return {o: self._verdict(value, o, times) for o in list(value.jumps)[:_PLACES]}
+
+    def _verdict(self, value: Value, origin: Origin, times: int) -> str:
+        # An infinite case masks a relaxed draw; for others it is the edge of a support.
+        masks = bool(value.jumps[origin] & self._program.relaxed)
+        like = _likeness(value, origin)
+        like = like and (times, masks, *like)
+        if like in self._seen:
+            return self._seen[like]
+        self._probes[origin] = self._probes.get(origin, 0) + 1
+        if self._probes[origin] > _PROBES or self._spent > _ALL_ELEMENTS:
+            return "unknown"
+        probe = _Probe(self._program, value, origin, masks, times * _ELEMENTS)
+        verdict = probe.verdict()
+        self._spent += probe.total
+        if like is not None:
+            self._seen[like] = verdict
+        return verdict
+
+
+def _likeness(value: Value, origin: Origin) -> tuple[Any, ...] | None:
+    """Something that is equal for values that are computed alike; None if they are not alike.
+
+    As those in the layers of a network are.
+    """
+    numbers, queue, shape, found = {value.id: 0}, [(value, 0)], [], False
+    for v, depth in queue:
+        operands = []
+        for x in v.ins if depth < _NEAR else ():
+            if x.id not in numbers:
+                numbers[x.id] = len(numbers)
+                queue.append((x, depth + 1))
+            operands.append(numbers[x.id])
+        found = found or v.key == origin
+        inside = id(v.body[1].jaxpr) if v.body is not None and v.name != "const" else None
+        known = v.name, v.out, v.number, v.params.get("y"), v.params.get("unit"), inside
+        shape.append((*known, v.flow > 0, v.hard, origin in v.jumps, tuple(operands)))
+        if len(queue) > _MANY:
+            return None
+    return tuple(shape) if found else None
+
+
+class _Probe:
+    """Of one value, at one of the places where it may step."""
+
+    def __init__(self, program: Program, value: Value, origin: Origin, masks: bool, budget: int):
+        self.value, self.origin, self.masks = value, origin, masks
+        self.elements = Elements(program, RULES, value, origin, _LINES, budget)
+
+    @property
+    def total(self) -> int:
+        return self.elements.total
+
+    def verdict(self) -> str:
+        size = math.prod(self.value.shape)
+        if size == 0 or not is_float(self.value.dtype):
+            return "unknown"
+        rng = np.random.default_rng(0)
+        found = set()
+        with np.errstate(all="ignore"):
+            for _ in range(2 if size > 1 else 1):
+                index = tuple(int(rng.integers(n)) for n in self.value.shape)
+                try:
+                    found.add(self._at(index))
+                except (TooLong, RecursionError):
+                    found.add("unknown")
+        if "jump" in found:
+            return "jump"
+        if "continuous" in found:
+            return "continuous"
+        return "constant" if found == {"constant"} else "unknown"
+
+    def _at(self, index: tuple[int, ...]) -> str:
+        """The verdict on one element."""
+        e = self.elements
+        self._look_around(index)
+        t = np.broadcast_to(np.linspace(0, 1, _POINTS), (_LINES, _POINTS))
+        f, steps = e.evaluate(index, t)
+        changes = steps[:, 1:] != steps[:, :-1]
+        rows = np.flatnonzero(changes.any(1))
+        if not len(rows):
+            return "constant" if e.seen and (e.num_draws <= 3 or self.value.flow) else "unknown"
+        lines, first = np.arange(_LINES), self._one_change(changes)
+        lo, hi = t[lines, first], t[lines, first + 1]
+        typical = float(np.median(np.abs(np.where(np.isfinite(f), f, 0)).max(1)))
+        # Nearby: elsewhere on the line the value may be much larger.
+        near = np.clip(first[:, None] + np.arange(-2, 4), 0, _POINTS - 1)
+        f = np.take_along_axis(f, near, 1)
+        size = np.abs(np.where(np.isfinite(f), f, 0)).max(1)
+        low, high = (np.where(np.isfinite(f), f, end) for end in (np.inf, -np.inf))
+        spread = high.max(1) - low.min(1)
+        for _ in range(_NARROWED):
+            t = lo[:, None] + (hi - lo)[:, None] * np.linspace(0, 1, _WITHIN)
+            f, steps = e.evaluate(index, t)
+            first = (steps[:, 1:] != steps[:, :-1]).argmax(1)
+            lo, hi = t[lines, first], t[lines, first + 1]
+        before, after = f[lines, first][rows], f[lines, first + 1][rows]
+        gap = np.abs(after - before)
+        if e.terms is not None:
+            terms = np.abs(e.terms[:, lines, first + 1] - e.terms[:, lines, first]).max(0)[rows]
+            return self._of_sum(gap, terms, size[rows], spread[rows])
+        return self._of_gap(before, after, size[rows], spread[rows], typical)
+
+    def _look_around(self, index: tuple[int, ...]) -> None:
+        for _ in range(_CUTS):
+            try:
+                return self.elements.look_around(index)
+            except TooLong as error:
+                if not error.cut:
+                    raise
+        raise TooLong
+
+    def _one_change(self, changes: np.ndarray) -> np.ndarray:
+        """The number of an interval in which the origin steps, on each line where it does."""
+        rng = np.random.default_rng(1)
+        pick = [rng.choice(np.flatnonzero(row)) if row.any() else 0 for row in changes]
+        return np.asarray(pick)
+
+    def _of_sum(
+        self, gap: np.ndarray, terms: np.ndarray, size: np.ndarray, spread: np.ndarray
+    ) -> str:
+        """Whether a sum steps by less than its terms do."""
+        ok = np.isfinite(gap) & np.isfinite(terms) & (terms > 1e-9 * size)
+        if ok.any():
+            return _majority((gap > 1e-3 * terms) & ok, ok)
+        # Of products, each of which is continuous.
+        products = self.value.name == "dot_general" and (spread > 0).any()
+        return "continuous" if products else "unknown"
+
+    def _of_gap(
+        self,
+        before: np.ndarray,
+        after: np.ndarray,
+        size: np.ndarray,
+        spread: np.ndarray,
+        typical: float,
+    ) -> str:
+        gap = np.abs(after - before)
+        # A value that grows without bound nearby says nothing: its spread hides the gap.
+        ok = np.isfinite(gap) & np.isfinite(spread) & (spread > 0)
+        if self.masks and ((np.isinf(before) ^ np.isinf(after)) & ~np.isnan(gap)).any():
+            return "jump"
+        if not ok.any():
+            return "unknown"
+        spread = np.maximum(
+            spread, 0.05 * np.median(spread[ok])
+        )  # in a flat tail any step is large
+        chosen = self.value.name in ("select_n", "cond")
+        least = 3e-4 * size * chosen + 1e-8 * size + 1e-5 * typical
+        return _majority((gap > 1e-3 * spread) & (gap > least) & ok, ok)
+
+
+def _majority(steps: np.ndarray, ok: np.ndarray) -> str:
+    return "jump" if steps.sum() > 0.05 * ok.sum() else "continuous"

@@ -1,0 +1,213 @@
+"""What is said where the cost that an estimator differentiates jumps.
+
+Such a cost is constant, or has a slope that is not its mean's, on both sides of the jump: a part of
+the gradient is missing, in silence. That is known before anything is differentiated, and said when
+the parameters of the draw are.
+"""
+
+import dataclasses
+import functools
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from ._derivatives.refuse import UnestimatedGradientError, UnestimatedGradientWarning
+from ._downstream.fates import Fate, fate_of_inputs
+from ._downstream.graph import Draw
+from ._downstream.rules import COMPARISONS, EQUALITIES
+from ._downstream.values import Jump
+from .distributions._capabilities import CAPABILITIES
+from .distributions.base import Distribution
+
+#: What a cost is differentiated in: a draw of a continuous law; one that takes the place of a
+#: discrete draw; a discrete one, as if it were continuous; a point at which no draw is, between
+#: those of a discrete law; or nothing.
+SlopeIn = Literal["draw", "relaxed draw", "discrete draw", "relaxed point", ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """What is known of a draw: the static half of a pathwise one's equation.
+
+    Attributes:
+      name: of the estimator.
+      slope_in: what it differentiates the cost in.
+      where: the user's line that draws, as ' (at file:line)', or nothing.
+      law: the class of the distribution.
+      with_score: whether the slope is a part of the gradient only, beside a score.
+    """
+
+    name: str
+    slope_in: SlopeIn
+    where: str
+    law: type
+    with_score: bool = False
+
+    @property
+    def at_relaxed_points(self) -> bool:
+        return self.slope_in == "relaxed point"
+
+    def followed(self, name: Any) -> Draw | None:
+        """The draw as the analysis follows it, if what follows it has to have a slope."""
+        if not self.slope_in:
+            return None
+        discrete = self.slope_in == "discrete draw"
+        return Draw(name, self.slope_in != "draw", discrete, self.at_relaxed_points)
+
+
+class Complaint:
+    """Of a draw that meets a jump.
+
+    Args:
+      mark: of the draw.
+      fate: what becomes of it.
+      given: pairs of lines, of a draw and of a jump, of which the user was told already.
+      what: that jumps, if it is not all that follows the draw.
+      remedy: what to do; by default, to draw by another estimator.
+    """
+
+    def __init__(
+        self, mark: Mark, fate: Fate, given: set[Any], *, what: str = "", remedy: str = ""
+    ):
+        self.mark, self.fate, self.given = mark, fate, given
+        self.what = what or f"what follows the draw{mark.where}"
+        self.remedy = remedy or _remedy(mark.law)
+
+    def watch(self, x: jax.Array) -> jax.Array:
+        """`x`, the draw or a parameter of it, which complains when it is differentiated."""
+        is_float = jnp.issubdtype(jax.dtypes.result_type(x), jnp.floating)
+        return _watched(self, x) if is_float else x
+
+    def give(self) -> None:
+        # At relaxed points, and of a surrogate, there is a score beside.
+        if self.fate.lost and not self.mark.with_score:
+            first = self.fate.jumps[0]
+            silently = "Nothing else reaches the loss: the gradient would silently be zero."
+            raise UnestimatedGradientError(self._message(first, silently))
+        for jump in self.fate.jumps:
+            lines = self.mark.where, jump.where
+            if lines not in self.given:
+                self.given.add(lines)
+                missing = "That part of the gradient is missing."
+                _warn_at(self.mark.where or jump.where, self._message(jump, missing))
+
+    def _message(self, jump: Jump, missing: str) -> str:
+        if self.mark.at_relaxed_points:
+            meant = (
+                "If it is meant, give what jumps a rule of its own by jax.custom_jvp: at relaxed "
+                "points jax.lax.stop_gradient is not obeyed."
+            )
+        else:
+            meant = "If it is meant, put jax.lax.stop_gradient around what is compared or indexed."
+        return (
+            f"{self.mark.name}: {self.what} jumps at {_named(jump.what)}{jump.where}, which has "
+            f"no slope. {missing} {self.remedy} {meant}"
+        )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _watched(complaint: Complaint, x: jax.Array) -> jax.Array:
+    del complaint
+    return x
+
+
+def _watched_jvp(complaint: Complaint, primals: Any, tangents: Any) -> Any:
+    (x,), (dx,) = primals, tangents
+    if isinstance(dx, SymbolicZero):
+        return x, jnp.zeros_like(x)
+    complaint.give()
+    return x, dx
+
+
+_watched.defjvp(_watched_jvp, symbolic_zeros=True)
+
+
+def watched(
+    mark: Mark,
+    dist: Any,
+    function: Callable[..., Any],
+    point: Any,
+    *beside: Any,
+    what: str,
+    remedy: str = "",
+) -> Any:
+    """`dist`, which complains when it is differentiated if `function` jumps.
+
+    Args:
+      mark: of the draw.
+      dist: what it is drawn from.
+      function: of (point, *beside), with a scalar result.
+      point: where it is differentiated, or the shapes of that.
+      beside: its other arguments.
+      what: the function, in the words of the complaint.
+      remedy: what to do where it jumps; by default, to draw by another estimator.
+    """
+    draw = mark.followed("the draw")
+    if draw is None:
+        return dist
+    staged = jax.make_jaxpr(function)(point, *beside)
+    fate = fate_of_inputs(staged, draw, len(jax.tree.leaves(point)))
+    if not fate.jumps:
+        return dist
+    complaint = Complaint(mark, fate, set(), what=what, remedy=remedy)
+    return jax.tree.map(complaint.watch, dist)
+
+
+# ---- Words ---------------------------------------------------------------------------------
+
+
+def _named(what: str) -> str:
+    if what in COMPARISONS or what in EQUALITIES:
+        return "a comparison"
+    return _NAMES.get(what, f"`{what.strip('_')}`")
+
+
+_NAMES = {
+    "convert_element_type": "a cast",
+    "rem": "a remainder",
+    "while": "the number of a loop's steps",
+    "mask": "a product with a large constant",
+}
+
+
+#: Estimators that do not differentiate the cost, with what they need of a distribution.
+WITHOUT_SLOPE = {
+    "enumeration": ("support",),
+    "disarm": ("categorical", "mean"),
+    "measure_valued": ("weak derivative",),
+    "score_function": ("density",),
+}
+
+
+def estimators_without_slope(law: type) -> list[str]:
+    """Those of draws of that law that do not differentiate what follows."""
+    if not issubclass(law, Distribution):
+        return ["score_function"]
+    has = lambda needs: all(CAPABILITIES[need].of(law) for need in needs)
+    return [name for name, needs in WITHOUT_SLOPE.items() if has(needs)]
+
+
+def _remedy(law: type) -> str:
+    names = estimators_without_slope(law)
+    if not names:
+        return (
+            f"No estimator of draws from {law.__name__} does without a slope: make the cost "
+            "continuous, or take a law whose support does not move, with score_function."
+        )
+    *some, last = names
+    listed = f"{', '.join(some)} or {last}" if some else last
+    return f"Draw by {listed}, which {'need' if some else 'needs'} none."
+
+
+def _warn_at(where: str, message: str) -> None:
+    """At the user's line, as ' (at file:line)', if it is known."""
+    at = re.fullmatch(r" \(at (.*):(\d+)\)", where)
+    if at is None:
+        warnings.warn(message, UnestimatedGradientWarning, stacklevel=2)
+    else:
+        warnings.warn_explicit(message, UnestimatedGradientWarning, at[1], int(at[2]))

@@ -1,0 +1,82 @@
+"""What becomes of the draws of a loss whose estimators differentiate what they cost.
+
+Such an estimator is right where the cost has no jumps. `follow` says of each of a staged loss's
+draws what becomes of it, and `complaints_of` what there is to complain of once the draw's
+parameters are differentiated.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jax.extend import core
+
+from .. import _jaxpr
+from .._downstream.fates import Fate, fates
+from .._downstream.walk import Special
+from .._jumps import Complaint, Mark
+from .._sampler import draw_p, sample_p
+from .spend import cost_p
+
+
+@dataclasses.dataclass(frozen=True)
+class Followed:
+    """A draw, and what becomes of it.
+
+    Attributes:
+      eqn: the equation of the staged loss that draws.
+      mark: with the estimator's name, the law and the user's line.
+      fate: None if the draw does not come near the loss, or need not be followed.
+    """
+
+    eqn: Any
+    mark: Mark
+    fate: Fate | None
+
+
+def follow(loss: core.ClosedJaxpr) -> list[Followed]:
+    """The draws in a staged loss, whose first result is the loss, in order."""
+    eqns = list(_draws_in(loss.jaxpr, set()))
+    if not any(_mark(eqn).slope_in for eqn in eqns):
+        return [Followed(eqn, _mark(eqn), None) for eqn in eqns]
+    found = fates(loss, _special)
+    return [Followed(eqn, _mark(eqn), found.get(id(eqn))) for eqn in eqns]
+
+
+def complaints_of(loss: core.ClosedJaxpr) -> Mapping[int, Complaint]:
+    """What there is to say, by the identity of the equation that draws."""
+    given: set[Any] = set()
+    return {
+        id(draw.eqn): Complaint(draw.mark, draw.fate, given)
+        for draw in follow(loss)
+        if draw.fate is not None and draw.fate.jumps
+    }
+
+
+def _draws_in(jaxpr: core.Jaxpr, seen: set[int]) -> Iterable[Any]:
+    if id(jaxpr) in seen:
+        return
+    seen.add(id(jaxpr))
+    for eqn in jaxpr.eqns:
+        if eqn.primitive in (draw_p, sample_p):
+            yield eqn
+        for inner in _jaxpr.subjaxprs(eqn):
+            yield from _draws_in(inner, seen)
+
+
+def _mark(eqn: Any) -> Mark:
+    return eqn.params["mark"] if eqn.primitive is draw_p else eqn.params["site"].mark
+
+
+def _special(eqn: Any) -> Special | None:
+    if eqn.primitive is draw_p:
+        return Special(_mark(eqn).followed(id(eqn)), ends=False, cost=False, passes="all")
+    if eqn.primitive is sample_p:
+        # Whatever its parameters depend on is estimated with it. At a relaxed point of an earlier
+        # draw it may be relaxed itself.
+        relaxed = eqn.params["site"].held.relaxed is not None
+        passes = "transparent" if relaxed else "none"
+        return Special(_mark(eqn).followed(id(eqn)), ends=True, cost=False, passes=passes)
+    if eqn.primitive is cost_p:
+        return Special(None, ends=True, cost=True, passes="all")
+    return None

@@ -1,0 +1,298 @@
+"""Losses of a vector of six, without jumps and with them, as people write them.
+
+`SILENT` are continuous, or say by a rule of their own what their derivative is; `JUMPS` step, in
+every way that a comparison, a rounding or an index can come back as a number. `BLIND` step, and are
+taken for continuous, or the other way round: docs/promise.md says why.
+"""
+
+import jax
+import jax.numpy as jnp
+import jax.scipy as jsp
+import numpy as np
+import optax
+from jax import lax
+
+KEY = jax.random.key(0)
+_RNG = np.random.default_rng(0)
+Y = jnp.asarray(_RNG.normal(size=6), jnp.float32)
+W = jnp.asarray(_RNG.normal(size=(6, 6)) * 0.5, jnp.float32)
+POSITIVE = jnp.abs(Y) + 0.1
+LABELS = np.array([0, 2])
+MASK = np.asarray(Y) > 0
+
+
+def logits(x):
+    return x.reshape(2, 3)
+
+
+# ---- Layers, written out -------------------------------------------------------------------
+
+
+def layer_norm(x):
+    return (x - jnp.mean(x)) * lax.rsqrt(jnp.var(x) + 1e-6) * POSITIVE
+
+
+def attention(x):
+    h = x.reshape(3, 2)
+    scores = h @ h.T / np.sqrt(2.0)
+    scores = jnp.where(np.tril(np.ones((3, 3), bool)), scores, -jnp.inf)
+    return jax.nn.softmax(scores, -1) @ h
+
+
+def mixed_precision(x):
+    h = (x.astype(jnp.bfloat16) @ W.astype(jnp.bfloat16)).astype(jnp.float32)
+    return jnp.sum(jax.nn.gelu(h) ** 2)
+
+
+def pooled(x):
+    image = (x[:, None] * Y[None]).reshape(1, 6, 6, 1)
+    pool = lax.reduce_window(image, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    return jnp.sum(pool**2)
+
+
+def recurrent(x):
+    def step(h, v):
+        h = jnp.tanh(W @ h + v)
+        return h, jnp.sum(h)
+
+    return jnp.sum(lax.scan(step, jnp.zeros(6), x)[1])
+
+
+def queue(x):
+    """Lindley's recursion, by a select."""
+    return lax.scan(lambda c, v: (jnp.where(c + v > 0, c + v, 0.0), None), 0.0, x)[0]
+
+
+def dropout(x):
+    keep = jax.random.bernoulli(KEY, 0.5, (6,))
+    return jnp.sum(jnp.where(keep, x / 0.5, 0.0) ** 2)
+
+
+def transformer(x):
+    h = x.reshape(3, 2)
+    for _ in range(2):
+        n = jax.vmap(lambda r: (r - jnp.mean(r)) / jnp.sqrt(jnp.var(r) + 1e-5))(h)
+        h = h + jax.nn.softmax(n @ n.T) @ n
+        h = h + jax.nn.relu(h @ W[:2, :4]) @ W[:4, :2]
+    return jnp.sum(jax.nn.log_softmax(h)[0])
+
+
+# ---- Rules of their own --------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def spike(x):
+    return (x > 0).astype(x.dtype)
+
+
+spike.defvjp(lambda x: (spike(x), x), lambda x, ct: (ct / (1 + jnp.abs(x)) ** 2,))
+
+
+@jax.custom_vjp
+def rounded(x):
+    return jnp.round(x)
+
+
+rounded.defvjp(lambda x: (jnp.round(x), None), lambda _, ct: (ct,))
+
+
+@jax.custom_jvp
+def clipped_sign(x):
+    return jnp.sign(x)
+
+
+clipped_sign.defjvp(lambda x, dx: (jnp.sign(x[0]), dx[0] * (jnp.abs(x[0]) < 1)))
+
+
+def ode(x):
+    from jax.experimental.ode import odeint
+
+    return jnp.sum(odeint(lambda y, t: jnp.sin(y) - 0.1 * y, x, jnp.linspace(0.0, 1.0, 3)))
+
+
+def root(x):
+    a = jnp.exp(x[0])
+    solve = lambda f, s: lax.while_loop(
+        lambda s: jnp.abs(f(s)) > 1e-5, lambda s: s - f(s) / (2 * s), s
+    )
+    return lax.custom_root(lambda s: s**2 - a, 1.0, solve, lambda g, y: y / g(1.0))
+
+
+def interpolated(x):
+    """Between grid points, by hand."""
+    grid, at = jnp.arange(5.0) ** 2, jnp.clip(x, 0, 3.999)
+    i = jnp.floor(at).astype(int)
+    t = at - i
+    return jnp.sum(grid[i] * (1 - t) + grid[i + 1] * t)
+
+
+def safe_norm(x):
+    s = jnp.sum(x**2)
+    zero = s == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, s)))
+
+
+def vq(x):
+    """Vector quantisation with straight-through, commitment and codebook terms."""
+    q = W[jnp.argmin(jnp.sum((lax.stop_gradient(x) - W) ** 2, -1))]
+    through = x + lax.stop_gradient(q - x)
+    return jnp.sum(through**2) + jnp.sum((x - lax.stop_gradient(q)) ** 2)
+
+
+def huber(x):
+    return jnp.where(jnp.abs(x) < 1, 0.5 * x**2, jnp.abs(x) - 0.5)
+
+
+one_hot = jax.nn.one_hot(LABELS, 3)
+total = jnp.sum
+
+#: Continuous.
+SILENT = {
+    "squared": lambda x: total(optax.squared_error(x, Y)),
+    "optax huber": lambda x: total(optax.huber_loss(x, Y)),
+    "optax log_cosh": lambda x: total(optax.log_cosh(x, Y)),
+    "optax hinge": lambda x: total(optax.hinge_loss(x, np.sign(Y))),
+    "optax cosine": lambda x: total(optax.cosine_distance(x, Y, epsilon=1e-6)),
+    "optax cross entropy": lambda x: total(optax.softmax_cross_entropy(logits(x), one_hot)),
+    "optax labels": lambda x: total(
+        optax.softmax_cross_entropy_with_integer_labels(logits(x), LABELS)
+    ),
+    "optax bce": lambda x: total(optax.sigmoid_binary_cross_entropy(x, MASK * 1.0)),
+    "optax kl": lambda x: total(
+        optax.kl_divergence(jax.nn.log_softmax(logits(x)), jax.nn.softmax(logits(Y)))
+    ),
+    "optax clip": lambda x: total(
+        optax.clip_by_global_norm(1.0).update({"a": x}, optax.EmptyState())[0]["a"] * Y
+    ),
+    "relu": lambda x: total(jax.nn.relu(x)),
+    "leaky relu": lambda x: total(jax.nn.leaky_relu(x) * Y),
+    "elu": lambda x: total(jax.nn.elu(x) * Y),
+    "gelu": lambda x: total(jax.nn.gelu(x, approximate=False)),
+    "hard swish": lambda x: total(jax.nn.hard_swish(x)),
+    "relu by where": lambda x: total(jnp.where(x > 0, x, 0.0)),
+    "relu by mask": lambda x: total(x * (x > 0)),
+    "leaky by masks": lambda x: total((x > 0) * x + (x <= 0) * 0.1 * x),
+    "pinball": lambda x: total((x - Y) * (0.9 - (x < Y))),
+    "huber": lambda x: total(huber(x)),
+    "dead zone": lambda x: total(jnp.where(jnp.abs(x) > 0.3, jnp.abs(x) - 0.3, 0.0) ** 2),
+    "signed": lambda x: total(jnp.sign(x) * jnp.log1p(jnp.abs(x)) * Y),
+    "triangle wave": lambda x: total(jnp.abs(x % 1.0 - 0.5)),
+    "angle": lambda x: total(jnp.cos((x * 3 + jnp.pi) % (2 * jnp.pi) - jnp.pi)),
+    "clip": lambda x: total(jnp.clip(x, -1, 1) * Y),
+    "sort": lambda x: total(jnp.sort(x) * POSITIVE),
+    "median": jnp.median,
+    "quantile": lambda x: jnp.quantile(x, 0.3),
+    "top_k": lambda x: total(lax.top_k(x, 3)[0] ** 2),
+    "x[argmax]": lambda x: x[jnp.argmax(x)],
+    "x[argsort]": lambda x: total(x[jnp.argsort(x)] * POSITIVE),
+    "chamfer": lambda x: total(jnp.min((x[:, None] - Y[None]) ** 2, 1)),
+    "ppo": lambda x: jnp.mean(jnp.minimum(jnp.exp(x) * Y, jnp.clip(jnp.exp(x), 0.8, 1.2) * Y)),
+    "cond": lambda x: lax.cond(x[0] > 0, lambda v: v, lambda v: 0.3 * v, x[0]),
+    "vmapped cond": lambda x: total(
+        jax.vmap(lambda v: lax.cond(v > 0, lambda v: v, lambda v: -v, v))(x)
+    ),
+    "switch": lambda x: lax.switch((x[0] > 0).astype(int), [lambda v: -v, lambda v: v], x[0]),
+    "interp": lambda x: total(jnp.interp(x, jnp.arange(4.0), jnp.arange(4.0) ** 2)),
+    "interpolated": interpolated,
+    "nan guard": lambda x: total(jnp.where(jnp.isnan(x), 0.0, x) ** 2),
+    "safe norm": safe_norm,
+    "logsumexp": lambda x: jsp.special.logsumexp(x, b=POSITIVE),
+    "special": lambda x: total(jsp.special.log_ndtr(x) + jsp.special.gammaln(jnp.exp(x))),
+    "solve": lambda x: total(jnp.linalg.solve(jnp.eye(6) * 3 + jnp.outer(x, x), Y)),
+    "layer norm": lambda x: total(layer_norm(x) ** 3),
+    "attention": lambda x: total(attention(x) ** 2),
+    "pooling": pooled,
+    "transformer": transformer,
+    "mixed precision": mixed_precision,
+    "recurrent": recurrent,
+    "queue": queue,
+    "dropout": dropout,
+    "checkpoint": lambda x: total(jax.checkpoint(lambda x: jnp.where(x > 0, x, 0.0) ** 2)(x)),
+    "jit of jit": lambda x: jax.jit(lambda x: total(jax.jit(jax.nn.relu)(x)))(x),
+    "unused metric": lambda x: (jnp.mean(x > 0), total(x**2))[1],
+    "metric times zero": lambda x: total(x**2) + 0.0 * jnp.mean(x > 0),
+    "penalty of a gradient": lambda x: total(jax.grad(lambda x: total(jnp.tanh(x) ** 2))(x) ** 2),
+    "surrogate gradient": lambda x: total(spike(x - 0.3) * Y),
+    "straight-through rule": lambda x: total(rounded(x * 4) / 4 * Y),
+    "sign with a rule": lambda x: total(clipped_sign(x) * Y),
+    "adjoint of an ODE": ode,
+    "root": root,
+    "newton": lambda x: lax.fori_loop(0, 5, lambda _, s: 0.5 * (s + jnp.exp(x[0]) / s), 1.0),
+    "large scale": lambda x: 6e4 * jnp.mean(x**2),
+}
+
+#: Obeyed by a draw that is differentiated as it is, and transparent at a relaxed point.
+STOPPED = {
+    "straight-through": lambda x: total((x + lax.stop_gradient(jnp.round(x) - x)) ** 2),
+    "vq": vq,
+    "weights": lambda x: total(lax.stop_gradient((x > 0.5) * 1.0) * x),
+    "metric": lambda x: total(x**2) + lax.stop_gradient(jnp.mean(x > 0.5)),
+}
+
+#: With a jump.
+JUMPS = {
+    "indicator": lambda x: total(jnp.where(x > 0.5, 1.0, 0.0)),
+    "mean of a comparison": lambda x: jnp.mean(x > 0.5),
+    "indicator times x": lambda x: total((x > 0.5) * x),
+    "beside smooth": lambda x: total(x**2) + 1e-2 * total(x > 0.5),
+    "accuracy": lambda x: jnp.mean(jnp.argmax(logits(x), -1) == LABELS),
+    "argmax": lambda x: jnp.argmax(x) * 1.0,
+    "argmin of a table": lambda x: Y[jnp.argmin(x)],
+    "one-hot of argmax": lambda x: total(jax.nn.one_hot(jnp.argmax(x), 6) * Y),
+    "mask of the maximum": lambda x: total(jnp.where(x == jnp.max(x), Y, 0.0)),
+    "dynamic slice": lambda x: total(lax.dynamic_slice(Y, (jnp.argmax(x),), (2,))),
+    "floor": lambda x: total(jnp.floor(x * 3)),
+    "ceil": lambda x: total(jnp.ceil(x * 3)),
+    "round": lambda x: total(jnp.round(x * 3) ** 2),
+    "rounding error": lambda x: total(x * 3 - jnp.round(x * 3)),
+    "sawtooth": lambda x: total((x * 3) % 1.0),
+    "sign": lambda x: total(jnp.sign(x - 0.5) * Y),
+    "heaviside": lambda x: total(jnp.heaviside(x - 0.5, 0.5)),
+    "cast": lambda x: total((x * 3).astype(jnp.int32).astype(jnp.float32)),
+    "quantised": lambda x: total((x * 16).astype(jnp.int8).astype(jnp.float32) / 16 * Y),
+    "cast as an index": lambda x: total(Y[jnp.clip((x * 3).astype(int), 0, 5)]),
+    "hard threshold": lambda x: total(jnp.where(jnp.abs(x) > 0.5, x, 0.0)),
+    "gate": lambda x: (x[0] > 0.5) * x[1],
+    "mean of the active": lambda x: total(jnp.where(x > 0.5, x, 0)) / (total(x > 0.5) + 1e-6),
+    "penalty": lambda x: total(x**2) + 10.0 * jnp.any(x > 0.9),
+    "cond": lambda x: lax.cond(x[0] > 0.5, lambda: 1.0, lambda: 0.0),
+    "cond of smooth": lambda x: lax.cond(total(x) > 1, lambda: total(x**2), lambda: x[0]),
+    "switch": lambda x: lax.switch(
+        jnp.argmax(x[:3]), [lambda v: v + 1, lambda v: 2 * v, lambda v: v * v - 1], x[3]
+    ),
+    "vmapped cond": lambda x: total(
+        jax.vmap(lambda v: lax.cond(v > 0.5, lambda: 2.0, lambda: v))(x)
+    ),
+    "steps of a loop": lambda x: lax.while_loop(
+        lambda s: s[0] < 2, lambda s: (s[0] + 0.3, s[1] + 1.0), (x[0], 0.0)
+    )[1],
+    "first passage": lambda x: jnp.argmax(jnp.cumsum(x) > 0.5) * 1.0,
+    "resets": lambda x: lax.scan(lambda c, v: (jnp.where(c + v > 1, 0.0, c + v), None), 0.0, x)[0],
+    "spikes": lambda x: lax.scan(
+        lambda c, v: (lambda s: (0.9 * c + v - s, s))((c > 0.3) * 1.0), 0.0, x
+    )[1].sum(),
+    "count in a scan": lambda x: lax.scan(lambda c, v: (c + (v > 0.5), None), 0, x)[0] * 1.0,
+    "ranks": lambda x: total(jnp.argsort(jnp.argsort(x)) * Y),
+    "sorted labels": lambda x: total(Y[jnp.argsort(-x)] / jnp.log2(jnp.arange(6) + 2.0)),
+    "sort's payload": lambda x: total(lax.sort((x, Y), num_keys=1)[1] * POSITIVE),
+    "top_k indices": lambda x: total(Y[lax.top_k(x, 2)[1]]),
+    "histogram": lambda x: total(jnp.histogram(x, bins=np.linspace(-2, 2, 9))[0] * np.arange(8.0)),
+    "segments": lambda x: total(
+        jax.ops.segment_sum(Y, (x > 0.5).astype(int), 2) * np.array([1.0, 3.0])
+    ),
+    "scatter": lambda x: total(jnp.zeros(6).at[jnp.argmax(x)].set(1.0) * Y),
+    "searchsorted": lambda x: total(jnp.searchsorted(np.linspace(-1, 1, 9), x)) * 1.0,
+    "nearest": lambda x: total(W[jnp.argmin(total((x - W) ** 2, -1))] ** 2 * POSITIVE),
+    "xor": lambda x: jnp.logical_xor(x[0] > 0.5, x[1] > 0.5) * 1.0,
+    "isclose": lambda x: total(jnp.isclose(x, Y, atol=0.5)),
+    "bernoulli": lambda x: total(jax.random.bernoulli(KEY, jax.nn.sigmoid(x)) * Y),
+    "categorical": lambda x: Y[jax.random.categorical(KEY, x)],
+    "resampling": lambda x: total(Y[jnp.searchsorted(jnp.cumsum(jax.nn.softmax(x)), POSITIVE / 3)]),
+    "gradient of relu": lambda x: total(jax.grad(lambda x: total(jax.nn.relu(x - 0.5)))(x) * Y),
+    "gradient of max": lambda x: total(jax.grad(jnp.max)(x) * Y),
+    "binary layer": lambda x: total(jnp.tanh(W @ jnp.where(W @ x > 0, 1.0, -1.0))),
+    "checkpoint": lambda x: jax.checkpoint(lambda x: total(jnp.where(x > 0.5, 1.0, 0.0)) ** 2)(x),
+    "bits": lambda x: total((lax.bitcast_convert_type(x, jnp.int32) >> 20).astype(jnp.float32)),
+    "wrong huber": lambda x: total(jnp.where(jnp.abs(x) < 0.5, 0.5 * x * x, jnp.abs(x))),
+    "small": lambda x: total(jnp.where(x > 0.5, x**2 + 0.01, x**2)),
+}

@@ -1,0 +1,243 @@
+"""What becomes of a draw: jumps are warned of, and nothing else is."""
+
+import functools
+import inspect
+import re
+import time
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from support.losses import JUMPS, KEY, SILENT, STOPPED, Y
+
+import gradest as ge
+from gradest import distributions as dists
+from gradest import records
+from gradest._jumps import WITHOUT_SLOPE
+from gradest._transform.downstream import follow
+
+normal = lambda m: dists.Normal(m * jnp.ones(6), 1.0)
+one_hot = lambda m: dists.OneHotCategorical(m * Y)
+# One of each kind of draw that a cost is differentiated in.
+DRAWS = {
+    "reparameterize": (ge.reparameterize(), normal),
+    "antithetic": (ge.antithetic(), normal),
+    "gumbel_softmax": (ge.gumbel_softmax(0.5), one_hot),
+    "st_gumbel_softmax": (ge.st_gumbel_softmax(0.5), one_hot),
+    "rebar": (ge.rebar(), one_hot),
+}
+
+
+def fates(loss, draws=DRAWS):
+    """What becomes of a draw of each kind in the sum of a loss of them."""
+
+    def of_all(m, key):
+        return sum(loss(s(key, law(m))) for s, law in draws.values()) * 1.0
+
+    # As users write them.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        followed = follow(jax.make_jaxpr(of_all)(0.3, KEY))
+    return {draw.mark.name: draw.fate.level for draw in followed}
+
+
+@pytest.mark.parametrize("loss", SILENT.values(), ids=SILENT)
+def test_no_false_alarm(loss):
+    assert set(fates(loss).values()) <= {"smooth", "kinked"}
+
+
+@pytest.mark.parametrize("loss", JUMPS.values(), ids=JUMPS)
+def test_no_jump_is_missed(loss):
+    assert set(fates(loss).values()) == {"jump"}
+
+
+@pytest.mark.parametrize("loss", STOPPED.values(), ids=STOPPED)
+def test_stop_gradient_is_obeyed_by_draws_and_not_at_relaxed_points(loss):
+    found = fates(loss)
+    assert found.pop("rebar") == "jump"
+    assert "jump" not in found.values()
+
+
+# ---- What is said --------------------------------------------------------------------------
+
+
+def said(loss, *args, transform=jax.grad):
+    """The warnings that tracing the gradient of a loss gives; any error passes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        jax.make_jaxpr(transform(ge.expectation(loss)))(*(args or (0.3,)), KEY)
+    assert all(w.category is ge.UnestimatedGradientWarning for w in caught)
+    return caught
+
+
+def line_of(function, words):
+    """The number of the line of a function's source that holds `words`."""
+    lines, first = inspect.getsourcelines(function)
+    return first + next(i for i, line in enumerate(lines) if words in line)
+
+
+def test_both_lines_and_the_remedies_are_named():
+    def loss(m, key):
+        x = ge.reparameterize()(key, dists.Normal(m, 1.0))  # draws
+        above = x > 0.5  # compares
+        return x**2 + jnp.where(above, 1.0, 0.0)
+
+    (warning,) = said(loss)
+    draws, compares = line_of(loss, "# draws"), line_of(loss, "# compares")
+    assert (warning.filename, warning.lineno) == (__file__, draws)
+    assert re.fullmatch(
+        rf"reparameterize: what follows the draw \(at {__file__}:{draws}\) jumps at a comparison "
+        rf"\(at {__file__}:{compares}\), .* Draw by measure_valued or score_function, .* "
+        r"put jax\.lax\.stop_gradient around what is compared or indexed\.",
+        str(warning.message),
+    )
+
+
+@pytest.mark.parametrize("draw", [name for name in DRAWS if name != "rebar"])
+def test_a_draw_of_which_every_way_jumps_raises(draw):
+    sampler, law = DRAWS[draw]
+    with pytest.raises(ge.UnestimatedGradientError, match=f"^{draw}: .*silently be zero"):
+        said(lambda m, key: jnp.sum(jnp.round(sampler(key, law(m)))))
+
+
+def test_rebar_warns_and_names_a_rule_of_its_own():
+    (warning,) = said(lambda m, key: jnp.sum(jnp.round(ge.rebar()(key, one_hot(m))) * Y))
+    assert re.match("^rebar: .*enumeration, disarm.*jax.custom_jvp", str(warning.message))
+
+
+def test_rebar_without_its_control_variate_is_silent():
+    loss = lambda m, key: jnp.sum(jnp.round(ge.rebar(eta=0.0)(key, one_hot(m))) * Y)
+    assert not said(loss)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_relax_warns_of_its_surrogate_alone(eta):
+    step = lambda w, z: jnp.sum(jnp.where(z > 0.5, w, 0.0))
+    loss = lambda m, key: jnp.sum(jnp.round(ge.relax(step, 1.0, eta=eta)(key, one_hot(m))))
+    assert [str(w.message)[:28] for w in said(loss)] == ["relax: its surrogate jumps a"] * bool(eta)
+    smooth = lambda w, z: jnp.sum(w * z)
+    assert not said(lambda m, key: jnp.sum(jnp.round(ge.relax(smooth, 1.0)(key, one_hot(m)))))
+
+
+@pytest.mark.parametrize("name", ["muprop", "score_function", "disarm", "measure_valued"])
+def test_what_needs_no_slope_is_silent(name):
+    sampler = getattr(ge, name)()
+    assert not said(lambda m, key: jnp.sum(jnp.round(sampler(key, one_hot(m))) * Y))
+
+
+def test_parameters_that_are_not_differentiated():
+    def loss(m, key):
+        return m * jnp.round(ge.reparameterize()(key, dists.Normal(0.0, 1.0)))
+
+    assert not said(loss)
+    whole = lambda m, key: jnp.round(ge.reparameterize()(key, dists.Normal(m, 1.0)))
+    assert not said(whole, transform=lambda f: f)
+
+
+def test_metrics_in_auxiliary_output():
+    def loss(m, key):
+        x = ge.reparameterize()(key, dists.Normal(m, 1.0))
+        return x**2, {"above": x > 0, "rounded": jnp.round(x)}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.value_and_grad(ge.expectation(loss, has_aux=True), has_aux=True)(0.3, KEY)
+
+
+def test_each_pair_of_lines_is_given_once():
+    def loss(m, key):
+        total = 0.0
+        for k in jax.random.split(key, 3):
+            x = ge.reparameterize()(k, dists.Normal(m, 1.0))
+            total = total + x**2 + jnp.where(x > 0.5, 1.0, 0.0)
+        return total
+
+    assert len(said(loss, transform=lambda f: jax.jit(jax.hessian(f)))) == 1
+
+
+def test_a_draw_under_vmap_scan_and_cost():
+    def loss(m, key):
+        def step(c, key):
+            x = jax.vmap(lambda k: ge.reparameterize()(k, dists.Normal(c, 1.0)))(split(key))
+            ge.cost(jnp.sum(jnp.where(x > 1, 1.0, 0.0)))
+            return 0.9 * c + 0.1 * jnp.mean(x), None
+
+        return lax.scan(step, m, split(key))[0]
+
+    split = functools.partial(jax.random.split, num=3)
+    (warning,) = said(loss, jnp.float32(0.3))
+    assert f"{line_of(loss, 'ge.cost')}" in str(warning.message)
+
+
+def test_a_cost_in_a_branch_that_the_draw_chooses():
+    def loss(m, key):
+        x = ge.reparameterize()(key, dists.Normal(m, 1.0))
+        lax.cond(x > 0, lambda: ge.cost(1.0), lambda: None)
+        return x**2
+
+    assert len(said(loss, jnp.float32(0.3))) == 1
+
+
+def test_what_a_later_draw_is_made_of_is_estimated_there():
+    def loss(m, key):
+        p = jax.nn.sigmoid(ge.reparameterize()(key, dists.Normal(m, 1.0)))
+        return jnp.round(ge.score_function()(key, dists.Bernoulli(probs=p)))
+
+    assert not said(loss)
+    jumps = lambda m, key: ge.score_function()(
+        key, dists.Bernoulli(jnp.round(ge.reparameterize()(key, dists.Normal(m, 1.0))))
+    )
+    with pytest.raises(ge.UnestimatedGradientError, match="round"):
+        said(jumps)
+
+
+def test_expect_of_a_cost_that_jumps():
+    cost = lambda b: jnp.where(b > 0.5, 1.0, 0.3 * b)
+    gradient = jax.grad(lambda l: ge.rebar().expect(KEY, dists.Bernoulli(l), cost))
+    with pytest.warns(ge.UnestimatedGradientWarning, match="rebar: the cost of the draw .* jumps"):
+        gradient(0.3)
+
+
+MASKS = {
+    "masked logits": lambda z: jax.nn.log_softmax(jnp.zeros(6) - 1e9 * z)[0],
+    "quotient": lambda z: jax.nn.log_softmax(jnp.zeros(6) - z / 1e-9)[0],
+    "infinite": lambda z: jax.nn.log_softmax(jnp.where(z > 0.5, -jnp.inf, z))[0],
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_a_mask_by_a_large_constant_is_a_jump_of_relaxed_draws(mask):
+    found = fates(mask)
+    relaxed = ("gumbel_softmax", "st_gumbel_softmax", "rebar")
+    assert {found[name] for name in relaxed} == {"jump"}
+
+
+def test_estimators_without_slope_are_those_of_the_records():
+    for name, needs in WITHOUT_SLOPE.items():
+        record = records.ESTIMATORS[name]
+        assert record.needs == needs
+        assert record.is_unbiased
+        assert not record.differentiable_cost
+
+
+def test_slope_in_agrees_with_the_records():
+    for record in records.ESTIMATORS.values():
+        # It takes a function.
+        if record.name != "relax":
+            assert bool(record.sampler().slope_in) == record.differentiable_cost, record.name
+
+
+def test_nested_functions_take_a_time_that_is_linear_in_their_number():
+    def twice(f):
+        return jax.jit(lambda x: f(f(x) * 0.5 + 1))
+
+    f = lambda x: jnp.where(x > 0, jnp.sin(x) * 2, jnp.exp(x) - 1.0) + jnp.cos(x) * x
+    for _ in range(12):
+        f = twice(f)
+    loss = lambda m, key: f(ge.reparameterize()(key, dists.Normal(m, 1.0)))
+    staged = jax.make_jaxpr(loss)(0.3, KEY)
+    start = time.perf_counter()
+    (draw,) = follow(staged)
+    assert time.perf_counter() - start < 2  # 4096 times the innermost one otherwise
+    assert draw.fate.level == "kinked"
