@@ -56,20 +56,25 @@ def with_jaxprs(eqn: Any, change: Callable[[core.Jaxpr], core.Jaxpr]) -> Any:
 
 
 # jax.random's discrete families that are calls of their own in a jaxpr.
-_DISCRETE_CALLS = {"_bernoulli": "bernoulli", "_poisson": "poisson", "_geometric": "geometric"}
+_DISCRETE_CALLS = {
+    f"_{name}": f"jax.random.{name}" for name in ("bernoulli", "poisson", "geometric")
+}
 
 
 def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
-    """The name of the jax.random draw of a discrete variable that `eqn` is, if it is one.
+    """The name of the discrete draw without an estimator that `eqn` is, if it is one.
 
     Calls of its own are told by name, `categorical` as the argmax (without replacement: top_k) of
-    a sum with Gumbel noise and `binomial` as a loop that was written in it.
+    a sum with Gumbel noise and `binomial` as a loop that was written in it. Integer draws of
+    gradest's distributions bear a mark.
 
     Args:
       eqn: an equation.
       defined_by: the equation that defines each variable of the jaxpr.
     """
     kind, name = eqn.primitive.name, eqn.params.get("name")
+    if kind == "gradest_drawn":
+        return name
     if kind in ("jit", "pjit"):
         return _DISCRETE_CALLS.get(name) if is_of_a_library(eqn.params["jaxpr"]) else None
     if kind in ("argmax", "top_k"):
@@ -78,10 +83,10 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
             if noisy.primitive.name == "add" and any(
                 term.params.get("name") == "_gumbel" for term in terms
             ):
-                return "categorical"
+                return "jax.random.categorical"
     of_jax = (f for f in _frames(eqn) if f.file_name.startswith(_JAX))
     if kind == "while" and any(f.function_name in _BINOMIAL for f in of_jax):
-        return "binomial"
+        return "jax.random.binomial"
     return None
 
 
@@ -272,6 +277,23 @@ def needed(jaxpr: core.Jaxpr, outputs: Iterable[Any]) -> tuple[list[Any], set[An
             variables_needed.update(variables(eqn))
             eqns.insert(0, eqn)
     return eqns, variables_needed
+
+
+def dependence(jaxpr: core.Jaxpr) -> list[frozenset[int]]:
+    """For each output of `jaxpr` the numbers of the inputs on which it depends."""
+    of: dict[Any, frozenset[int]] = {v: frozenset([i]) for i, v in enumerate(jaxpr.invars)}
+    nothing: frozenset[int] = frozenset()
+    look = lambda atom: of.get(atom, nothing) if is_var(atom) else nothing
+    for eqn in jaxpr.eqns:
+        operands = list(map(look, eqn.invars))
+        inner = called(eqn)
+        if inner is None:
+            results = [nothing.union(*operands)] * len(eqn.outvars)
+        else:
+            inside = dependence(inner.jaxpr)
+            results = [nothing.union(*(operands[i] for i in inputs)) for inputs in inside]
+        of.update(zip(eqn.outvars, results, strict=True))
+    return list(map(look, jaxpr.outvars))
 
 
 def variables(eqn: Any) -> list[Any]:

@@ -242,7 +242,7 @@ class Sampler:
     def _draw(self, key: jax.Array, dist: Any) -> Any:
         with jax.named_scope(f"gradest.{self.name}"):
             if self.draw is None:
-                return base.draw(key, dist)
+                return base.plain_draw(key, dist) if self.pathwise else base.draw(key, dist)
             return self.draw(key, dist, **self.static, **self.options)
 
     def _expect(self, key: jax.Array, dist: Any, cost: Cost) -> jax.Array:

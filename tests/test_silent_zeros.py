@@ -375,3 +375,66 @@ def test_raw_draw_that_is_not_detected(name):
     """The limit of the detection: should one of these warn some day, so much the better."""
     trace = jax.make_jaxpr(jax.grad(ge.expectation(raw_loss(UNDETECTED[name]))))
     assert not unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))
+
+
+# ---- Draws of gradest's distributions without an estimator ----------------------------------
+
+TABLE = jnp.array([1.0, 2.0, 5.0])
+INTEGERS = {
+    "Categorical": lambda p: dists.Categorical(p * jnp.arange(3.0)),
+    "Poisson": dists.Poisson,
+    "Geometric": lambda p: dists.Geometric(probs=p / 3),
+    "Binomial": lambda p: dists.Binomial(3, p),
+    "NegativeBinomial": lambda p: dists.NegativeBinomial(2.0, p - 3),
+}
+
+
+@pytest.mark.parametrize("expected", [False, True])
+@pytest.mark.parametrize("make", [dists.Bernoulli, lambda l: dists.OneHotCategorical(l)])
+def test_floating_draw_without_an_estimator_refuses_its_derivative(make, expected):
+    def loss(l, key):
+        return jnp.sum(make(l).sample(key) * jnp.arange(3.0))
+
+    loss = ge.expectation(loss) if expected else loss
+    message = r"\.sample: its draw \(at .*test_silent_zeros.*stop_gradient\(draw\)"
+    for wrap in (lambda f: f, jax.jit):
+        with pytest.raises(ge.UnestimatedGradientError, match=message):
+            wrap(jax.grad(loss))(jnp.zeros(3), jax.random.key(0))
+    assert jnp.isfinite(jax.jit(loss)(jnp.zeros(3), jax.random.key(0)))
+
+
+def test_score_function_by_hand():
+    def by_hand(l, key):
+        bits = dists.Bernoulli(l)
+        x = jax.lax.stop_gradient(bits.sample(key))
+        return jnp.sum(x) ** 2 * jnp.sum(bits.log_prob(x))
+
+    l, key = jnp.array([0.3, -0.6]), jax.random.key(1)
+    x = dists.Bernoulli(l).sample(key)
+    want = jnp.sum(x) ** 2 * (x - jax.nn.sigmoid(l))
+    for f in (by_hand, ge.expectation(by_hand)):
+        np.testing.assert_allclose(jax.grad(f)(l, key), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integer_draw_without_an_estimator(name):
+    """It is told of in a loss, where its value is used, and not where its score is; not outside."""
+    make, key, p = INTEGERS[name], jax.random.key(0), jnp.float32(1.2)
+    used = lambda p, key: make(p).sample(key).astype(float) ** 2
+
+    def scored(p, key):
+        d = make(p)
+        x = d.sample(key)
+        return jax.lax.stop_gradient(x.astype(float) ** 2) * d.log_prob(x)
+
+    def of_another(p, key):
+        return make(2 * p).log_prob(make(p).sample(key))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.grad(used)(p, key)
+        jax.grad(ge.expectation(scored))(p, key)
+        jax.grad(ge.expectation(lambda p, key: p * used(jax.lax.stop_gradient(p), key)))(p, key)
+    for loss in (used, of_another):
+        with pytest.warns(ge.UnestimatedGradientWarning, match=rf"{name}\.sample \(at .*draws in"):
+            jax.grad(ge.expectation(loss))(p, key)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
@@ -20,6 +21,12 @@ def lanes_first(args: Sequence[Any], dims: Sequence[Any]) -> list[Any]:
         jnp.moveaxis(a, d, 0) if d is not None else jnp.broadcast_to(a, (size, *a.shape))
         for a, d in zip(args, dims, strict=True)
     ]
+
+
+def zero_tangent(x: Any) -> Any:
+    """The tangent of `x` that is known to be zero."""
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jax.dtypes.float0
+    return ad.Zero(jax.core.ShapedArray(x.shape, dtype))
 
 
 # One, whatever its operand, a log-probability, whose derivative it has.
@@ -80,3 +87,30 @@ def _differentiate_again(*_: Any, what: str) -> Any:
 
 
 ad.primitive_jvps[first_order_p] = _differentiate_again
+
+
+# Its first operand, an integer draw, which has no derivative, beside what it was drawn from: as it
+# was drawn, or where its log-probability is taken.
+drawn_p = core.Primitive("gradest_drawn")
+scored_p = core.Primitive("gradest_scored")
+
+
+def _define_mark(mark_p: core.Primitive) -> None:
+    mark_p.def_impl(lambda x, *_, **__: x)
+    mark_p.def_abstract_eval(lambda x, *_, **__: x)
+    mlir.register_lowering(mark_p, lambda ctx, x, *_, **__: [x])
+
+    def differentiate(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
+        del tangents
+        x = mark_p.bind(*primals, **params)
+        return x, zero_tangent(x)
+
+    def batch(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+        return mark_p.bind(*lanes_first(args, dims), **params), 0
+
+    ad.primitive_jvps[mark_p] = differentiate
+    batching.primitive_batchers[mark_p] = batch
+
+
+_define_mark(drawn_p)
+_define_mark(scored_p)

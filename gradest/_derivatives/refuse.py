@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
-from .primitives import lanes_first
+from .primitives import lanes_first, zero_tangent
 
 
 class UnestimatedGradientError(RuntimeError):
@@ -70,16 +70,12 @@ def refused_tangents(refusal: Refusal, draw: Sequence[Any], tangents: Sequence[A
     is_float0 = lambda t: getattr(t, "dtype", None) == jax.dtypes.float0
     live = [t for t in tangents if not (isinstance(t, ad.Zero) or is_float0(t))]
     if not live:
-        return list(map(_zero_tangent, draw))
+        return list(map(zero_tangent, draw))
     if not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in draw):
         # Integers carry no derivative: no transpose would raise.
         raise refusal.of_integer()
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in draw)
     return no_gradient_p.bind(*live, shapes=shapes, refusal=refusal)
-
-
-def _zero_tangent(x: Any) -> Any:
-    return ad.Zero.from_primal_value(x)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @no_gradient_p.def_abstract_eval
@@ -116,7 +112,7 @@ ad.primitive_transposes[no_gradient_p] = _transpose_no_gradient
 def _differentiate_no_gradient(primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
     out = no_gradient_p.bind(*primals, **params)
     if all(isinstance(t, ad.Zero) for t in tangents):
-        return out, list(map(_zero_tangent, out))
+        return out, list(map(zero_tangent, out))
     moves = [ad.instantiate_zeros(t) for t in tangents]
     return out, no_gradient_p.bind(*moves, **params)
 

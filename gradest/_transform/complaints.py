@@ -183,7 +183,7 @@ def _watched_jvp(name: str, where: str, primals: Any, tangents: Any) -> Any:
     if isinstance(dx, SymbolicZero):
         return x, jnp.zeros_like(x)
     warnings.warn(
-        f"expectation: jax.random.{name}{where} draws in a loss from parameters that are being "
+        f"expectation: {name}{where} draws in a loss from parameters that are being "
         "differentiated. Nothing estimates that part of the gradient: it counts as zero. Draw by "
         "a gradest sampler, or give it jax.lax.stop_gradient of the parameters.",
         UnestimatedGradientWarning,

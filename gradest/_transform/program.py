@@ -20,6 +20,7 @@ from jax.extend import core
 
 from .. import _jaxpr
 from .._cost import Mode
+from .._derivatives.primitives import drawn_p, scored_p
 from .._jaxpr import is_var, variables
 from .._jumps import Complaint
 from .._sampler import Site, sample_p
@@ -389,7 +390,7 @@ class _Reader:
                 entries.append(eqn if node is None else node)
                 all_uses |= WANTED
             if (marks or reaches) and eqn.primitive.name != "stop_gradient":
-                followed.update(variables(eqn))
+                followed.update(_followed(eqn, defined_by))
             for v, u in zip(eqn.invars, self._of_operands(eqn, node, all_uses), strict=True):
                 if is_var(v) and u:
                     use[v] = use.get(v, NOTHING) | u
@@ -515,6 +516,20 @@ class _Reader:
                     yield Spend(inner, True)
                 else:
                     yield from self._marks_in(inner)
+
+
+def _followed(eqn: Any, defined_by: Any) -> Iterable[Any]:
+    """The operands of `eqn` that a derivative is expected of, if one is of its results.
+
+    That of an integer draw's own log-probability is a score function by hand.
+    """
+    if eqn.primitive is scored_p:
+        drawn = defined_by.get(eqn.invars[0]) if is_var(eqn.invars[0]) else None
+        if drawn is not None and drawn.primitive is drawn_p:
+            pairs = zip(eqn.invars[1:], drawn.invars[1:], strict=False)
+            if all(a is b or not (is_var(a) or is_var(b)) for a, b in pairs):
+                return filter(is_var, eqn.invars[1:])
+    return variables(eqn)
 
 
 def _grouped(

@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from .. import _check, _numerics
+from .._derivatives.primitives import drawn_p, scored_p
+from .._derivatives.refuse import Refusal, undifferentiable
+from .._jaxpr import user_line
 
 Shape = tuple[int, ...]
 
@@ -84,6 +88,10 @@ class Distribution(abc.ABC):
 
     def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
         """What draws are made of and the density is known by: the draws, or logarithms, say."""
+        return self._sample(key, shape)
+
+    def _sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        """`sample`, of a discrete distribution without the refusal or the mark of `plain`."""
         return self.sample(key, shape)
 
     def _rounded(self, u: jax.Array) -> jax.Array:
@@ -141,6 +149,38 @@ def finite(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.clip(x, -limit, limit).astype(dtype)
 
 
+# ---- Draws without an estimator --------------------------------------------------------------
+
+
+def plain(dist: Distribution, x: jax.Array) -> jax.Array:
+    """`x`, drawn from the discrete `dist`, which no gradient reaches, as `sample` returns it.
+
+    A floating-point draw refuses its derivative. An integer has none to refuse: it is marked, for
+    gradest.expectation to judge it.
+    """
+    name = f"{type(dist).__name__}.sample"
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return undifferentiable(Refusal(name, user_line(), _REMEDIES), x, dist)
+    return drawn_p.bind(x, *jax.tree.leaves(dist), name=name)
+
+
+def scored(dist: Distribution, x: ArrayLike) -> ArrayLike:
+    """`x`, whose log-probability is taken: that of an integer draw is no use of its value."""
+    if isinstance(x, jax.core.Tracer) and jnp.issubdtype(x.dtype, jnp.integer):
+        return scored_p.bind(x, *jax.tree.leaves(dist))
+    return x
+
+
+_REMEDIES = (
+    "Draw by a sampler, such as gradest.score_function()(key, dist), in a loss under "
+    "gradest.expectation. For a score function by hand use jax.lax.stop_gradient(draw), and "
+    "dist.log_prob of that."
+)
+
+
+# ---- Distributions of any library ------------------------------------------------------------
+
+
 def check(dist: Any) -> None:
     """Raises unless `dist` is a distribution whose parameters gradients can reach."""
     _sample_method(type(dist))
@@ -153,7 +193,17 @@ def check(dist: Any) -> None:
 
 
 def draw(key: jax.Array, dist: Any) -> Any:
-    """One joint draw of any distribution, with the gradient its library gives it."""
+    """One joint draw of any distribution, with the gradient its library gives it.
+
+    Of a discrete one of gradest's without the refusal of `plain`, which estimators see to.
+    """
+    if isinstance(dist, Distribution):
+        return dist._sample(key)
+    return _sample_method(type(dist))(dist, key)
+
+
+def plain_draw(key: jax.Array, dist: Any) -> Any:
+    """One joint draw of any distribution, by its `sample`."""
     return _sample_method(type(dist))(dist, key)
 
 

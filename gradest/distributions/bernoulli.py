@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from .. import _random
 from .._numerics import tempered
 from ._implicit import inside
-from .base import Distribution, Shape, align_wide, as_float, as_floats, finite
+from .base import Distribution, Shape, align_wide, as_float, as_floats, finite, plain
 
 
 def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
@@ -64,6 +64,9 @@ class Bernoulli(Distribution):
         return jax.nn.sigmoid(self.logits)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
+
+    def _sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return _random.bernoulli(key, self.logits, shape).astype(self.logits.dtype)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:

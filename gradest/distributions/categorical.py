@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._numerics import below_top, in_compute_dtype, tempered
-from .base import Distribution, Shape, align, align_wide, as_float, finite
+from .base import Distribution, Shape, align, align_wide, as_float, finite, plain, scored
 from .bernoulli import weighted
 
 
@@ -109,6 +109,9 @@ class Categorical(_Logits):
         return self.logits.shape[:-1]
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
+
+    def _sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return _random.categorical(key, self.logits, shape)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
@@ -116,7 +119,7 @@ class Categorical(_Logits):
         # A comparison instead of a gather: its transpose is a select, not a scatter.
         (logits,) = in_compute_dtype(self.logits)
         x, log_p, category = align(
-            jnp.asarray(x, int)[..., None],
+            jnp.asarray(scored(self, x), int)[..., None],
             jax.nn.log_softmax(logits, axis=-1),
             jnp.arange(self.num_categories),
         )
@@ -170,6 +173,9 @@ class OneHotCategorical(_Logits):
         return self.logits.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
+
+    def _sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         index = _random.categorical(key, self.logits, shape)
         return jax.nn.one_hot(index, self.num_categories, dtype=self.logits.dtype)
 

@@ -10,7 +10,7 @@ from .. import _check, _random
 from .._numerics import in_compute_dtype
 from ._implicit import implicit, per_lane
 from ._special import STIRLING, log_beta, simplex_log_density
-from .base import Distribution, Shape, align, as_float, as_floats
+from .base import Distribution, Shape, align, as_float, as_floats, plain, scored
 from .bernoulli import logits_from, weighted
 from .gamma import by_stirling, log_gamma
 
@@ -46,11 +46,14 @@ class Poisson(Distribution):
         return self.rate.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
+
+    def _sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return _poisson(key, in_compute_dtype(self.rate)[0], (*shape, *self.shape))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf for a negative count."""
-        x, rate = _with_counts(x, self.rate)
+        x, rate = _with_counts(scored(self, x), self.rate)
         # Where the rate is 0 its logarithm has weight 0, except at an impossible count.
         never = rate == 0
         some = jnp.where(never, 1, rate)
@@ -104,6 +107,9 @@ class Geometric(_Logits):
         self.logits = logits_from(logits, probs)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
+
+    def _sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         full, (logits,) = (*shape, *self.shape), in_compute_dtype(self.logits)
         # The integer part of an exponential variable of rate -log(1 - p).
         e = _random.noise(jax.random.exponential, key, full, logits.dtype)
@@ -111,7 +117,7 @@ class Geometric(_Logits):
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf for a negative count."""
-        x, logits = _with_counts(x, self.logits)
+        x, logits = _with_counts(scored(self, x), self.logits)
         log_p = weighted(x, *_log_sigmoid(-logits)) + jax.nn.log_sigmoid(logits)
         return _on_counts(x, log_p, self.logits.dtype)
 
@@ -159,6 +165,9 @@ class Binomial(_Logits):
         self.total_count, self.logits = jnp.broadcast_to(n, shape), jnp.broadcast_to(l, shape)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
+
+    def _sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         (logits,) = in_compute_dtype(self.logits)
         n = self.total_count.astype(logits.dtype)
         # The less probable outcome is counted: its probability has the digits.
@@ -170,7 +179,7 @@ class Binomial(_Logits):
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf for a count that is not from 0 to `total_count`."""
-        x, logits = _with_counts(x, self.logits)
+        x, logits = _with_counts(scored(self, x), self.logits)
         n = align(x, self.total_count.astype(x.dtype))[1]
         failures = jnp.where((x >= 0) & (x <= n), n - x, 0)
         x = jnp.where(x <= n, x, -1)
@@ -209,6 +218,9 @@ class NegativeBinomial(_Logits):
         )
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
+
+    def _sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         full, keys = (*shape, *self.shape), _random.split(_random.as_keys(key), 2)
         (r,) = in_compute_dtype(jnp.broadcast_to(self.total_count, full))
         y = log_gamma(keys[0], jax.lax.stop_gradient(r), full)
@@ -219,7 +231,7 @@ class NegativeBinomial(_Logits):
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf for a negative count."""
-        x, logits = _with_counts(x, self.logits)
+        x, logits = _with_counts(scored(self, x), self.logits)
         r = align(x, *in_compute_dtype(self.total_count))[1]
         # (x + r - 1)! / (x! (r - 1)!) = r / (x + r) times (x + r)! / (x! r!).
         x = jnp.where(x >= 0, x, -1)
