@@ -6,8 +6,8 @@ while a program is being traced, and is never formatted into a message.
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -52,6 +52,58 @@ def positive(name: str, value: Any) -> Any:
     if is_concrete(value) and not 0.0 < float(value) < math.inf:
         raise ValueError(f"{name}: expected a finite number greater than 0, got {float(value)!r}.")
     return value
+
+
+class Domain(NamedTuple):
+    """Where the elements of a parameter lie.
+
+    Attributes:
+      expected: in words.
+      holds: of an array, for each element.
+      remedy: what to do with others.
+    """
+
+    expected: str
+    holds: Callable[[np.ndarray], np.ndarray]
+    remedy: str
+
+
+FINITE = Domain("finite numbers", np.isfinite, "Is it the result of an overflow?")
+POSITIVE = Domain(
+    "finite numbers greater than 0",
+    lambda x: np.isfinite(x) & (x > 0),
+    "Give jax.nn.softplus or jnp.exp of what is unconstrained.",
+)
+NOT_NEGATIVE = Domain(
+    "finite numbers that are not negative",
+    lambda x: np.isfinite(x) & (x >= 0),
+    "Give jax.nn.softplus or jnp.exp of what is unconstrained.",
+)
+PROBABILITY = Domain(
+    "numbers from 0 to 1",
+    lambda x: (x >= 0) & (x <= 1),
+    "What is unconstrained are logits: give it by that name.",
+)
+WEIGHT = NOT_NEGATIVE._replace(remedy=PROBABILITY.remedy)
+
+
+def known(value: Any) -> np.ndarray | None:
+    """The numbers that `value` holds, if they are known now and are all here."""
+    leaves = jax.tree.leaves(value)
+    if not all(map(is_concrete, leaves)):
+        return None
+    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+        return None
+    return np.asarray(value).astype(np.float64)
+
+
+def elements(domain: Domain, **named: Any) -> None:
+    """Raises for an element of the named parameters, if known, that is not in the domain."""
+    for name, value in named.items():
+        numbers = known(value)
+        if numbers is not None and not np.all(right := domain.holds(numbers)):
+            bad = numbers[~right].flat[0]
+            raise ValueError(f"{name}: expected {domain.expected}, got {bad}. {domain.remedy}")
 
 
 def integer(name: str, value: Any, at_least: int, because: str = "") -> int:

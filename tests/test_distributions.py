@@ -912,6 +912,53 @@ def test_error_for_no_categories(given, value):
         dists.OneHotCategorical(**{given: value})
 
 
+OUT_OF_RANGE = [
+    ("Normal", "scale", {"loc": 0.0, "scale": -1.0}),
+    ("Normal", "loc", {"loc": np.nan, "scale": 1.0}),
+    ("LogNormal", "scale", {"loc": 0.0, "scale": [1.0, 0.0]}),
+    ("Laplace", "scale", {"loc": 0.0, "scale": np.inf}),
+    ("Exponential", "rate", {"rate": 0.0}),
+    ("Uniform", "low, high", {"low": 1.0, "high": [2.0, 0.5]}),
+    ("MultivariateNormal", "scale_tril", {"loc": np.zeros(2), "scale_tril": -np.eye(2)}),
+    ("Gamma", "concentration", {"concentration": -1.0, "rate": 1.0}),
+    ("Gamma", "rate", {"concentration": 1.0, "rate": 0.0}),
+    ("Beta", "concentration0", {"concentration1": 1.0, "concentration0": -0.1}),
+    ("Dirichlet", "concentration", {"concentration": [1.0, 0.0]}),
+    ("StudentT", "df", {"df": 0.0}),
+    ("Weibull", "concentration", {"scale": 1.0, "concentration": -2.0}),
+    ("VonMises", "concentration", {"loc": 0.0, "concentration": -1.0}),
+    ("Poisson", "rate", {"rate": -1.0}),
+    ("Geometric", "probs", {"probs": -0.1}),
+    ("Binomial", "total_count", {"total_count": -1, "probs": 0.5}),
+    ("Binomial", "probs", {"total_count": 3, "probs": 1.01}),
+    ("NegativeBinomial", "total_count", {"total_count": 0.0, "probs": 0.5}),
+    ("Bernoulli", "probs", {"probs": [0.2, 1.5]}),
+    ("Categorical", "probs", {"probs": [0.2, -0.5]}),
+    ("OneHotCategorical", "probs", {"probs": [0.2, np.nan]}),
+    ("RelaxedBernoulli", "temperature", {"temperature": 0.0, "logits": 0.0}),
+    ("LogitRelaxedBernoulli", "temperature", {"temperature": -1.0, "logits": 0.0}),
+    ("RelaxedOneHotCategorical", "temperature", {"temperature": 0.0, "logits": [0.0, 1.0]}),
+]
+
+
+@pytest.mark.parametrize(("name", "parameter", "values"), OUT_OF_RANGE)
+def test_error_for_a_parameter_out_of_range(name, parameter, values):
+    kind = getattr(dists, name)
+    with pytest.raises(ValueError, match=rf"^{parameter}: expected .*, got .*\. [A-Z].*"):
+        kind(**values)
+    # What is traced is not known.
+    if name != "Binomial":
+        arrays = {key: jnp.asarray(value, jnp.float32) for key, value in values.items()}
+        jax.eval_shape(lambda values: kind(**values), arrays)
+
+
+def test_a_temperature_for_each_row_may_keep_the_axis():
+    for shape in ((), (4,), (4, 1)):
+        dist = dists.RelaxedOneHotCategorical(jnp.full(shape, 0.7), jnp.zeros((4, 3)))
+        assert dist.shape == (4, 3)
+    assert dists.RelaxedOneHotCategorical(jnp.ones((5, 1)), jnp.zeros((4, 3))).shape == (5, 4, 3)
+
+
 def test_error_for_a_temperature_of_the_wrong_shape():
     message = r"temperature: expected .* logits less its last axis, \(2,\), got \(3,\)"
     with pytest.raises(ValueError, match=message):

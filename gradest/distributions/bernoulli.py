@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from .. import _random
+from .. import _check, _random
 from .._numerics import tempered
 from ._implicit import inside
 from .base import Distribution, Shape, align_wide, as_float, as_floats, finite, plain
@@ -22,6 +22,7 @@ def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
     if logits is not None:
         return as_float("logits", logits)
     p = as_float("probs", probs)  # pyright: ignore[reportArgumentType]
+    _check.elements(_check.PROBABILITY, probs=probs)
     # Where p is 0 or 1 the logit is infinite and its derivative undefined: it counts as zero.
     inside = (p > 0) & (p < 1)
     safe = jnp.where(inside, p, 0.5)
@@ -117,6 +118,7 @@ class _Relaxed(Distribution):
         self.temperature, self.logits = as_floats(
             temperature=temperature, logits=logits_from(logits, probs)
         )
+        _check.elements(_check.POSITIVE, temperature=temperature)
 
     @property
     def shape(self) -> Shape:

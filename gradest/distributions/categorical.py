@@ -23,6 +23,7 @@ def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
         name, array = "logits", as_float("logits", logits)
     else:
         name, p = "probs", as_float("probs", probs)  # pyright: ignore[reportArgumentType]
+        _check.elements(_check.WEIGHT, probs=probs)
         # A category of probability 0 is masked: its logit is -inf, its derivative zero.
         array = jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
     if array.ndim == 0 or array.shape[-1] == 0:
@@ -44,11 +45,8 @@ def _weighted_logits(logits: jax.Array, weights: ArrayLike) -> jax.Array:
     precision below what has a reciprocal).
     """
     w = as_float("weights", weights)
-    if _check.is_concrete(w) and bool(jnp.any(w < 0)):
-        raise ValueError(
-            f"weights: expected numbers that are not negative, got {float(jnp.min(w))!r}. Where "
-            "several draws are excluded, multiply: weights=(1 - a) * (1 - b)."
-        )
+    remedy = "Where several draws are excluded, multiply: weights=(1 - a) * (1 - b)."
+    _check.elements(_check.NOT_NEGATIVE._replace(remedy=remedy), weights=weights)
     try:
         logits, w = align(logits, w)
     except ValueError:
@@ -204,6 +202,10 @@ class _Relaxed(Distribution):
     ):
         l, t = logits_from(logits, probs), as_float("temperature", temperature)
         dtype = jnp.result_type(l, t)
+        _check.elements(_check.POSITIVE, temperature=temperature)
+        if l.ndim > 1 and t.shape == (*l.shape[:-1], 1):
+            # One for each row, with an axis in the place of the categories.
+            t = t[..., 0]
         try:
             rows = np.broadcast_shapes(l.shape[:-1], t.shape)
         except ValueError:
@@ -243,7 +245,7 @@ class RelaxedOneHotCategorical(_Relaxed):
     p(x) = (K-1)! t^(K-1) prod_k [exp(l_k) x_k^(-t-1)] / (sum_k exp(l_k) x_k^(-t))^K
 
     Args:
-      temperature: positive, shape (...,) or scalar.
+      temperature: positive, shape (...,), (..., 1) or scalar: one for each row.
       logits: log-weights of the categories, shape (..., K).
       probs: (unnormalised) probabilities, instead of `logits`.
 
@@ -275,7 +277,7 @@ class ExpRelaxedOneHotCategorical(_Relaxed):
     which neither underflows nor overflows at low temperatures, where x itself does.
 
     Args:
-      temperature: positive, shape (...,) or scalar.
+      temperature: positive, shape (...,), (..., 1) or scalar: one for each row.
       logits: log-weights of the categories, shape (..., K).
       probs: (unnormalised) probabilities, instead of `logits`.
 

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
-from .. import _random
+from .. import _check, _random
 from ._implicit import bounded_exp, inside
 from .base import Distribution, Shape, align, align_wide, as_float, as_floats, finite
 
@@ -27,6 +28,8 @@ class _LocScale(Distribution):
 
     def __init__(self, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0):
         self.loc, self.scale = as_floats(loc=loc, scale=scale)
+        _check.elements(_check.FINITE, loc=loc)
+        _check.elements(_check.POSITIVE, scale=scale)
 
     @property
     def shape(self) -> Shape:
@@ -181,6 +184,7 @@ class Exponential(Distribution):
 
     def __init__(self, rate: ArrayLike = 1.0):
         self.rate = as_float("rate", rate)
+        _check.elements(_check.POSITIVE, rate=rate)
 
     @property
     def shape(self) -> Shape:
@@ -215,6 +219,13 @@ class Uniform(Distribution):
 
     def __init__(self, low: ArrayLike = 0.0, high: ArrayLike = 1.0):
         self.low, self.high = as_floats(low=low, high=high)
+        _check.elements(_check.FINITE, low=low, high=high)
+        lowest, highest = _check.known(low), _check.known(high)
+        if lowest is not None and highest is not None and not np.all(lowest < highest):
+            raise ValueError(
+                f"low, high: expected `high` greater than `low`, got {highest} and {lowest}. The "
+                "lower bound comes first."
+            )
 
     @property
     def shape(self) -> Shape:
@@ -236,16 +247,17 @@ class Uniform(Distribution):
 class MultivariateNormal(Distribution):
     """Multivariate Normal vectors, x = loc + scale_tril @ noise.
 
-    Args:
-      loc: mean, shape (..., d).
-      scale_tril: lower-triangular Cholesky factor of the covariance, shape (..., d, d), with a
-        positive diagonal. The leading axes of the two broadcast against each other.
+        Args:
+          loc: mean, shape (..., d).
+          scale_tril: lower-triangular Cholesky factor of the covariance, shape (..., d, d), with a
+            positive diagonal. The leading axes of the two broadcast against each other.
 
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from gradest.distributions import MultivariateNormal
-      >>> MultivariateNormal(jnp.zeros(3), 2 * jnp.eye(3))
-      MultivariateNormal(loc=float32[3], scale_tril=float32[3, 3])
+        Example:
+          >>> import jax.numpy as jnp
+    import numpy as np
+          >>> from gradest.distributions import MultivariateNormal
+          >>> MultivariateNormal(jnp.zeros(3), 2 * jnp.eye(3))
+          MultivariateNormal(loc=float32[3], scale_tril=float32[3, 3])
     """
 
     parameters = ("loc", "scale_tril")
@@ -269,6 +281,12 @@ class MultivariateNormal(Distribution):
                 f"{mean.shape} and {factor.shape}."
             ) from None
         self.loc, self.scale_tril = columns[..., 0], matrices
+        numbers = _check.known(scale_tril)
+        if numbers is not None and not np.all(np.diagonal(numbers, axis1=-2, axis2=-1) > 0):
+            raise ValueError(
+                "scale_tril: expected a positive diagonal, got one that is not. It is the Cholesky "
+                "factor of a covariance: jnp.linalg.cholesky(covariance)."
+            )
 
     @property
     def shape(self) -> Shape:

@@ -40,6 +40,7 @@ class Poisson(Distribution):
 
     def __init__(self, rate: ArrayLike):
         self.rate = as_float("rate", rate)
+        _check.elements(_check.NOT_NEGATIVE, rate=rate)
 
     @property
     def shape(self) -> Shape:
@@ -155,6 +156,7 @@ class Binomial(_Logits):
         probs: ArrayLike | None = None,
     ):
         n, l = _as_trials(total_count), logits_from(logits, probs)
+        _check.elements(_check.NOT_NEGATIVE, total_count=total_count)
         try:
             shape = np.broadcast_shapes(n.shape, l.shape)
         except ValueError:
@@ -216,6 +218,7 @@ class NegativeBinomial(_Logits):
         self.total_count, self.logits = as_floats(
             total_count=total_count, logits=logits_from(logits, probs)
         )
+        _check.elements(_check.POSITIVE, total_count=total_count)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))

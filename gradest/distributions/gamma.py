@@ -8,7 +8,7 @@ import numpy as np
 from jax.scipy.special import digamma, gammaln
 from jax.typing import ArrayLike
 
-from .. import _random
+from .. import _check, _random
 from .._numerics import in_compute_dtype
 from ._implicit import bounded_exp, first_order_only, implicit, inside, per_lane
 from ._special import STIRLING, log_beta, simplex_log_density, stirling_remainder
@@ -117,6 +117,7 @@ class Gamma(Distribution):
 
     def __init__(self, concentration: ArrayLike, rate: ArrayLike = 1.0):
         self.concentration, self.rate = as_floats(concentration=concentration, rate=rate)
+        _check.elements(_check.POSITIVE, concentration=concentration, rate=rate)
 
     @property
     def shape(self) -> Shape:
@@ -184,6 +185,9 @@ class Beta(Distribution):
     def __init__(self, concentration1: ArrayLike, concentration0: ArrayLike):
         self.concentration1, self.concentration0 = as_floats(
             concentration1=concentration1, concentration0=concentration0
+        )
+        _check.elements(
+            _check.POSITIVE, concentration1=concentration1, concentration0=concentration0
         )
 
     @property
@@ -254,6 +258,7 @@ class Dirichlet(Distribution):
                 "concentration: expected the categories along the last axis, at least one of "
                 f"them, got an array of shape {a.shape}."
             )
+        _check.elements(_check.POSITIVE, concentration=concentration)
         self.concentration = a
 
     @property
@@ -310,6 +315,8 @@ class StudentT(Distribution):
 
     def __init__(self, df: ArrayLike, loc: ArrayLike = 0.0, scale: ArrayLike = 1.0):
         self.df, self.loc, self.scale = as_floats(df=df, loc=loc, scale=scale)
+        _check.elements(_check.FINITE, loc=loc)
+        _check.elements(_check.POSITIVE, df=df, scale=scale)
 
     @property
     def shape(self) -> Shape:

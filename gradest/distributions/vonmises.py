@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from .. import _check
 from .._numerics import in_compute_dtype
 from ._implicit import implicit, per_lane
 from .base import Distribution, Shape, align, as_floats
@@ -45,6 +46,8 @@ class VonMises(Distribution):
 
     def __init__(self, loc: ArrayLike, concentration: ArrayLike):
         self.loc, self.concentration = as_floats(loc=loc, concentration=concentration)
+        _check.elements(_check.FINITE, loc=loc)
+        _check.elements(_check.NOT_NEGATIVE, concentration=concentration)
 
     @property
     def shape(self) -> Shape:

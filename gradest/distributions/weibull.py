@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _random
+from .. import _check, _random
 from ._implicit import bounded_exp, inside
 from .base import Distribution, Shape, align_wide, as_floats
 
@@ -27,6 +27,7 @@ class Weibull(Distribution):
 
     def __init__(self, scale: ArrayLike, concentration: ArrayLike):
         self.scale, self.concentration = as_floats(scale=scale, concentration=concentration)
+        _check.elements(_check.POSITIVE, scale=scale, concentration=concentration)
 
     @property
     def shape(self) -> Shape:
