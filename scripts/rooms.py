@@ -53,6 +53,7 @@ FLOORS = (
                 "_transform/",
                 [
                     "expectation: stages the loss",
+                    "keys: two draws with one",
                     "program: jaxpr into nodes, once",
                     "continuation: hands on the rest",
                     "ledger: running sums",

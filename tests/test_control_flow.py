@@ -464,10 +464,10 @@ def test_a_rule_around_a_draw_is_said_to_be_unused(rule, sampler):
     """Once for the draw, with its place; a rule around anything else is as it was."""
     harmless = with_custom_jvp(lambda a, key: a + jax.random.uniform(key))
     for function, number in {rule(draws(sampler)): 1, harmless: 0}.items():
-        loss = lambda a, key, f=function: jnp.sum(f(a, key)) + bit(score, key, a[0])
+        loss = lambda a, keys, f=function: jnp.sum(f(a, keys[0])) + bit(score, keys[1], a[0])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            jax.make_jaxpr(ge.expectation(loss))(jnp.ones(2), keys(1)[0])
+            jax.make_jaxpr(ge.expectation(loss))(jnp.ones(2), keys(2))
         messages = [str(warning.message) for warning in caught]
         assert len(messages) == number
         assert all(f"(at {programs.__file__}:" in m for m in messages)
@@ -660,7 +660,7 @@ def test_unused_draw_costs_nothing(place, sampler):
 
     grad = jax.value_and_grad(ge.expectation(loss))
     logit, key = jnp.float32(0.3), keys(1)[0]
-    assert "random_bits" not in str(jax.make_jaxpr(grad)(logit, key))
+    assert "random_unwrap" not in str(jax.make_jaxpr(grad)(logit, key))
     value, got = grad(logit, key)
     np.testing.assert_allclose(got, 2 * value / logit, rtol=1e-6)
 
@@ -668,7 +668,7 @@ def test_unused_draw_costs_nothing(place, sampler):
 def test_used_draw_does_cost():
     """What the test above looks for is there when it should be."""
     loss = ge.expectation(lambda logit, key: bit(score, key, logit))
-    assert "random_bits" in str(jax.make_jaxpr(loss)(jnp.float32(0.3), keys(1)[0]))
+    assert "random_unwrap" in str(jax.make_jaxpr(loss)(jnp.float32(0.3), keys(1)[0]))
 
 
 def test_unused_draw_is_not_credited():
@@ -727,7 +727,8 @@ def test_numbers_that_are_no_arrays(logit):
     """As a parameter, of a draw that has constant ones, and among the auxiliary output."""
 
     def loss(logit, key):
-        x = bit(score, key, logit) + bit(score, key, 0.0)
+        k0, k1 = split(key)
+        x = bit(score, k0, logit) + bit(score, k1, 0.0)
         return x, {"logit": logit, "number": 3, "key": key, "draw": x}
 
     run = jax.value_and_grad(ge.expectation(loss, has_aux=True), has_aux=True)

@@ -234,11 +234,12 @@ def test_an_integer_draw_may_be_for_auxiliary_output(place, sampler):
 def test_a_draw_in_a_loop_that_needs_what_follows_says_so(before):
     def loss(l, key):
         def step(x, k):
+            k0, k1 = split(k)
             if before == "draw":
-                x = x + bit(score, k, l)
+                x = x + bit(score, k0, l)
             if before == "cost":
                 ge.cost(x)
-            return x + bit(ge.enumeration(), k, l), None
+            return x + bit(ge.enumeration(), k1, l), None
 
         return jax.lax.scan(step, 0.0, split(key, 2))[0]
 

@@ -55,6 +55,27 @@ def _check_site(site: Site) -> None:
         )
 
 
+def check_keys(found: Iterable[Any]) -> None:
+    """Warns of draws that share a key, once for each pair of lines."""
+    pairs = dict.fromkeys(tuple((d.site.name, d.where) for d in shared.draws) for shared in found)
+    for (name, where), *others in pairs:
+        if not others:
+            what = f"a draw by {name}{where} gets the same key in every step of a `scan`"
+            remedy = "Scan over jax.random.split(key, length), or fold the step's number in"
+        else:
+            what = (
+                f"a draw by {name}{where} and one by {others[0][0]}{others[0][1]} get the same key"
+            )
+            remedy = "Split the key: jax.random.split(key)"
+        warnings.warn(
+            f"expectation: {what}, so they are not independent, and the gradient is that of no "
+            f"expectation over independent draws. {remedy}. If it is meant, say so with "
+            "jax.random.clone(key).",
+            UnestimatedGradientWarning,
+            stacklevel=2,
+        )
+
+
 def after_a_bound(site: Site, bound: str) -> Exception:
     return NotImplementedError(
         f"{site.name}: a draw{site.where} comes after one by {bound}, whose value, a "

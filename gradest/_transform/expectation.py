@@ -19,6 +19,7 @@ from .._cost import Mode
 from . import complaints
 from .continuation import value_of
 from .downstream import complaints_of
+from .keys import shared_keys
 from .ledger import Ledger, advance
 from .program import Program, Purpose, read_program
 
@@ -122,7 +123,7 @@ class _Staged:
         """The loss, and its auxiliary output: of the same run where that is one run."""
         complaints = complaints_of(self.jaxpr)
         program = read_program(self.jaxpr, Purpose.BOTH, complaints)
-        _check(program)
+        _check(program, self.values)
         if not program.needs_rest(Mode()):
             return self._of_one_run(program)
         if len(program.outputs) == 1:
@@ -235,7 +236,8 @@ def _real_scalar(value: Any, has_aux: bool) -> Any:
     return value
 
 
-def _check(program: Program) -> None:
+def _check(program: Program, values: Sequence[Any]) -> None:
+    complaints.check_keys(shared_keys(program, values))
     complaints.check_lanes([draw.site for draw in program.draws])
     complaints.check_collectives(program.collectives())
     complaints.check_rules(draw.site for draw in program.with_rules())
