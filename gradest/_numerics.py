@@ -18,6 +18,45 @@ def in_compute_dtype(*arrays: jax.Array) -> list[jax.Array]:
     return [array.astype(compute_dtype(array.dtype)) for array in arrays]
 
 
+def least_probability(dtype: DTypeLike) -> float:
+    """By which the derivative of a probability in the logit of an impossible outcome is replaced.
+
+    That is 0, and that of the logit in the probability infinite; their product is 1. So estimators
+    that evaluate the cost of the impossible outcome take this number for the one, and logits that
+    were made from probabilities its reciprocal for the other. It is 0, and the derivative lost,
+    where a type has no such number.
+    """
+    return 2.0**-100 if jnp.finfo(dtype).maxexp >= 128 else 0.0
+
+
+@jax.custom_jvp
+def softmax(l: jax.Array) -> jax.Array:
+    """Along the last axis, in whose derivative impossible categories have `least_probability`."""
+    return jax.nn.softmax(l, axis=-1)
+
+
+@softmax.defjvp
+def _softmax_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (l,), (dl,) = primals, tangents
+    # JAX's own: an impossible category has a derivative of first order only.
+    p = jax.nn.softmax(l, axis=-1)
+    moved = p + jnp.where(jnp.isneginf(l), least_probability(l.dtype), 0).astype(p.dtype)
+    return softmax(l), moved * (dl - jnp.sum(moved * dl, axis=-1, keepdims=True))
+
+
+@jax.custom_jvp
+def sigmoid(l: jax.Array) -> jax.Array:
+    """In whose derivative an impossible outcome has `least_probability`."""
+    return jax.nn.sigmoid(l)
+
+
+@sigmoid.defjvp
+def _sigmoid_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (l,), (dl,) = primals, tangents
+    edge = jnp.where(jnp.isinf(l), least_probability(l.dtype), 0).astype(l.dtype)
+    return sigmoid(l), (jax.nn.sigmoid(l) * jax.nn.sigmoid(-l) + edge) * dl
+
+
 @jax.custom_jvp
 def tempered(z: jax.Array, temperature: jax.Array) -> jax.Array:
     """z / temperature, whose derivative in the temperature is zero where z is infinite.

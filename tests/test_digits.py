@@ -260,3 +260,55 @@ def test_baselines_in_half_precision(baseline):
     gradient = lambda k: jax.grad(lambda d: sampler.expect(k, d, cost))(dists.Bernoulli(logits))
     g = np.asarray(jax.vmap(gradient)(jax.random.split(jax.random.key(2), 10_000)).logits, float)
     assert (abs(g.mean(0) - expected) < 4.5 * g.std(0) / 100 + 4e-3).all()
+
+
+# ---- Probabilities of 0 and 1 ----------------------------------------------------------------
+
+ONE_SIDED = {
+    "enumeration": ge.enumeration(),
+    "measure_valued": ge.measure_valued(),
+    "sum_and_sample": ge.sum_and_sample(num_summed=1),
+    "unordered_set": ge.unordered_set(num_samples=2),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", ONE_SIDED)
+def test_one_sided_derivatives_of_probabilities(name, dtype):
+    sampler, key = ONE_SIDED[name], jax.random.key(0)
+    of_bit = lambda p: sampler.expect(key, dists.Bernoulli(probs=p), lambda b: 3 * b + 1)
+    for p in (0.0, 1.0):
+        got = float(jax.grad(of_bit)(jnp.asarray(p, dtype)))
+        np.testing.assert_allclose(got, 3.0, rtol=1e-2)
+        # And with a cost that the impossible outcome does not have.
+        value = sampler.expect(
+            key, dists.Bernoulli(probs=p), lambda b, p=p: jnp.log(abs(1 - p - b))
+        )
+        assert value == 0
+    costs = jnp.array([1.0, 2.0, 5.0], dtype)
+    of_row = lambda p: sampler.expect(key, dists.Categorical(probs=p), lambda k: costs[k])
+    if name in ("enumeration", "measure_valued"):
+        g = jax.grad(of_row)(jnp.array([0.0, 1.0, 0.0], dtype)).astype(jnp.float32)
+        np.testing.assert_allclose(g - g[1], [-1, 0, 3], rtol=1e-2, atol=1e-2)
+
+
+REFUSED = {
+    "score_function": ge.score_function(),
+    "rebar": ge.rebar(),
+    "arm": ge.arm(),
+    "disarm": ge.disarm(),
+    "muprop": ge.muprop(),
+    "gumbel_softmax": ge.gumbel_softmax(0.5),
+    "relax": ge.relax(lambda w, x: w * jnp.sum(x), 0.3),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_who_would_have_to_draw_the_impossible_outcome_raises(name):
+    key = jax.random.key(0)
+    loss = lambda p: REFUSED[name].expect(key, dists.Bernoulli(probs=p), lambda b: jnp.sum(3 * b))
+    with pytest.raises(ge.UnestimatedGradientError, match=f"^{name}: probs: .* Use enumeration"):
+        jax.grad(loss)(jnp.array([0.5, 0.0]))
+    assert np.isfinite(jax.grad(loss)(jnp.array([0.5, 0.25]))).all()
+    # Not differentiated, or logits that mask: nothing is lost.
+    assert np.isfinite(loss(jnp.array([0.5, 0.0])))

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _numerics
 from .._derivatives.primitives import drawn_p, scored_p
-from .._derivatives.refuse import Refusal, undifferentiable
+from .._derivatives.refuse import Refusal, UnestimatedGradientError, undifferentiable
 from .._jaxpr import user_line
 
 Shape = tuple[int, ...]
@@ -31,6 +31,8 @@ class Distribution(abc.ABC):
     parameters: ClassVar[tuple[str, ...]]
     #: Whether `sample` is differentiable in the parameters, pathwise.
     reparameterizable: ClassVar[bool] = False
+    #: Whether it is known that probabilities of 0 or 1 are differentiated, of what was just made.
+    lost_edge: bool = False
     #: Whether the set of possible draws is the same whatever the parameters.
     fixed_support: ClassVar[bool] = True
 
@@ -189,6 +191,20 @@ def check(dist: Any) -> None:
             f"dist: expected a pytree, got a {_check.name_of(type(dist))} that is not registered "
             "as one: gradients could not reach its parameters. Use "
             "jax.tree_util.register_dataclass."
+        )
+
+
+def check_edges(estimator: str, dist: Any) -> None:
+    """Raises where a probability of 0 or 1 is differentiated by who would have to draw the other.
+
+    That is known of what was made of probabilities just now, not of traced ones.
+    """
+    if getattr(dist, "lost_edge", False):
+        raise UnestimatedGradientError(
+            f"{estimator}: probs: expected probabilities between 0 and 1 where they are "
+            "differentiated, got a 0 or 1. What the impossible outcome would cost is missing "
+            "from the gradient. Use enumeration, measure_valued, sum_and_sample or unordered_set, "
+            "or give logits."
         )
 
 

@@ -1,6 +1,7 @@
 """Bernoulli variables and the binary concrete density that relaxes them."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._numerics import tempered
+from .._numerics import least_probability, tempered
 from ._implicit import inside
 from .base import Distribution, Shape, align_wide, as_float, as_floats, finite, plain
 
@@ -23,11 +24,36 @@ def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
         return as_float("logits", logits)
     p = as_float("probs", probs)  # pyright: ignore[reportArgumentType]
     _check.elements(_check.PROBABILITY, probs=probs)
-    # Where p is 0 or 1 the logit is infinite and its derivative undefined: it counts as zero.
-    inside = (p > 0) & (p < 1)
-    safe = jnp.where(inside, p, 0.5)
+    return _log_odds(p)
+
+
+@jax.custom_jvp
+def _log_odds(p: jax.Array) -> jax.Array:
+    within = (p > 0) & (p < 1)
+    safe = jnp.where(within, p, 0.5)
     edge = jnp.where(p > 0, jnp.inf, -jnp.inf).astype(p.dtype)
-    return jnp.where(inside, jnp.log(safe) - jnp.log1p(-safe), edge)
+    return jnp.where(within, jnp.log(safe) - jnp.log1p(-safe), edge)
+
+
+@_log_odds.defjvp
+def _log_odds_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """That of an infinite one is one-sided: see `least_probability`."""
+    (p,), (dp,) = primals, tangents
+    within, least = (p > 0) & (p < 1), least_probability(p.dtype)
+    safe = jnp.where(within, p, 0.5)
+    slope = jnp.where(within, 1 / (safe * (1 - safe)), 1 / least if least else 0)
+    return _log_odds(p), slope.astype(p.dtype) * dp
+
+
+def on_the_edge(p: ArrayLike | None, edges: Callable[[Any], Any]) -> bool:
+    """Whether the probabilities are differentiated, and known to have one of the edges."""
+    if p is None or _check.is_concrete(p):
+        return False
+    try:
+        return bool(jnp.any(edges(p)))
+    except (TypeError, jax.errors.ConcretizationTypeError):
+        # Traced, or one of a batch.
+        return False
 
 
 class Bernoulli(Distribution):
@@ -37,7 +63,11 @@ class Bernoulli(Distribution):
 
     Args:
       logits: log-odds, of any shape; infinite ones are certain outcomes.
-      probs: probabilities of 1, instead of `logits`.
+      probs: probabilities of 1, instead of `logits`. At 0 and 1 their derivative is one-sided,
+        from `enumeration` and `measure_valued`, and from `sum_and_sample` and `unordered_set` where
+        they evaluate every outcome; to the first order, and not in float16. Others would have to
+        draw the impossible outcome: they raise where the probability is known, and lack that term
+        where it is traced.
 
     Raises:
       TypeError: if not exactly one of the two is given.
@@ -54,6 +84,7 @@ class Bernoulli(Distribution):
 
     def __init__(self, logits: ArrayLike | None = None, *, probs: ArrayLike | None = None):
         self.logits = logits_from(logits, probs)
+        self.lost_edge = on_the_edge(probs, lambda p: (p <= 0) | (p >= 1))
 
     @property
     def shape(self) -> Shape:

@@ -1,6 +1,7 @@
 """Categorical variables, as integers and one-hot, and the concrete densities that relax them."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ from jax.scipy.special import gammaln, logsumexp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._numerics import below_top, in_compute_dtype, tempered
+from .._numerics import below_top, in_compute_dtype, least_probability, tempered
 from .base import Distribution, Shape, align, align_wide, as_float, finite, plain, scored
-from .bernoulli import weighted
+from .bernoulli import on_the_edge, weighted
 
 
 def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
@@ -24,14 +25,27 @@ def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
     else:
         name, p = "probs", as_float("probs", probs)  # pyright: ignore[reportArgumentType]
         _check.elements(_check.WEIGHT, probs=probs)
-        # A category of probability 0 is masked: its logit is -inf, its derivative zero.
-        array = jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
+        array = _log(p)
     if array.ndim == 0 or array.shape[-1] == 0:
         raise ValueError(
             f"{name}: expected the categories along the last axis, at least one of them, got an "
             f"array of shape {array.shape}."
         )
     return array
+
+
+@jax.custom_jvp
+def _log(p: jax.Array) -> jax.Array:
+    return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1)), -jnp.inf)
+
+
+@_log.defjvp
+def _log_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """That of an infinite one is one-sided: see `least_probability`."""
+    (p,), (dp,) = primals, tangents
+    least, total = least_probability(p.dtype), jnp.sum(p, axis=-1, keepdims=True)
+    edge = (1 / least if least else 0.0) / jnp.where(total > 0, total, 1)
+    return _log(p), jnp.where(p > 0, 1 / jnp.where(p > 0, p, 1), edge).astype(p.dtype) * dp
 
 
 # Below it a weight has no derivative: a relaxed draw of an earlier site is all but hard there.
@@ -72,6 +86,7 @@ class _Logits(Distribution):
 
     def __init__(self, logits: ArrayLike | None = None, *, probs: ArrayLike | None = None):
         self.logits = logits_from(logits, probs)
+        self.lost_edge = on_the_edge(probs, lambda p: p <= 0)
 
     @property
     def num_categories(self) -> int:
@@ -88,7 +103,8 @@ class Categorical(_Logits):
 
     Args:
       logits: unnormalised log-probabilities, shape (..., K); -inf masks a category.
-      probs: (unnormalised) probabilities, instead of `logits`.
+      probs: (unnormalised) probabilities, instead of `logits`. At 0 their derivative is one-sided,
+        as that of `Bernoulli`'s is.
 
     Raises:
       TypeError: if not exactly one of the two is given.

@@ -1,5 +1,6 @@
 """Joint draws of distributions with a finite support: their values, and several distinct ones."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _numerics, _random
-from ..distributions import Bernoulli, Categorical
+from ..distributions import Bernoulli, Categorical, base
 from ..distributions._capabilities import FINITE
 
 
@@ -17,17 +18,24 @@ class Finite(NamedTuple):
     Attributes:
       values: the values of one element, stacked.
       log_probs: those of each element's values, of shape (n, V), in at least single precision.
+      probs: likewise, with a derivative where they are 0.
       shape: of a joint draw.
       rows: its axes that number the elements.
     """
 
     values: jax.Array
     log_probs: jax.Array
+    probs: jax.Array
     shape: tuple[int, ...]
     rows: tuple[int, ...]
 
     @classmethod
-    def of(cls, estimator: str, dist: Any) -> "Finite":
+    def of(cls, estimator: str, dist: Any, at_most: int = 0) -> "Finite":
+        """Of `dist`.
+
+        Impossible values have `least_probability` where there are `at_most` so many joint draws:
+        who meets all of them estimates the derivatives of their probabilities too.
+        """
         remedy = "It needs a finite support: use score_function, or reparameterize."
         _check.supported(estimator, dist, FINITE, remedy)
         dtype = dist.logits.dtype
@@ -35,12 +43,32 @@ class Finite(NamedTuple):
         if isinstance(dist, Bernoulli):
             values = jnp.arange(2, dtype=dtype)
             log_probs = jnp.stack([jax.nn.log_sigmoid(-l), jax.nn.log_sigmoid(l)], axis=-1)
+            probs = jnp.stack([_numerics.sigmoid(-l), _numerics.sigmoid(l)], axis=-1)
         else:
             k = dist.num_categories
             values = jnp.arange(k) if isinstance(dist, Categorical) else jnp.eye(k, dtype=dtype)
-            log_probs = jax.nn.log_softmax(l, axis=-1)
+            log_probs, probs = jax.nn.log_softmax(l, axis=-1), _numerics.softmax(l)
+        least = _numerics.least_probability(dtype)
         *rows, num_values = log_probs.shape
-        return cls(values, log_probs.reshape(-1, num_values), dist.shape, tuple(rows))
+        if least and num_values ** math.prod(rows) <= at_most:
+            log_probs = jnp.maximum(log_probs, math.log(least))
+        elif at_most or not least:
+            base.check_edges(estimator, dist)
+        flat = (log_probs.reshape(-1, num_values), probs.reshape(-1, num_values))
+        return cls(values, *flat, dist.shape, tuple(rows))
+
+    def fixed(self) -> "Finite":
+        """The same, without derivatives."""
+        return self._replace(
+            log_probs=jax.lax.stop_gradient(self.log_probs),
+            probs=jax.lax.stop_gradient(self.probs),
+        )
+
+    @property
+    def num_draws(self) -> int:
+        """How many joint draws there are, impossible ones among them."""
+        num_elements, num_values = self.log_probs.shape
+        return num_values**num_elements
 
     def draws(self, choices: jax.Array) -> jax.Array:
         """Joint draws, from the number of each element's value along the last axis."""

@@ -13,13 +13,22 @@ from jax.typing import ArrayLike
 
 from .. import _check, _numerics, _random
 from .._numerics import below_top, tempered
-from ..distributions import Bernoulli, OneHotCategorical
+from ..distributions import Bernoulli, OneHotCategorical, base
 from ..distributions._capabilities import RELAXABLE
 
 Relaxable = Bernoulli | OneHotCategorical
 
 
-def check(estimator: str, dist: Any) -> None:
+def check(estimator: str, dist: Any, *, draws_all: bool = True) -> None:
+    """Raises unless `dist` can be relaxed.
+
+    Args:
+      estimator: its name.
+      dist: a distribution.
+      draws_all: whether the gradient needs every outcome to be drawn.
+    """
+    if draws_all:
+        base.check_edges(estimator, dist)
     _check.supported(
         estimator,
         dist,

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _check
+from .. import _check, _numerics
 from .._derivatives.attach import attach_gradient
 from ..distributions import base
 
@@ -30,6 +30,7 @@ def check(estimator: str, dist: Any) -> None:
             f"parameters, got {_check.name_of(type(dist))}: the moving bounds would be missing "
             "from the gradient. Use reparameterize."
         )
+    base.check_edges(estimator, dist)
 
 
 def log_probs(dist: Any, draws: Any) -> jax.Array:
@@ -53,9 +54,10 @@ def weighted_costs(
     """sum_k weights_k costs_k, with sum_k weights_k signal_k d log p(x_k) attached.
 
     The weights, which sum to one, and the signal are constants; a cost of weight zero counts for
-    nothing, even if it is not finite.
+    nothing, even if it is not finite; nor does one that is not, of the least weight that there is.
     """
-    counts = weights > 0
+    least = _numerics.least_probability(weights.dtype)
+    counts = (weights > 2 * least) | ((weights > 0) & jnp.isfinite(costs))
     weights, signal = jax.lax.stop_gradient((weights, jnp.where(counts, signal, 0)))
     gradient = weighted_scores(dist, draws, weights * signal)
     attach = lambda c, l: attach_gradient(c, dist, gradient, log_prob=l)

@@ -101,6 +101,7 @@ def disarm() -> Sampler:
 def _arm(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
     remedy = "Use disarm for OneHotCategorical; for other distributions use score_function."
     _check.supported("arm", dist, [Bernoulli], remedy)
+    base.check_edges("arm", dist)
     l = _relaxation.log_odds(jax.lax.stop_gradient(dist))
     p, q = jax.nn.sigmoid(l), jax.nn.sigmoid(-l)
     first, second, u = _random.antithetic(key, l)

@@ -65,16 +65,17 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, max_configurations: int)
         )
     # Products, not exponentials of sums of logarithms: exact where a probability is zero.
     outer = lambda joint, row: (joint[:, None] * row[None, :]).reshape(-1)
-    probs = jnp.exp(finite.log_probs)
-    joint = functools.reduce(outer, probs, jnp.ones(1, probs.dtype))
+    joint = functools.reduce(outer, finite.probs, jnp.ones(1, finite.probs.dtype))
     # Configuration number i spells its values as the digits of i, the last element's last.
     digit = num_values ** np.arange(num_elements)[::-1]
     grid = jnp.asarray((np.arange(count)[:, None] // digit[None, :]) % num_values)
     costs = cost.batch(finite.draws(grid))
     joint = joint.astype(costs.dtype)
-    # An impossible configuration counts for nothing, even if its cost is not finite.
+    # An impossible configuration counts for nothing, even if its cost is not finite. If it is, it
+    # counts in the derivative of its probability.
     possible = joint != 0
-    return jnp.sum(jnp.where(possible, joint * jnp.where(possible, costs, 0), 0))
+    known = jax.lax.stop_gradient(jnp.where(jnp.isfinite(costs), costs, 0))
+    return jnp.sum(joint * jnp.where(possible, costs, known))
 
 
 def _readable(count: int) -> str:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, _random
+from .. import _check, _numerics, _random
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._numerics import in_compute_dtype
@@ -123,6 +123,8 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool) -> jax.Ar
     _check.supported("measure_valued", dist, WEAKLY_DIFFERENTIABLE, _REMEDY)
     # Nothing is differentiated through the draws: the gradient is estimated here.
     fixed = jax.lax.stop_gradient(dist)
+    if not _numerics.least_probability(jnp.result_type(*jax.tree.leaves(dist))):
+        base.check_edges("measure_valued", dist)
     key_draw, key_pairs = _random.split(key, 2)
     x = fixed.sample(key_draw)
     pairs = _pairs(fixed, x, key_pairs, coupled)
@@ -142,7 +144,9 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool) -> jax.Ar
         at = lambda: next(of_points).astype(w.dtype).reshape(w.shape)
         plus, minus = at(), value.astype(w.dtype) if pair.minus is None else at()
         # A value that is impossible counts for nothing, even if its cost is not finite.
-        change = jnp.where(w != 0, w * jnp.where(w != 0, plus - minus, 0), 0)
+        least = _numerics.least_probability(w.dtype)
+        counts = (jnp.abs(w) > least) | jnp.isfinite(plus - minus)
+        change = jnp.where(counts, w * jnp.where(counts, plus - minus, 0), 0)
         return (
             change - w * jnp.sum(change, axis=-1, keepdims=True) if pair.of_categories else change
         )
@@ -210,7 +214,8 @@ def _(dist: LogNormal, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[
 def _(dist: Bernoulli, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
     del key, coupled
     (l,) = in_compute_dtype(dist.logits)
-    weight = jax.nn.sigmoid(l) * jax.nn.sigmoid(-l)
+    edge = _numerics.least_probability(dist.logits.dtype)
+    weight = jax.nn.sigmoid(l) * jax.nn.sigmoid(-l) + jnp.where(jnp.isinf(l), edge, 0)
     return [_Pair(jnp.where(x > 0, -weight, weight), 1 - x)]
 
 
@@ -218,7 +223,9 @@ def _(dist: Bernoulli, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[
 @_pairs.register(OneHotCategorical)
 def _(dist: Any, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_Pair]:
     del key, coupled
-    p = jax.nn.softmax(*in_compute_dtype(dist.logits), axis=-1)
+    (l,) = in_compute_dtype(dist.logits)
+    edge = _numerics.least_probability(dist.logits.dtype)
+    p = jax.nn.softmax(l, axis=-1) + jnp.where(jnp.isneginf(l), edge, 0).astype(l.dtype)
     k = dist.num_categories
     values = jnp.arange(k) if isinstance(dist, Categorical) else jnp.eye(k)
     values = jnp.broadcast_to(values.astype(x.dtype), (*p.shape[:-1], *values.shape))

@@ -120,6 +120,7 @@ def relax(
 def _discrete(dist: Any) -> bool:
     """Whether draws are relaxed (RELAX), or differentiable as they are (LAX)."""
     if isinstance(dist, (Bernoulli, OneHotCategorical)):
+        base.check_edges("relax", dist)
         return True
     declared = getattr(dist, "reparameterizable", getattr(dist, "has_rsample", None))
     if declared is False:

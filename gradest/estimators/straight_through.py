@@ -56,7 +56,7 @@ def straight_through(*, slope: ArrayLike = 1.0) -> Sampler:
 
 
 def _straight_through(key: jax.Array, dist: Any, *, slope: ArrayLike) -> jax.Array:
-    _relaxation.check("straight_through", dist)
+    _relaxation.check("straight_through", dist, draws_all=False)
     dist = first_order("straight_through", dist)
     hard = jax.lax.stop_gradient(base.draw(key, dist))
     logits = dist.logits.astype(_numerics.compute_dtype(dist.logits.dtype))

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _check, _random
+from .. import _check, _numerics, _random
 from .._cost import Cost
 from .._sampler import Sampler
 from . import _finite, _scores
@@ -64,22 +64,26 @@ def sum_and_sample(*, num_summed: int = 1, num_samples: int = 1) -> Sampler:
 def _estimate(
     key: jax.Array, dist: Any, cost: Cost, *, num_summed: int, num_samples: int
 ) -> jax.Array:
-    finite = _finite.Finite.of("sum_and_sample", jax.lax.stop_gradient(dist))
+    finite = _finite.Finite.of("sum_and_sample", dist, num_summed + 1).fixed()
     summed, l = finite.most_probable(num_summed)
 
     def outside(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """A draw that is not summed, and whether there is one."""
+        """A draw that is not summed, and its log-probability; -inf where there is none."""
         candidates, log_p = finite.without_replacement(key, num_summed + 1)
         same = jnp.all(candidates[:, None] == summed[None], axis=-1)
         free = (log_p > -jnp.inf) & ~jnp.any(same & (l > -jnp.inf)[None], axis=1)
-        return candidates[jnp.argmax(free)], jnp.any(free)
+        first = jnp.argmax(free)
+        return candidates[first], jnp.where(jnp.any(free), log_p[first], -jnp.inf)
 
-    sampled, some = jax.vmap(outside)(_random.split(key, num_samples))
+    sampled, log_p = jax.vmap(outside)(_random.split(key, num_samples))
     p = jnp.exp(l)
-    rest = jnp.where(some, -jnp.expm1(_finite.log_mass(l)) / num_samples, 0)
+    # No less than that of a draw: of an impossible one rounding would leave nothing.
+    rest = jnp.maximum(-jnp.expm1(_finite.log_mass(l)), jnp.exp(log_p)) / num_samples
+    rest = jnp.where(log_p > -jnp.inf, rest, 0)
     draws = finite.draws(jnp.concatenate([summed, sampled]))
     costs = cost.batch(draws)
-    of_summed = jnp.where(p > 0, costs[:num_summed].astype(p.dtype), 0)
+    least = _numerics.least_probability(p.dtype)
+    of_summed = jnp.where(p > 2 * least, costs[:num_summed].astype(p.dtype), 0)
     baseline = jnp.sum(p * of_summed) / jnp.sum(p)
     signal = costs.astype(p.dtype) - baseline
     return _scores.weighted_costs(dist, draws, costs, jnp.concatenate([p, rest]), signal)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _check
+from .. import _check, _numerics
 from .._cost import Cost
 from .._sampler import Sampler
 from . import _finite, _scores
@@ -62,14 +62,19 @@ def unordered_set(num_samples: int) -> Sampler:
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax.Array:
-    finite = _finite.Finite.of("unordered_set", jax.lax.stop_gradient(dist))
+    finite = _finite.Finite.of("unordered_set", dist, num_samples).fixed()
     choices, l = finite.without_replacement(key, num_samples)
     draws = finite.draws(choices)
     costs = cost.batch(draws)
-    log_ratio, log_second = _log_ratios(l)
+    if finite.num_draws <= num_samples:
+        # All are in the set: nothing is left.
+        log_ratio, log_second = jnp.zeros_like(l), jnp.zeros((len(l), len(l)), l.dtype)
+    else:
+        log_ratio, log_second = _log_ratios(l)
     # Products of a tiny probability and a huge ratio.
     weights, of_others = jnp.exp(l + log_ratio), jnp.exp(l[None, :] + log_second)
-    f = jnp.where(l > -jnp.inf, costs.astype(l.dtype), 0)
+    least = _numerics.least_probability(l.dtype)
+    f = jnp.where((jnp.exp(l) > 2 * least) | jnp.isfinite(costs), costs.astype(l.dtype), 0)
     # Not as a product of matrices, in which some devices drop digits.
     baselines = jnp.sum(of_others * f[None, :], axis=1)
     return _scores.weighted_costs(dist, draws, costs, weights, f - baselines)
