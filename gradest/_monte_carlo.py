@@ -28,7 +28,9 @@ def monte_carlo(
 
     Within a chunk the samples are vmapped; the chunks are scanned one after the other and
     computed again in the backward pass, so that value and gradient need the memory of one chunk.
-    The result does not depend on `chunk_size` but for rounding. Under a mesh (`jax.set_mesh`)
+    The result does not depend on `chunk_size` but for rounding; with keys of the implementation
+    rbg or unsafe_rbg, whose draws under `jax.vmap` are others than alone, it does.
+    Under a mesh (`jax.set_mesh`)
     the samples are spread over its devices along those of its axes that are of type Auto, when
     their size divides the chunk. Explicit axes are left to the arguments' own shardings; to spread
     the samples over them too, wrap the result in `jax.sharding.auto_axes`.

@@ -18,6 +18,11 @@ def in_compute_dtype(*arrays: jax.Array) -> list[jax.Array]:
     return [array.astype(compute_dtype(array.dtype)) for array in arrays]
 
 
+def positive(temperature: jax.Array) -> jax.Array:
+    """NaN for one, traced, that is not: what is finite there would be wrong."""
+    return jnp.where(temperature > 0, temperature, jnp.nan)
+
+
 def least_probability(dtype: DTypeLike) -> float:
     """By which the derivative of a probability in the logit of an impossible outcome is replaced.
 
@@ -64,12 +69,12 @@ def tempered(z: jax.Array, temperature: jax.Array) -> jax.Array:
     A masked category stays masked at every temperature; JAX's own rule gives 0 * inf = NaN. (To
     bound z first would do too, and made XLA draw the noise in z several times over.)
     """
-    return z / temperature
+    return z / positive(temperature)
 
 
 def _tempered_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (z, t), (dz, dt) = primals, tangents
-    y = tempered(z, t)
+    y, t = tempered(z, t), positive(t)
     dy = jnp.zeros_like(y) if isinstance(dz, SymbolicZero) else dz / t
     if not isinstance(dt, SymbolicZero):
         dy -= jnp.where(jnp.isfinite(z), z, 0) / (t * t) * dt

@@ -312,3 +312,20 @@ def test_who_would_have_to_draw_the_impossible_outcome_raises(name):
     assert np.isfinite(jax.grad(loss)(jnp.array([0.5, 0.25]))).all()
     # Not differentiated, or logits that mask: nothing is lost.
     assert np.isfinite(loss(jnp.array([0.5, 0.0])))
+
+
+# ---- Temperatures ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dist", [dists.Bernoulli(jnp.zeros(2)), dists.OneHotCategorical(jnp.zeros(2))]
+)
+@pytest.mark.parametrize("make", [ge.gumbel_softmax, ge.st_gumbel_softmax, ge.rebar, ge.reinmax])
+def test_a_traced_temperature_of_zero_gives_nan(make, dist):
+    @jax.jit
+    def gradient(t):
+        loss = lambda d: make(t).expect(jax.random.key(0), d, lambda x: jnp.sum(x * x))
+        return jax.grad(loss)(dist).logits
+
+    assert np.isnan(gradient(0.0)).all()
+    assert np.isfinite(gradient(0.5)).all()

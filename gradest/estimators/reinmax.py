@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check
+from .. import _check, _numerics
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
 from ..distributions import Bernoulli, base
@@ -65,7 +65,7 @@ def _reinmax(key: jax.Array, dist: Any, *, temperature: ArrayLike) -> jax.Array:
     dist = first_order("reinmax", dist)
     x = jax.lax.stop_gradient(base.draw(key, dist))
     l = _relaxation.log_odds(dist)
-    t = jnp.asarray(temperature, l.dtype)
+    t = _numerics.positive(jnp.asarray(temperature, l.dtype))
     softened = jax.nn.sigmoid(l / t) if isinstance(dist, Bernoulli) else jax.nn.softmax(l / t)
     return _attach(x, dist, _relaxation.mean(dist, l), (x.astype(l.dtype) + softened) / 2)
 
