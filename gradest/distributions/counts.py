@@ -22,8 +22,8 @@ class Poisson(Distribution):
     """Independent Poisson counts, P(x) = rate^x exp(-rate) / x!.
 
     Draws are exact up to rates of about 1e5 (at 1e6 and 1e7 their variance is off by 2 to 3%, at
-    1e8 by half), and at most 1e9. `jax.random.poisson` makes them, in single precision with x64 too,
-    and needs keys of the default implementation, threefry2x32.
+    1e8 by half), and at most 1e9. `jax.random.poisson` makes them, in single precision with x64
+    too, and needs keys of the default implementation, threefry2x32.
 
     Args:
       rate: mean and variance, not negative.

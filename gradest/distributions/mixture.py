@@ -33,9 +33,9 @@ class MixtureSameFamily(Distribution):
     up to 1% in single precision where concentrations exceed 1000.
 
     Between components that lie apart the density is all but zero, and the derivative in the
-    weights, which moves a draw across, is divided by it: its variance is then carried by draws so rare that
-    none may be among thousands, and a standard error does not show it. There `score_function`, or a
-    Categorical that is drawn by itself, is the better form.
+    weights, which moves a draw across, is divided by it: its variance is then carried by
+    draws so rare that none may be among thousands, and a standard error does not show it. There
+    `score_function`, or a Categorical that is drawn by itself, is the better form.
 
     Args:
       mixing_distribution: a Categorical of shape (...), logits (..., K); -inf masks a component.
