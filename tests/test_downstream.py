@@ -241,3 +241,14 @@ def test_nested_functions_take_a_time_that_is_linear_in_their_number():
     (draw,) = follow(staged)
     assert time.perf_counter() - start < 2  # 4096 times the innermost one otherwise
     assert draw.fate.level == "kinked"
+
+
+def test_how_a_draw_is_made_is_not_looked_into():
+    """Of Gamma by rejection, of a mixture by a choice of a component."""
+
+    def loss(m, key):
+        first, second = jax.random.split(key)
+        x = ge.reparameterize()(first, dists.Normal(m, 1.0))
+        return ge.reparameterize()(second, dists.Gamma(jnp.exp(x), 1.0)) ** 2
+
+    assert not said(loss)

@@ -31,6 +31,7 @@ class Special:
     ends: bool
     cost: bool
     passes: str
+    own: int = 0
 
 
 @dataclasses.dataclass
@@ -98,21 +99,26 @@ class Walk(Graph):
         def read(atom: Any) -> Value:
             return env[atom] if is_var(atom) else self.constant(atom.val, atom.aval)
 
-        for eqn, needed in self._live(jaxpr, used):
-            outs = self._equation(eqn, [read(v) for v in eqn.invars], needed)
+        for eqn, needed, operands in self._live(jaxpr, used):
+            outs = self._equation(eqn, [read(v) for v in operands], needed)
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) if u else None for v, u in zip(jaxpr.outvars, used, strict=True)]
 
     def _live(self, jaxpr: core.Jaxpr, used: tuple[bool, ...]) -> Sequence[Any]:
-        """The equations on which a result or a cost depends, and which of their results do."""
+        """The equations on which a result or a cost depends, with what is needed of them.
+
+        That is: which of their results, and the operands.
+        """
         name = id(jaxpr), used
         if name not in self._known:
             wanted = {v for v, u in zip(jaxpr.outvars, used, strict=True) if u and is_var(v)}
             live = []
             for eqn in reversed(jaxpr.eqns):
                 if not wanted.isdisjoint(eqn.outvars) or self.facts_of(eqn).costs:
-                    live.append((eqn, tuple(v in wanted for v in eqn.outvars)))
-                    wanted.update(filter(is_var, eqn.invars))
+                    special = self.special(eqn)
+                    operands = eqn.invars[0 if special is None else special.own :]
+                    live.append((eqn, tuple(v in wanted for v in eqn.outvars), operands))
+                    wanted.update(filter(is_var, operands))
             self._known[name] = live[::-1]
         return self._known[name]
 

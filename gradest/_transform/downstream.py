@@ -70,7 +70,8 @@ def _mark(eqn: Any) -> Mark:
 
 def _special(eqn: Any) -> Special | None:
     if eqn.primitive is draw_p:
-        return Special(_mark(eqn).followed(id(eqn)), ends=False, cost=False, passes="all")
+        draw, own = _mark(eqn).followed(id(eqn)), eqn.params["num_leaves"]
+        return Special(draw, ends=False, cost=False, passes="all", own=own)
     if eqn.primitive is sample_p:
         # Whatever its parameters depend on is estimated with it. At a relaxed point of an earlier
         # draw it may be relaxed itself.
