@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from support.losses import JUMPS, KEY, SILENT, STOPPED, Y
+from support.losses import BLIND, JUMPS, KEY, SILENT, STOPPED, Y
 
 import gradest as ge
 from gradest import distributions as dists
@@ -50,6 +50,11 @@ def test_no_false_alarm(loss):
 @pytest.mark.parametrize("loss", JUMPS.values(), ids=JUMPS)
 def test_no_jump_is_missed(loss):
     assert set(fates(loss).values()) == {"jump"}
+
+
+@pytest.mark.parametrize("loss", BLIND.values(), ids=BLIND)
+def test_a_jump_that_is_not_seen_is_on_the_page_on_the_promise(loss):
+    assert set(fates(loss).values()) <= {"smooth", "kinked"}
 
 
 @pytest.mark.parametrize("loss", STOPPED.values(), ids=STOPPED)

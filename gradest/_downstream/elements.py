@@ -255,8 +255,8 @@ class Elements:
         x = np.where(u[2] < np.where(self._scale == 1, 0.4, 0.85), z, x)
         if not value.params.get("unit"):
             return x
-        # With all elements of a line near one end, or in between.
-        shift = np.linspace(-3, 3, self.lines)[:, None]
+        # With all elements going from near one end to the other, on some lines.
+        shift = np.linspace(-3, 3, self.lines)[:, None] * (1 if salt == 1 else -1)
         return 1 / (1 + np.exp(-x - shift))
 
 

@@ -74,6 +74,9 @@ def expectation(loss: Callable[..., Any] | None = None, has_aux: bool = False) -
       NotImplementedError: when a draw is inside a construct that the transform does not
         support; the message names it, the estimator and the remedy.
       ValueError: when the loss is not a real scalar.
+      UnestimatedGradientError: when a draw is differentiated whose estimator differentiates what
+        it costs, and every way from it to the loss jumps: at a comparison, an index, a rounding.
+        Where only some do, a warning says which; docs/promise.md has the rule.
 
     Example:
       >>> import gradest as ge, jax
