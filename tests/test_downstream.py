@@ -257,3 +257,15 @@ def test_how_a_draw_is_made_is_not_looked_into():
         return ge.reparameterize()(second, dists.Gamma(jnp.exp(x), 1.0)) ** 2
 
     assert not said(loss)
+
+
+@pytest.mark.parametrize(
+    "compared",
+    [
+        lambda z: jnp.where(z > 0, Y, z),
+        lambda z: jnp.where(z >= 1, Y, z),
+        lambda z: jnp.where(z == 1, Y, 0.0),
+    ],
+)
+def test_a_discrete_draw_is_compared_with_its_own_values(compared):
+    assert fates(lambda z: jnp.sum(compared(z)))["st_gumbel_softmax"] == "jump"

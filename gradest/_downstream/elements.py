@@ -253,11 +253,12 @@ class Elements:
         scaled = z * 10 ** (4 * u[3] - 2)
         x = np.where(u[2] < 0.55, scaled, close)
         x = np.where(u[2] < np.where(self._scale == 1, 0.4, 0.85), z, x)
-        if not value.params.get("unit"):
+        margin = value.params.get("margin")
+        if margin is None:
             return x
         # With all elements going from near one end to the other, on some lines.
         shift = np.linspace(-3, 3, self.lines)[:, None] * (1 if salt == 1 else -1)
-        return 1 / (1 + np.exp(-x - shift))
+        return (1 + 2 * margin) / (1 + np.exp(-x - shift)) - margin
 
 
 def varies(index: Index) -> bool:

@@ -61,7 +61,11 @@ class Graph:
         bit = self.bits.setdefault(draw.name, 1 << len(self.bits))
         self.relaxed |= bit * draw.relaxed
         self.transparent |= bit * draw.transparent
-        return self._depending("draw", shape, dtype, ins, bit, draw.hard, draw.relaxed)
+        value = self._depending("draw", shape, dtype, ins, bit, draw.hard)
+        if draw.relaxed:
+            # A draw may be 0 or 1 itself, and a comparison with these may tell it from others.
+            value.params = {"margin": 0.0 if draw.transparent else 0.1}
+        return value
 
     def leaf(self, shape: tuple[int, ...], dtype: Any, like: Sequence[Value] = ()) -> Value:
         """A value of which no more is known than on what it depends."""
@@ -75,9 +79,8 @@ class Graph:
         ins: Sequence[Value],
         flow: Draws = 0,
         hard: bool = False,
-        unit: bool = False,
     ) -> Value:
-        value = self.new(name, (), {"unit": unit}, 0, shape, dtype)
+        value = self.new(name, (), NONE, 0, shape, dtype)
         value.hard = hard or any(x.hard for x in ins if x.depends)
         value.jumps = joined(*(x.jumps for x in ins))
         if is_float(dtype):

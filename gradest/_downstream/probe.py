@@ -77,7 +77,7 @@ def _likeness(value: Value, origin: Origin) -> tuple[Any, ...] | None:
             operands.append(numbers[x.id])
         found = found or v.key == origin
         inside = id(v.body[1].jaxpr) if v.body is not None and v.name != "const" else None
-        known = v.name, v.out, v.number, v.params.get("y"), v.params.get("unit"), inside
+        known = v.name, v.out, v.number, v.params.get("y"), v.params.get("margin"), inside
         shape.append((*known, v.flow > 0, v.hard, origin in v.jumps, tuple(operands)))
         if len(queue) > _MANY:
             return None
@@ -127,13 +127,11 @@ class _Probe:
             return "constant" if e.seen and (e.num_draws <= 3 or self.value.flow) else "unknown"
         lines, first = np.arange(_LINES), self._one_change(changes)
         lo, hi = t[lines, first], t[lines, first + 1]
-        typical = float(np.median(np.abs(np.where(np.isfinite(f), f, 0)).max(1)))
+        typical, moves = float(np.median(_size(f))), _spread(f)[rows] > 0
         # Nearby: elsewhere on the line the value may be much larger.
         near = np.clip(first[:, None] + np.arange(-2, 4), 0, _POINTS - 1)
         f = np.take_along_axis(f, near, 1)
-        size = np.abs(np.where(np.isfinite(f), f, 0)).max(1)
-        low, high = (np.where(np.isfinite(f), f, end) for end in (np.inf, -np.inf))
-        spread = high.max(1) - low.min(1)
+        size, spread = _size(f)[rows], _spread(f)[rows]
         for _ in range(_NARROWED):
             t = lo[:, None] + (hi - lo)[:, None] * np.linspace(0, 1, _WITHIN)
             f, steps = e.evaluate(index, t)
@@ -143,8 +141,12 @@ class _Probe:
         gap = np.abs(after - before)
         if e.terms is not None:
             terms = np.abs(e.terms[:, lines, first + 1] - e.terms[:, lines, first]).max(0)[rows]
-            return self._of_sum(gap, terms, size[rows], spread[rows])
-        return self._of_gap(before, after, size[rows], spread[rows], typical)
+            return self._of_sum(gap, terms, size, spread)
+        if self.masks and ((np.isinf(before) ^ np.isinf(after)) & ~np.isnan(gap)).any():
+            return "jump"
+        # A value that grows without bound nearby says nothing: its spread hides the gap.
+        ok = np.isfinite(gap) & np.isfinite(spread) & moves
+        return self._of_gap(gap, size, spread, typical, ok) if ok.any() else "unknown"
 
     def _look_around(self, index: tuple[int, ...]) -> None:
         for _ in range(_CUTS):
@@ -173,26 +175,24 @@ class _Probe:
         return "continuous" if products else "unknown"
 
     def _of_gap(
-        self,
-        before: np.ndarray,
-        after: np.ndarray,
-        size: np.ndarray,
-        spread: np.ndarray,
-        typical: float,
+        self, gap: np.ndarray, size: np.ndarray, spread: np.ndarray, typical: float, ok: np.ndarray
     ) -> str:
-        gap = np.abs(after - before)
-        # A value that grows without bound nearby says nothing: its spread hides the gap.
-        ok = np.isfinite(gap) & np.isfinite(spread) & (spread > 0)
-        if self.masks and ((np.isinf(before) ^ np.isinf(after)) & ~np.isnan(gap)).any():
-            return "jump"
-        if not ok.any():
-            return "unknown"
-        spread = np.maximum(
-            spread, 0.05 * np.median(spread[ok])
-        )  # in a flat tail any step is large
+        # In a flat tail any step is large.
+        spread = np.maximum(spread, 0.05 * np.median(spread[ok]))
         chosen = self.value.name in ("select_n", "cond")
         least = 3e-4 * size * chosen + 1e-8 * size + 1e-5 * typical
         return _majority((gap > 1e-3 * spread) & (gap > least) & ok, ok)
+
+
+def _size(f: np.ndarray) -> np.ndarray:
+    """The largest magnitude on each line."""
+    return np.abs(np.where(np.isfinite(f), f, 0)).max(1)
+
+
+def _spread(f: np.ndarray) -> np.ndarray:
+    """The distance between the largest and the smallest number on each line."""
+    low, high = (np.where(np.isfinite(f), f, end) for end in (np.inf, -np.inf))
+    return high.max(1) - low.min(1)
 
 
 def _majority(steps: np.ndarray, ok: np.ndarray) -> str:
