@@ -8,6 +8,7 @@ from ._derivatives.attach import attach_gradient as attach_gradient
 from ._derivatives.refuse import UnestimatedGradientError as UnestimatedGradientError
 from ._derivatives.refuse import UnestimatedGradientWarning as UnestimatedGradientWarning
 from ._diagnostics.diagnose import diagnose as diagnose
+from ._explain.explain import explain as explain
 from ._installation import warn_of_wrong_sums as _warn_of_wrong_sums
 from ._monte_carlo import monte_carlo as monte_carlo
 from ._sampler import Sampler as Sampler

@@ -118,7 +118,9 @@ def is_own(eqn: Any) -> bool:
     files = [f.file_name for f in _frames(eqn) if not f.file_name.startswith(_JAX)]
     # What an expectation stages is called by it, but its own.
     written = itertools.takewhile(lambda file: file != _STAGING, files)
-    return _DRAWING in written or any(file.startswith(_OWN) for file in files[:1])
+    # Those that are written here, by `stop_equation`, stand in a loss as if it had them.
+    first = (file for file in files[:1] if file != __file__)
+    return _DRAWING in written or any(file.startswith(_OWN) for file in first)
 
 
 def files_of(eqn: Any) -> Iterable[str]:
@@ -267,6 +269,12 @@ def open_jaxpr(closed: core.ClosedJaxpr) -> tuple[core.Jaxpr, list[Any]]:
     jaxpr = closed.jaxpr
     invars = [*jaxpr.constvars, *jaxpr.invars]
     return jaxpr.replace(constvars=[], invars=invars), list(closed.consts)
+
+
+def stop_equation(aval: Any) -> Any:
+    """An equation that stops the gradient of a value, of variables of its own."""
+    shape = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    return jax.make_jaxpr(jax.lax.stop_gradient)(shape).jaxpr.eqns[0]
 
 
 def needed(jaxpr: core.Jaxpr, outputs: Iterable[Any]) -> tuple[list[Any], set[Any]]:

@@ -40,6 +40,7 @@ class Mark:
       where: the user's line that draws, as ' (at file:line)', or nothing.
       law: the class of the distribution.
       with_score: whether the slope is a part of the gradient only, beside a score.
+      lanes: the sizes of the vmaps that the draw is under.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Mark:
     where: str
     law: type
     with_score: bool = False
+    lanes: tuple[int, ...] = ()
 
     @property
     def at_relaxed_points(self) -> bool:
@@ -105,7 +107,7 @@ class Complaint:
         else:
             meant = "If it is meant, put jax.lax.stop_gradient around what is compared or indexed."
         return (
-            f"{self.mark.name}: {self.what} jumps at {_named(jump.what)}{jump.where}, which has "
+            f"{self.mark.name}: {self.what} jumps at {named(jump.what)}{jump.where}, which has "
             f"no slope. {missing} {self.remedy} {meant}"
         )
 
@@ -161,7 +163,8 @@ def watched(
 # ---- Words ---------------------------------------------------------------------------------
 
 
-def _named(what: str) -> str:
+def named(what: str) -> str:
+    """What jumps, in words, by the name of the operation."""
     if what in COMPARISONS or what in EQUALITIES:
         return "a comparison"
     return _NAMES.get(what, f"`{what.strip('_')}`")

@@ -342,6 +342,10 @@ class Site:
         first = [option[(0,) * self.lanes] for option in options]
         return self._together([*parameters, *first])
 
+    def dist_of_shapes(self, shapes: Sequence[jax.ShapeDtypeStruct]) -> Any:
+        """The distribution, with shapes in the place of its arrays."""
+        return jax.tree.unflatten(self.operands, shapes)[0]
+
     def sample(self, key: jax.Array, *operands: jax.Array) -> list[jax.Array]:
         """The leaves of one draw: by the sampler's own function, lane by lane."""
 
@@ -470,8 +474,10 @@ def _differentiate_draw(primals: Any, tangents: Any, *, num_leaves: int, **param
     return draw, list(tangents[:num_leaves])
 
 
-def _batch_draw(args: Any, dims: Any, *, num_leaves: int, **params: Any) -> Any:
-    return draw_p.bind(*args, num_leaves=num_leaves, **params), list(dims[:num_leaves])
+def _batch_draw(args: Any, dims: Any, *, num_leaves: int, mark: Mark) -> Any:
+    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+    mark = dataclasses.replace(mark, lanes=(size, *mark.lanes))
+    return draw_p.bind(*args, num_leaves=num_leaves, mark=mark), list(dims[:num_leaves])
 
 
 ad.primitive_jvps[draw_p] = _differentiate_draw

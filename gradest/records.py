@@ -11,7 +11,8 @@ compares with them.
 False
 """
 
-import types
+import importlib
+import pkgutil
 
 from . import estimators
 from .distributions._capabilities import CAPABILITIES as CAPABILITIES
@@ -22,8 +23,9 @@ from .estimators._record import Record as Record
 
 
 def _of_estimators() -> list[Record]:
-    """Of all the modules that `gradest` has imported; what serves most distributions first."""
-    modules = [part for part in vars(estimators).values() if isinstance(part, types.ModuleType)]
+    """Of all the modules; what serves most distributions first."""
+    names = [module.name for module in pkgutil.iter_modules(estimators.__path__)]
+    modules = [importlib.import_module(f"{estimators.__name__}.{name}") for name in names]
     records = [record for module in modules for record in getattr(module, "RECORDS", ())]
     return sorted(records, key=lambda record: (-len(record.distributions), record.name))
 

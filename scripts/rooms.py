@@ -40,11 +40,18 @@ FLOORS = (
         "use the package as a user does",
         [
             Room("problems/", ["trainings and tables of", "python -m gradest"], 1, "__init__"),
-            Room("records", ["what is known of", "all estimators"]),
             Room("__main__", ["its command line"]),
         ],
     ),
     Floor("front", "", [Room("__init__", ["the public names, a line each"])]),
+    Floor(
+        "above rooms",
+        "",
+        [
+            Room("_explain/", ["each draw of a loss, in a table"], 1.2, "_transform/"),
+            Room("records", ["what is known of all estimators"], 1, "estimators/"),
+        ],
+    ),
     Floor(
         "rooms",
         "side by side",

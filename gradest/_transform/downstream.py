@@ -6,6 +6,7 @@ parameters are differentiated.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.extend import core
 
 from .. import _jaxpr
 from .._downstream.fates import Fate, fates
+from .._downstream.graph import Draw
 from .._downstream.walk import Special
 from .._jumps import Complaint, Mark
 from .._sampler import draw_p, sample_p
@@ -34,12 +36,18 @@ class Followed:
     fate: Fate | None
 
 
-def follow(loss: core.ClosedJaxpr) -> list[Followed]:
-    """The draws in a staged loss, whose first result is the loss, in order."""
+def follow(loss: core.ClosedJaxpr, *, every: bool = False) -> list[Followed]:
+    """The draws in a staged loss, whose first result is the loss, in order.
+
+    Args:
+      loss: staged.
+      every: whether to follow the draws, too, whose estimators differentiate nothing: as another
+        estimator that does would have it.
+    """
     eqns = list(_draws_in(loss.jaxpr, set()))
-    if not any(_mark(eqn).slope_in for eqn in eqns):
+    if not eqns or not (every or any(_mark(eqn).slope_in for eqn in eqns)):
         return [Followed(eqn, _mark(eqn), None) for eqn in eqns]
-    found = fates(loss, _special)
+    found = fates(loss, functools.partial(_special, every))
     return [Followed(eqn, _mark(eqn), found.get(id(eqn))) for eqn in eqns]
 
 
@@ -68,16 +76,23 @@ def _mark(eqn: Any) -> Mark:
     return eqn.params["mark"] if eqn.primitive is draw_p else eqn.params["site"].mark
 
 
-def _special(eqn: Any) -> Special | None:
+def _followed(every: bool, eqn: Any) -> Draw | None:
+    mark = _mark(eqn)
+    if every and not mark.slope_in:
+        mark = dataclasses.replace(mark, slope_in="relaxed point")
+    return mark.followed(id(eqn))
+
+
+def _special(every: bool, eqn: Any) -> Special | None:
     if eqn.primitive is draw_p:
-        draw, own = _mark(eqn).followed(id(eqn)), eqn.params["num_leaves"]
+        draw, own = _followed(every, eqn), eqn.params["num_leaves"]
         return Special(draw, ends=False, cost=False, passes="all", own=own)
     if eqn.primitive is sample_p:
         # Whatever its parameters depend on is estimated with it. At a relaxed point of an earlier
         # draw it may be relaxed itself.
         relaxed = eqn.params["site"].held.relaxed is not None
         passes = "transparent" if relaxed else "none"
-        return Special(_mark(eqn).followed(id(eqn)), ends=True, cost=False, passes=passes)
+        return Special(_followed(every, eqn), ends=True, cost=False, passes=passes)
     if eqn.primitive is cost_p:
         return Special(None, ends=True, cost=True, passes="all")
     return None

@@ -103,7 +103,7 @@ def expectation(loss: Callable[..., Any] | None = None, has_aux: bool = False) -
 
     @functools.wraps(loss)
     def estimate(*args: Any, **kwargs: Any) -> Any:
-        staged = _stage(loss, has_aux, args, kwargs)
+        staged = stage(loss, has_aux, args, kwargs)
         with jax.named_scope("gradest.expectation"):
             value, aux = staged.evaluate()
         return (value, aux) if has_aux else value
@@ -115,24 +115,25 @@ def expectation(loss: Callable[..., Any] | None = None, has_aux: bool = False) -
 
 
 @dataclasses.dataclass(frozen=True)
-class _Staged:
+class Staged:
     """A staged loss: its first output is the loss, the others are auxiliary."""
 
     jaxpr: Any
     values: list[Any]
     aux_treedef: Any
 
-    def evaluate(self) -> tuple[jax.Array, Any]:
+    def evaluate(self, *, complain: bool = True) -> tuple[jax.Array, Any]:
         """The loss, and its auxiliary output: of the same run where that is one run."""
-        complaints = complaints_of(self.jaxpr)
-        program = read_program(self.jaxpr, Purpose.BOTH, complaints)
-        _check(program, self.values)
+        of_jumps = complaints_of(self.jaxpr) if complain else {}
+        program = read_program(self.jaxpr, Purpose.BOTH, of_jumps)
+        if complain:
+            _check(program, self.values)
         if not program.needs_rest(Mode()):
             return self._of_one_run(program)
         if len(program.outputs) == 1:
             return self._value(program), self._aux([])
         # The loss may be evaluated at several points: auxiliary output is that of plain draws.
-        loss = self._value(read_program(self.jaxpr, Purpose.LOSS, complaints))
+        loss = self._value(read_program(self.jaxpr, Purpose.LOSS, of_jumps))
         report = read_program(self.jaxpr, Purpose.REPORT)
         env = report.bind(*jax.lax.stop_gradient(jax.tree.map(_clone, self.values)))
         env, _ = advance(report, slice(None), env, Mode(), Ledger())
@@ -156,9 +157,10 @@ class _Staged:
         return jax.tree.unflatten(self.aux_treedef, leaves)
 
 
-def _stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> _Staged:
+def stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> Staged:
+    """The loss at these arguments, or at their shapes."""
     leaves, treedef = jax.tree.flatten((args, kwargs))
-    dynamic = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (jax.Array, np.ndarray))]
+    dynamic = [i for i, leaf in enumerate(leaves) if isinstance(leaf, _ARRAYS)]
 
     def flat(values: list[Any]) -> Any:
         filled = list(leaves)
@@ -179,7 +181,7 @@ def _stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> _
 
     values = [leaves[i] for i in dynamic]
     jaxpr, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
-    return _Staged(jaxpr, values, jax.tree.structure(aux))
+    return Staged(jaxpr, values, jax.tree.structure(aux))
 
 
 class _Arguments:
@@ -217,6 +219,9 @@ class _Arguments:
             return ""
         of_args = path[0].idx == 0
         return ("args" if of_args else "kwargs") + jax.tree_util.keystr(path[1:])
+
+
+_ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
 def _real_scalar(value: Any, has_aux: bool) -> Any:

@@ -84,7 +84,8 @@ def _readable(count: int) -> str:
 
 def _num_configurations(options: Mapping[str, Any], dist: Any) -> int:
     del options
-    num_elements, num_values = _finite.Finite.of("enumeration", dist).log_probs.shape
+    log_probs = jax.eval_shape(lambda dist: _finite.Finite.of("enumeration", dist).log_probs, dist)
+    num_elements, num_values = log_probs.shape
     return num_values**num_elements
 
 

@@ -1,0 +1,1 @@
+"""`gradest.explain`: what is known of each draw of a loss, as a table."""
