@@ -41,7 +41,7 @@ from ._derivatives.variance import attach_variance_gradient
 from ._jumps import Mark, SlopeIn, watched
 from ._transparent import transparent
 from ._typing import DistributionLike
-from .distributions import _foreign, base
+from .distributions import _closed, _foreign, base
 
 # ---- What a sampler's functions look like --------------------------------------------------
 
@@ -205,7 +205,7 @@ class Sampler:
           UnestimatedGradientError: when a cost-based sampler's draw is differentiated outside
             `gradest.expectation`.
         """
-        dist = _foreign.own(dist)
+        dist = self._opened(dist)
         if self.pathwise:
             return _marked(self, self._draw(_random.as_key(key), dist), dist)
         return _draw_at_site(self, _random.as_key(key), dist)
@@ -229,7 +229,7 @@ class Sampler:
         def function(draw: Any, mode: Mode) -> ArrayLike:
             return transparent(cost)(draw) if mode.smooth else cost(draw)
 
-        dist = _foreign.own(dist)
+        dist = self._opened(dist)
         keys, cost_of = _random.as_keys(key), Cost(function, self.name)
         if self.pathwise:
             return cost_of(_marked(self, self._draw(keys, dist), dist))
@@ -238,6 +238,10 @@ class Sampler:
             point = jax.eval_shape(self._draw, keys, dist)
             dist = watched(mark, dist, cost, point, what=f"the cost of the draw{mark.where}")
         return self._expect(keys, dist, cost_of)
+
+    def _opened(self, dist: Any) -> Any:
+        """`dist` as gradest's own, or with all that it depends on as leaves."""
+        return _closed.closed(_foreign.own(dist), scored=not self.pathwise)
 
     def _draw(self, key: jax.Array, dist: Any) -> Any:
         with jax.named_scope(f"gradest.{self.name}"):

@@ -182,3 +182,59 @@ def test_mirrored_draws_of_a_uniform():
     np.testing.assert_allclose(
         jax.grad(lambda t: ge.antithetic().expect(KEY, d.Uniform(0.0, t), lambda x: x))(2.0), 0.5
     )
+
+
+# ---- What is no leaf, what moves, joint draws ------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["expectation", "expect"])
+@pytest.mark.parametrize("baseline", ["leave_one_out", "optimal"])
+def test_a_network_in_a_closure_is_differentiated(form, baseline):
+    """With two samples both baselines give the same estimate."""
+    d = imported("numpyro")
+    flows = importlib.import_module("numpyro.distributions.flows")
+
+    def flow(w):
+        network = lambda x, **_: (w * jnp.stack([1 + 0 * x[0], x[0]]), jnp.zeros(2))
+        base = d.Normal(jnp.zeros(2), 1.0).to_event(1)
+        return d.TransformedDistribution(base, [flows.InverseAutoregressiveTransform(network)])
+
+    def gradient(baseline):
+        s = ge.score_function(num_samples=2, baseline=baseline)
+        cost = lambda x: jnp.sum(x**2)
+        if form == "expect":
+            return jax.grad(lambda w: s.expect(KEY, flow(w), cost))(0.5)
+        return jax.grad(ge.expectation(lambda w, key: cost(s(key, flow(w)))))(0.5, KEY)
+
+    assert abs(gradient(baseline)) > 0.1
+    np.testing.assert_allclose(gradient(baseline), gradient("leave_one_out"), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda d, t: d.Uniform(0.0, t),
+        lambda d, t: d.TruncatedNormal(0.0, 1.0, low=t),
+        lambda d, t: d.Pareto(t, 3.0),
+        lambda d, t: d.Delta(t),
+        lambda d, t: d.Uniform(jnp.zeros(2), t).to_event(1),
+    ],
+)
+def test_a_bound_that_is_differentiated_is_refused(make):
+    d = imported("numpyro")
+    loss = lambda t, s: s.expect(KEY, make(d, t), lambda x: jnp.sum(x**2))
+    for s in (ge.score_function(), ge.score_function(num_samples=2, baseline="optimal")):
+        with pytest.raises(ge.UnestimatedGradientError, match=r"support of numpyro\..* moves"):
+            jax.grad(loss)(1.5, s)
+        # As data, it does no harm.
+        jax.jit(jax.grad(lambda w, t, s=s: w * loss(t, s)))(1.0, 1.5)
+
+
+def test_the_scale_of_a_half_line_does_not_move_it():
+    d = imported("numpyro")
+    affine = d.transforms.AffineTransform
+    make = lambda loc, t: d.TransformedDistribution(d.HalfNormal(1.0), affine(loc, t))
+    loss = lambda loc, t: ge.score_function().expect(KEY, make(loc, t), lambda x: x**2)
+    assert jax.grad(loss, 1)(0.0, 1.5) != 0
+    with pytest.raises(ge.UnestimatedGradientError, match="moves with a parameter"):
+        jax.grad(loss)(0.5, 1.5)

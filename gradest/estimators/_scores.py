@@ -7,23 +7,23 @@ import jax.numpy as jnp
 
 from .. import _check, _numerics
 from .._derivatives.attach import attach_gradient
-from ..distributions import base
+from ..distributions import _supports, base
 
 
 def draw(estimator: str, key: jax.Array, dist: Any) -> tuple[Any, jax.Array]:
     """A draw, fixed, and its log-probability, whose derivative is the score."""
-    x, u = unrounded(estimator, key, dist)
+    dist = checked(estimator, dist)
+    x, u = unrounded(key, dist)
     return x, base.log_prob_unrounded(dist, u)
 
 
-def unrounded(estimator: str, key: jax.Array, dist: Any) -> tuple[Any, Any]:
+def unrounded(key: jax.Array, dist: Any) -> tuple[Any, Any]:
     """A draw, fixed, and from before it was rounded: scores of that have the mean zero."""
-    check(estimator, dist)
     return jax.lax.stop_gradient(base.draw_unrounded(key, dist))
 
 
-def check(estimator: str, dist: Any) -> None:
-    """Raises for a distribution whose scores do not have the mean zero."""
+def checked(estimator: str, dist: Any) -> Any:
+    """`dist`, if its scores have the mean zero: its derivative raises where a bound moves."""
     if isinstance(dist, base.Distribution) and not dist.fixed_support:
         raise TypeError(
             f"{estimator}: expected a distribution whose support does not depend on its "
@@ -31,6 +31,7 @@ def check(estimator: str, dist: Any) -> None:
             "from the gradient. Use reparameterize."
         )
     base.check_edges(estimator, dist)
+    return _supports.refusing(estimator, dist)
 
 
 def log_probs(dist: Any, draws: Any) -> jax.Array:

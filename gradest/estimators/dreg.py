@@ -69,7 +69,7 @@ def dreg(num_samples: int) -> Sampler:
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax.Array:
-    _scores.check("dreg", dist)
+    dist = _scores.checked("dreg", dist)
     fixed, keys = jax.lax.stop_gradient(dist), _random.split(key, num_samples)
     draw = lambda dist: jax.vmap(lambda k: differentiable_draw("dreg", k, dist))(keys)
     draws, to_parameters, unrounded = jax.vjp(draw, fixed, has_aux=True)

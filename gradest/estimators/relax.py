@@ -72,8 +72,8 @@ def relax(
       ValueError: if the temperature is not positive, or eta not finite, or the surrogate's result
         not a real scalar.
       TypeError: if the surrogate is not callable; from the sampler, for another distribution, or
-        for one of gradest's whose support moves. (Of other libraries' that is not known: there the
-        gradient is wrong.)
+        for one of gradest's whose support moves.
+      UnestimatedGradientError: when a bound of another library's support is differentiated.
       NotImplementedError: when differentiated twice with respect to the distribution.
 
     Example:
@@ -129,7 +129,7 @@ def _discrete(dist: Any) -> bool:
             f"reparameterizable distribution, got {_check.name_of(type(dist))}. Give "
             "integer categories as OneHotCategorical; for other distributions use score_function."
         )
-    _scores.check("relax", dist)
+    _scores.checked("relax", dist)
     return False
 
 
@@ -163,6 +163,7 @@ def _score(
     coupled: bool,
 ) -> tuple[Any, jax.Array, ControlVariate]:
     """The draw, and the terms of the equations that do not hold the cost."""
+    dist = _scores.checked("relax", dist)
     if not _check.is_zero(eta):
         dist = _watched(key, dist, surrogate, params)
     # Nothing is differentiated through the draw: its gradient is estimated here.

@@ -1,18 +1,17 @@
 """The reparameterization (pathwise) estimator."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
-from .. import _check
+from .. import _check, _jaxpr
 from .._cost import Cost
 from .._derivatives.primitives import magic
-from .._derivatives.refuse import UnestimatedGradientError
+from .._derivatives.refuse import Refusal, undifferentiable
+from .._jaxpr import user_line
 from .._sampler import Sampler
-from ..distributions import base
+from ..distributions import _supports, base
 from . import _scores
 from ._record import Record
 
@@ -69,7 +68,7 @@ def _draw(key: jax.Array, dist: Any) -> Any:
 
 
 def _path_only(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
-    _scores.check("reparameterize", dist)
+    dist = _scores.checked("reparameterize", dist)
     x, u = differentiable_draw("reparameterize", key, dist)
     c = cost(x)
     score = magic(base.log_prob_unrounded(dist, jax.lax.stop_gradient(u))) - 1
@@ -87,8 +86,8 @@ def differentiable_draw(estimator: str, key: jax.Array, dist: Any) -> tuple[Any,
     x, u = base.draw_unrounded(key, dist)
     if isinstance(dist, base.Distribution):
         return x, u
-    name = _check.name_of(type(dist))
-    return _differentiable(estimator, name, x, jax.tree.leaves(dist)), u
+    x = _judged(estimator, key, dist, x)
+    return x, x
 
 
 def _declared(dist: Any) -> bool | None:
@@ -98,31 +97,61 @@ def _declared(dist: Any) -> bool | None:
     return getattr(dist, "has_rsample", None)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _differentiable(estimator: str, name: str, x: Any, parameters: Any) -> Any:
-    """`x`, which raises if the parameters have a derivative and it has none."""
-    del estimator, name, parameters
-    return x
+def _judged(estimator: str, key: jax.Array, dist: Any, x: Any) -> Any:
+    """The draw `x`, each part of which refuses derivatives that it has not, although it depends.
+
+    A joint draw may have discrete parts, and a part may depend on one parameter smoothly and on
+    another by choices alone, as that of a mixture does on its weights.
+    """
+    parts, structure = jax.tree.flatten(x)
+    values, treedef = jax.tree.flatten(dist)
+    values = list(map(jnp.asarray, values))
+    name = _check.name_of(type(_supports.unwrapped(dist)))
+    refusal = Refusal(
+        estimator,
+        user_line(),
+        f"A draw of {name} does not depend on its parameters differentiably there. Use "
+        "score_function, for a part of a joint draw at a site of its own.",
+    )
+    draw = lambda values: jax.tree.leaves(base.draw(key, treedef.unflatten(values)))
+    judged = []
+    for part, missing in zip(parts, _without_slope(draw, values, dist, len(parts)), strict=True):
+        lost = [values[j] for j in missing]
+        if not lost:
+            judged.append(part)
+        elif jnp.issubdtype(part.dtype, jnp.inexact):
+            judged.append(part + undifferentiable(refusal, jnp.zeros_like(part), lost))
+        else:
+            judged.append(undifferentiable(refusal, part, lost))
+    return jax.tree.unflatten(structure, judged)
 
 
-def _differentiable_jvp(estimator: str, name: str, primals: Any, tangents: Any) -> Any:
-    x, _ = primals
-    dx, dparameters = tangents
-    live = lambda tree: any(not _is_zero(t) for t in jax.tree.leaves(tree, is_leaf=_is_zero))
-    if live(dparameters) and not live(dx):
-        raise UnestimatedGradientError(
-            f"{estimator}: a draw of {name} does not depend on its parameters differentiably, "
-            "and its gradient would silently be zero. Use score_function."
-        )
-    zero = lambda t, x: jnp.zeros_like(x) if _is_zero(t) else t
-    return x, jax.tree.map(zero, dx, x, is_leaf=_is_zero)
+def _without_slope(draw: Any, values: list[Any], dist: Any, num_parts: int) -> list[set[int]]:
+    """For each part of a draw, the parameters on which it depends, but not differentiably."""
+    floats = [j for j, v in enumerate(values) if jnp.issubdtype(v.dtype, jnp.inexact)]
 
+    def both(moving: list[Any], tangents: list[Any]) -> Any:
+        def of_moving(moving: list[Any]) -> Any:
+            filled = list(values)
+            for j, v in zip(floats, moving, strict=True):
+                filled[j] = v
+            return draw(filled)
 
-def _is_zero(t: Any) -> bool:
-    return isinstance(t, SymbolicZero) or getattr(t, "dtype", None) == jax.dtypes.float0
+        out, slopes = jax.jvp(of_moving, (moving,), (tangents,))
+        # Integers have none.
+        return out, [jnp.zeros(()) if s.dtype == jax.dtypes.float0 else s for s in slopes]
 
-
-_differentiable.defjvp(_differentiable_jvp, symbolic_zeros=True)
+    moving = [values[j] for j in floats]
+    depends = _jaxpr.dependence(jax.make_jaxpr(both)(moving, moving).jaxpr)
+    declared = jax.tree.leaves(getattr(dist, "reparameterization_type", None))
+    says_no = [repr(kind).find("NOT_") >= 0 for kind in declared]
+    says_no = says_no if len(says_no) == num_parts else [False] * num_parts
+    missing = []
+    for i in range(num_parts):
+        on = {j for j in depends[i] if j < len(floats)}
+        smooth = {j - len(floats) for j in depends[num_parts + i] if j >= len(floats)}
+        missing.append({floats[j] for j in (on if says_no[i] else on - smooth)})
+    return missing
 
 
 RECORDS = (

@@ -61,8 +61,8 @@ def score_function(
     Raises:
       ValueError: for leave-one-out or the optimal baseline with fewer than two samples, or a
         baseline that is known and not finite.
-      TypeError: from the sampler, for one of gradest's distributions whose support moves. (Of
-        other libraries' that is not known: there the gradient is wrong.)
+      TypeError: from the sampler, for one of gradest's distributions whose support moves.
+      UnestimatedGradientError: when a bound of another library's support is differentiated.
       NotImplementedError: with the optimal baseline, when differentiated twice with respect to
         the distribution.
 
@@ -110,8 +110,8 @@ def _estimate(
     if num_samples == 1:
         x, l = _scores.draw("score_function", key, dist)
         return with_score(cost(x), l, baseline)
-    keys = _random.split(key, num_samples)
-    xs, unrounded = jax.vmap(lambda k: _scores.unrounded("score_function", k, dist))(keys)
+    dist, keys = _scores.checked("score_function", dist), _random.split(key, num_samples)
+    xs, unrounded = jax.vmap(lambda k: _scores.unrounded(k, dist))(keys)
     l = _scores.log_probs(dist, unrounded)
     c = cost.batch(xs)
     # In half precision the differences of costs would be mostly rounding.

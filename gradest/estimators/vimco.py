@@ -73,8 +73,8 @@ def vimco(num_samples: int, *, mean: Literal["geometric", "arithmetic"] = "geome
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int, mean: str) -> jax.Array:
-    keys = _random.split(key, num_samples)
-    draws, unrounded = jax.vmap(lambda k: _scores.unrounded("vimco", k, dist))(keys)
+    dist, keys = _scores.checked("vimco", dist), _random.split(key, num_samples)
+    draws, unrounded = jax.vmap(lambda k: _scores.unrounded(k, dist))(keys)
     log_w = cost.batch(draws)
     bound = log_mean_exp(log_w)
 

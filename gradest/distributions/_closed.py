@@ -1,0 +1,87 @@
+"""Distributions whose parameters are not all leaves: a flow's network, what a closure holds.
+
+What is differentiated must be an operand of a draw. A distribution of another library, or of a
+user's, may hold traced arrays where JAX does not look for them, in a function or in a class that is
+no pytree. Its `sample` and `log_prob` are then staged, and what they close over is found.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from .. import _check
+from . import _supports, base
+from .base import Distribution, Shape
+
+
+def closed(dist: Any, *, scored: bool) -> Any:
+    """`dist`, or if it closes over traced arrays, a distribution that has them as leaves.
+
+    Args:
+      dist: a distribution of any library.
+      scored: whether its log-probability may be asked for.
+    """
+    if isinstance(dist, Distribution) or not hasattr(dist, "sample"):
+        return dist
+    staged = _stage(dist, scored)
+    hidden = any(not _check.is_concrete(c) for jaxpr in staged.jaxprs for c in jaxpr.consts)
+    return staged if hidden else dist
+
+
+def _stage(dist: Any, scored: bool) -> "Closed":
+    leaves, rebuild = [], lambda _: dist
+    if not jax.tree_util.all_leaves([dist]):
+        leaves, treedef = jax.tree.flatten(dist)
+        rebuild = treedef.unflatten
+    key = jax.random.key(0)
+    draw = lambda key, leaves: base.draw(key, rebuild(leaves))
+    sample, shapes = jax.make_jaxpr(draw, return_shape=True)(key, leaves)
+    bounds = jax.make_jaxpr(lambda leaves: _supports.bounds(rebuild(leaves)))(leaves)
+    jaxprs = [sample, bounds]
+    if scored:
+        score = lambda leaves, x: base.log_prob(rebuild(leaves), x)
+        jaxprs.append(jax.make_jaxpr(score)(leaves, shapes))
+    structure = jax.tree.structure(shapes)
+    consts = [jaxpr.consts for jaxpr in jaxprs]
+    return Closed(leaves, consts, (jaxprs, structure, dist))
+
+
+class Closed:
+    """A distribution by its staged functions, whose leaves are all that they depend on."""
+
+    def __init__(self, parameters: Any, closed_over: Any, staged: Any):
+        self.parameters, self.closed_over, self._staged = parameters, closed_over, staged
+
+    @property
+    def jaxprs(self) -> list[core.ClosedJaxpr]:
+        """Of `sample`, of the bounds of the support and, if it is known, of `log_prob`."""
+        return self._staged[0]
+
+    def sample(self, key: jax.Array, shape: Shape = ()) -> Any:
+        assert shape == (), "a site is drawn once"
+        return jax.tree.unflatten(self._staged[1], self._run(0, key, *self.parameters))
+
+    def bounds(self) -> list[jax.Array]:
+        return self._run(1, *self.parameters)
+
+    def log_prob(self, x: Any) -> jax.Array:
+        return self._run(2, *self.parameters, *jax.tree.leaves(x))[0]
+
+    def _run(self, number: int, *args: Any) -> list[jax.Array]:
+        jaxpr = self.jaxprs[number].replace(consts=self.closed_over[number])
+        return core.jaxpr_as_fun(jaxpr)(*map(jnp.asarray, args))
+
+    def __getattr__(self, name: str) -> Any:
+        # What the distribution says of itself, such as whether its draws are differentiable.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._staged[2], name)
+
+
+jax.tree_util.register_pytree_node(
+    Closed,
+    lambda d: ((d.parameters, d.closed_over), d._staged),
+    lambda staged, children: Closed(*children, staged),
+)
