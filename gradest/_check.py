@@ -26,7 +26,12 @@ def is_zero(value: Any) -> bool:
 
 
 def scalar(name: str, value: Any) -> Any:
-    """`value`, a number or a scalar array (traced or not) of real type."""
+    """`value`, a number or a scalar array (traced or not) of real type.
+
+    What stands for an array, as a flax.nnx.Param does, is that array.
+    """
+    if hasattr(value, "__jax_array__"):
+        value = jnp.asarray(value)
     shape = np.shape(value)
     if shape != ():
         raise ValueError(
@@ -41,14 +46,14 @@ def scalar(name: str, value: Any) -> Any:
 
 
 def finite(name: str, value: Any) -> Any:
-    scalar(name, value)
+    value = scalar(name, value)
     if is_concrete(value) and not math.isfinite(float(value)):
         raise ValueError(f"{name}: expected a finite number, got {float(value)!r}.")
     return value
 
 
 def positive(name: str, value: Any) -> Any:
-    scalar(name, value)
+    value = scalar(name, value)
     if is_concrete(value) and not 0.0 < float(value) < math.inf:
         raise ValueError(f"{name}: expected a finite number greater than 0, got {float(value)!r}.")
     return value

@@ -44,6 +44,12 @@ class Cost:
 
     def __call__(self, draw: Any) -> jax.Array:
         c = self.function(draw, self.mode)
+        if not jax.tree_util.all_leaves([c]) or c is None:
+            raise TypeError(
+                f"{self.estimator}: expected the cost to return a real scalar, got "
+                f"{'None' if c is None else f'a {type(c).__name__}'}. Return the number alone; "
+                "gradest.expectation(loss, has_aux=True) takes auxiliary output beside it."
+            )
         shape, dtype = np.shape(c), jax.dtypes.result_type(c)
         if shape != () or not jnp.issubdtype(dtype, jnp.floating):
             remedy = (

@@ -56,9 +56,11 @@ def _wrap_legacy(key: Any) -> jax.Array:
         # Of another shape it is no key either.
         with contextlib.suppress(TypeError):
             return jax.random.wrap_key_data(key)
+    remedy = "Keys come first: sampler(key, dist)."
+    if type(key).__name__ in ("Rngs", "RngStream"):
+        remedy = "Take a key of it: rngs()."
     raise TypeError(
-        f"key: expected a PRNG key such as jax.random.key(0), got {type(key).__name__}. "
-        "Keys come first: sampler(key, dist)."
+        f"key: expected a PRNG key such as jax.random.key(0), got {type(key).__name__}. {remedy}"
     )
 
 

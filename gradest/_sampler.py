@@ -236,7 +236,7 @@ class Sampler:
         if self.slope_in and keys.ndim == 0:
             mark = self._mark(_jaxpr.user_line(), type(dist))
             point = jax.eval_shape(self._draw, keys, dist)
-            dist = watched(mark, dist, cost, point, what=f"the cost of the draw{mark.where}")
+            dist = watched(mark, dist, cost_of, point, what=f"the cost of the draw{mark.where}")
         return self._expect(keys, dist, cost_of)
 
     def _opened(self, dist: Any) -> Any:

@@ -131,6 +131,7 @@ FLOORS = (
         "JAX, numbers, checks",
         [
             Room("_jaxpr", ["JAX's versions"]),
+            Room("_calls", ["other words"]),
             Room("_transparent", ["stop_gradient"]),
             Room("_random", ["keys, noise"]),
             Room("_fixed_point", ["64 bits"], 1.05),

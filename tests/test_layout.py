@@ -86,6 +86,7 @@ def uses(module: Module, prefix: str) -> bool:
 #: From the ground up: a module imports those of its own floor and of the floors below.
 FLOORS = (
     {
+        "_calls",
         "_check",
         "_fixed_point",
         "_installation",

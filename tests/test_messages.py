@@ -299,7 +299,7 @@ def test_loss_that_is_no_scalar():
 
 def test_loss_that_is_a_pair_without_has_aux():
     start = r"expectation: expected the loss to be a scalar, got PyTreeDef"
-    assert_raises(TypeError, lambda logit, key: (logit, key), start, "pass has_aux=True")
+    assert_raises(TypeError, lambda logit, key: (logit, key), start, "has_aux=True")
 
 
 def test_loss_that_is_no_pair_with_has_aux():

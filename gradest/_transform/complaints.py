@@ -116,6 +116,18 @@ def argument_changed(name: str) -> Exception:
     )
 
 
+def with_way_out_of_if(error: Exception) -> Exception:
+    """JAX's error of a Python branch on a traced value, with what to write in a loss."""
+    error.args = (
+        f"{error.args[0]}\n"
+        "In a loss under gradest.expectation a draw has no value yet: instead of a Python `if` on "
+        "it use jax.lax.cond(condition, function, function), in whose branches there may be draws "
+        "too, a site for each, or jax.numpy.where.",
+        *error.args[1:],
+    )
+    return error
+
+
 # ---- Constructs ----------------------------------------------------------------------------
 
 

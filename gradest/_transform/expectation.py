@@ -162,6 +162,7 @@ def stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> St
     leaves, treedef = jax.tree.flatten((args, kwargs))
     dynamic = [i for i, leaf in enumerate(leaves) if isinstance(leaf, _ARRAYS)]
 
+    @functools.wraps(loss)  # so that JAX's errors name the user's function
     def flat(values: list[Any]) -> Any:
         filled = list(leaves)
         for i, value in zip(dynamic, values, strict=True):
@@ -180,7 +181,10 @@ def stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> St
         return _real_scalar(out[0], has_aux), out[1]
 
     values = [leaves[i] for i in dynamic]
-    jaxpr, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
+    try:
+        jaxpr, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
+    except jax.errors.TracerBoolConversionError as error:
+        raise complaints.with_way_out_of_if(error) from None
     return Staged(jaxpr, values, jax.tree.structure(aux))
 
 
@@ -225,7 +229,12 @@ _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
 def _real_scalar(value: Any, has_aux: bool) -> Any:
-    hint = "" if has_aux else " For auxiliary output pass has_aux=True."
+    hint = "" if has_aux else " For auxiliary output use gradest.expectation(loss, has_aux=True)."
+    if value is None:
+        raise TypeError(
+            "expectation: expected the loss to return a scalar, got None. Does it end with "
+            "`return`? Return 0.0 where all of it goes to gradest.cost."
+        )
     structure = jax.tree.structure(value)
     if structure != jax.tree.structure(0):
         raise TypeError(f"expectation: expected the loss to be a scalar, got {structure}.{hint}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .. import _check
 from .._derivatives.refuse import Refusal, undifferentiable
@@ -91,7 +92,7 @@ def _transformed(dist: Any) -> list[Any]:
     for transform in dist.transforms:
         if type(transform).__name__ == "AffineTransform":
             # What stays at 0 whatever the scale is moved by the shift alone.
-            at_zero = all(_check.is_concrete(b) and not jnp.any(jnp.asarray(b)) for b in found)
+            at_zero = all(_check.is_concrete(b) and not np.any(np.asarray(b)) for b in found)
             carried = [transform.loc] if at_zero else [transform.loc, transform.scale]
             found = [*found, *carried] if found else []
         else:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from .. import _check, _numerics
+from .. import _calls, _check, _numerics
 from .._derivatives.primitives import drawn_p, scored_p
 from .._derivatives.refuse import Refusal, UnestimatedGradientError, undifferentiable
 from .._jaxpr import user_line
@@ -38,6 +38,8 @@ class Distribution(abc.ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "sample" in vars(cls):
+            cls.sample = _calls.sampling(vars(cls)["sample"])
         if "parameters" in vars(cls):
             jax.tree_util.register_pytree_with_keys(
                 cls, cls._flatten_with_keys, cls._unflatten, cls._flatten
@@ -58,6 +60,10 @@ class Distribution(abc.ABC):
         for name, leaf in zip(cls.parameters, leaves, strict=True):
             setattr(self, name, leaf)
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        remedy = _calls.INSTEAD.get(name, "")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name}. {remedy}".rstrip())
 
     def __repr__(self) -> str:
         describe = lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else repr(x)
@@ -262,9 +268,11 @@ def _sample_method(kind: type) -> Callable[[Any, jax.Array], Any]:
     """
     sample = getattr(kind, "sample", None)
     if sample is None or not hasattr(kind, "log_prob"):
+        of_logits = " Of logits make one: gradest.distributions.Bernoulli(logits)."
         raise TypeError(
             f"dist: expected a distribution with sample(key, shape) and log_prob(x), got "
             f"{_check.name_of(kind)}. The distribution comes second: sampler(key, dist)."
+            f"{of_logits if hasattr(kind, 'dtype') else ''}"
         )
     if "seed" in inspect.signature(sample).parameters:
         return lambda dist, key: dist.sample(seed=_raw(key))

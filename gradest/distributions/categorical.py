@@ -195,6 +195,12 @@ class OneHotCategorical(_Logits):
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape (...,) of one-hot rows `x` of shape (..., K); linear in `x` between them."""
+        if np.ndim(x) == 0 or np.shape(x)[-1] != self.num_categories:
+            raise ValueError(
+                f"x: expected one-hot rows, {self.num_categories} numbers along the last axis, got "
+                f"shape {np.shape(x)}. Of a label make one: jax.nn.one_hot(x, "
+                f"{self.num_categories}); or use Categorical, whose draws are labels."
+            )
         (logits,) = in_compute_dtype(self.logits)
         x, log_p, logits = align_wide(x, jax.nn.log_softmax(logits, axis=-1), logits)
         log_p = jnp.sum(weighted(x, log_p, jnp.isneginf(logits)), axis=-1)

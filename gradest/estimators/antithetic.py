@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check
+from .._calls import estimator
 from .._cost import Cost
 from .._sampler import Sampler
 from ..distributions import Uniform, _foreign, base
@@ -13,6 +14,7 @@ from ..distributions._capabilities import SYMMETRIC
 from ._record import Record
 
 
+@estimator
 def antithetic() -> Sampler:
     r"""Pathwise gradients of a pair of mirrored draws, in which odd parts of the cost cancel.
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _random
+from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
@@ -14,6 +15,7 @@ from . import _relaxation
 from ._record import Record
 
 
+@estimator
 def arm() -> Sampler:
     r"""Augment-REINFORCE-merge: the costs of two antithetic draws, at one uniform number each.
 
@@ -50,6 +52,7 @@ def arm() -> Sampler:
     return Sampler("arm", estimate=_arm)
 
 
+@estimator
 def disarm() -> Sampler:
     r"""DisARM: ARM with the uniform numbers integrated out, given the pair of draws.
 

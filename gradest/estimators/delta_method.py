@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _numerics, _random
+from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.refuse import second_order_counts_as_zero
@@ -14,6 +15,7 @@ from ..distributions import Normal, base
 from ._record import Evaluations, Record
 
 
+@estimator
 def delta_method(*, num_samples: int = 1) -> Sampler:
     r"""REINFORCE with the cost's quadratic expansion subtracted, and its mean added back.
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _random
+from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
@@ -15,6 +16,7 @@ from .reparameterize import differentiable_draw
 from .vimco import log_mean_exp
 
 
+@estimator
 def dreg(num_samples: int) -> Sampler:
     r"""Doubly reparameterized gradients of the bound of K samples, whose noise falls with K.
 

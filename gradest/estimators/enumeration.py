@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _check
+from .._calls import estimator
 from .._cost import Cost
 from .._sampler import Sampler
 from . import _finite
 from ._record import Evaluations, Record
 
 
+@estimator
 def enumeration(*, max_configurations: int = 65_536) -> Sampler:
     r"""Sums over all values of the draw: no variance, at a cost exponential in its elements.
 

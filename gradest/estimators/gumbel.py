@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check
+from .._calls import estimator
 from .._derivatives.refuse import Refusal, first_order, undifferentiable
 from .._jaxpr import user_line
 from .._sampler import Sampler
@@ -16,6 +17,7 @@ from . import _relaxation
 from ._record import Record
 
 
+@estimator
 def gumbel_max() -> Sampler:
     r"""Exact draws as the argmax of logits plus Gumbel noise; no gradient.
 
@@ -61,6 +63,7 @@ _REMEDIES = (
 )
 
 
+@estimator
 def gumbel_softmax(temperature: ArrayLike) -> Sampler:
     r"""Gumbel-softmax (Concrete): differentiable draws that approach one-hot as t falls to 0.
 
@@ -108,6 +111,7 @@ def _gumbel_softmax(key: jax.Array, dist: Any, *, temperature: ArrayLike) -> jax
     return _relaxation.soften(dist, _relaxation.perturb(key, dist), temperature)
 
 
+@estimator
 def st_gumbel_softmax(temperature: ArrayLike) -> Sampler:
     r"""Straight-through Gumbel-softmax: exact one-hot draws, the relaxed draw's gradient.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
+from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
 from ..distributions import base
@@ -14,6 +15,7 @@ from . import _relaxation
 from ._record import Record
 
 
+@estimator
 def gumbel_rao(temperature: ArrayLike, *, num_samples: int = 10) -> Sampler:
     r"""Gumbel-Rao: the expectation of straight-through Gumbel-softmax, at less variance.
 

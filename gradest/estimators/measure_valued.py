@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _check, _numerics, _random
+from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._numerics import in_compute_dtype
@@ -33,6 +34,7 @@ from ..distributions.weibull import from_log, log_ratio
 from ._record import Evaluations, Record
 
 
+@estimator
 def measure_valued(*, coupled: bool = True) -> Sampler:
     r"""Weak derivatives: unbiased for any cost, of low variance without its derivative.
 

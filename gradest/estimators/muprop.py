@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check
+from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.variance import attach_variance_gradient, with_variance_gradient
@@ -17,6 +18,7 @@ from . import _relaxation
 from ._record import Evaluations, Record
 
 
+@estimator
 def muprop(*, baseline: ArrayLike | None = None) -> Sampler:
     r"""MuProp: unbiased, and of low variance where the cost is nearly linear in the draw.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check
+from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.variance import attach_variance_gradient, with_variance_gradient
@@ -18,6 +19,7 @@ from ._record import Evaluations, Record
 from ._relaxation import Relaxable
 
 
+@estimator
 def rebar(
     temperature: ArrayLike = 0.5,
     *,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _numerics
+from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
 from ..distributions import Bernoulli, base
@@ -15,6 +16,7 @@ from ._record import Record
 from ._relaxation import Relaxable
 
 
+@estimator
 def reinmax(temperature: ArrayLike = 1.0) -> Sampler:
     r"""ReinMax: exact draws, with a gradient that is exact on average for quadratic costs.
 

@@ -11,6 +11,7 @@ from jax.extend import core
 from jax.typing import ArrayLike
 
 from .. import _check, _numerics
+from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._jumps import Mark, watched
@@ -24,6 +25,7 @@ from .reparameterize import differentiable_draw
 Surrogate = Callable[[Any, Any], jax.Array]
 
 
+@estimator
 def relax(
     surrogate: Surrogate,
     params: Any,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _jaxpr
+from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.primitives import magic
 from .._derivatives.refuse import Refusal, undifferentiable
@@ -16,6 +17,7 @@ from . import _scores
 from ._record import Record
 
 
+@estimator
 def reparameterize(*, sticking_the_landing: bool = False) -> Sampler:
     r"""Pathwise gradients: the draw as a differentiable function of parameter-free noise.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _numerics, _random
+from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.primitives import magic
@@ -16,6 +17,7 @@ from . import _scores
 from ._record import NUM_SAMPLES, Record
 
 
+@estimator
 def score_function(
     *,
     num_samples: int = 1,

@@ -6,6 +6,7 @@ import jax
 from jax.typing import ArrayLike
 
 from .. import _check, _numerics
+from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
 from ..distributions import base
@@ -13,6 +14,7 @@ from . import _relaxation
 from ._record import Record
 
 
+@estimator
 def straight_through(*, slope: ArrayLike = 1.0) -> Sampler:
     r"""Straight-through: exact draws, with the gradient of their mean.
 

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _numerics, _random
+from .._calls import estimator
 from .._cost import Cost
 from .._sampler import Sampler
 from . import _finite, _scores
 from ._record import Evaluations, Record
 
 
+@estimator
 def sum_and_sample(*, num_summed: int = 1, num_samples: int = 1) -> Sampler:
     r"""Rao-Blackwellized REINFORCE: exact where most of the mass is, sampled elsewhere.
 

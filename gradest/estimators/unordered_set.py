@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _numerics
+from .._calls import estimator
 from .._cost import Cost
 from .._sampler import Sampler
 from . import _finite, _scores
 from ._record import NUM_SAMPLES, Record
 
 
+@estimator
 def unordered_set(num_samples: int) -> Sampler:
     r"""Averages over distinct joint draws, whose costs are each other's baseline.
 

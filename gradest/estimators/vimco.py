@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _numerics, _random
+from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
@@ -14,6 +15,7 @@ from . import _scores
 from ._record import NUM_SAMPLES, Record
 
 
+@estimator
 def vimco(num_samples: int, *, mean: Literal["geometric", "arithmetic"] = "geometric") -> Sampler:
     r"""VIMCO: unbiased for the bound of K samples, each with the others for a baseline.
 

@@ -1,0 +1,79 @@
+"""What is said to who writes a call as another library would have it, or what beginners write."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import gradest as ge
+from gradest import distributions as dists
+from gradest import records
+
+KEY = jax.random.key(0)
+BITS = dists.Bernoulli(jnp.zeros(2))
+
+
+@pytest.mark.parametrize("name", records.ESTIMATORS)
+def test_an_estimator_is_no_sampler(name):
+    make = getattr(ge, name)
+    for arguments in ((KEY, BITS), (BITS,), (jax.random.PRNGKey(0), BITS)):
+        with pytest.raises(TypeError, match=rf"{name}: .*sampler = ge\.{name}\(\)"):
+            make(*arguments)
+    with pytest.raises(TypeError, match=rf"{name}: got an unexpected option colour="):
+        make(colour=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        (lambda: ge.gumbel_softmax(tau=0.5), r"unexpected option tau=\. Use temperature="),
+        (lambda: ge.rebar(temperatur=0.5), r"unexpected option temperatur=\. Use temperature="),
+        (lambda: ge.vimco(n_samples=4), r"Use num_samples="),
+        (lambda: ge.score_function(num_sample=4), r"Use num_samples="),
+        (lambda: ge.gumbel_softmax(0.5, hard=True), r"st_gumbel_softmax\(temperature\)"),
+        (lambda: ge.rebar(logits=jnp.zeros(2)), r"gradest\.rebar\(\), then"),
+        (lambda: ge.arm(tau=0.5), r"Its options: none"),
+        (lambda: BITS.sample(KEY, 3), r"Bernoulli\.sample: shape: expected a tuple.*\(3,\)"),
+        (lambda: BITS.sample(KEY, shape=3), r"shape: expected a tuple.*\(3,\)"),
+        (lambda: BITS.sample(seed=KEY), r"unexpected argument seed=\. Use key="),
+        (lambda: BITS.sample(KEY, sample_shape=(3,)), r"sample_shape=\. Use shape="),
+        (lambda: ge.rebar()(KEY, jnp.zeros(2)), r"gradest\.distributions\.Bernoulli\(logits\)"),
+        (lambda: ge.rebar()(nnx.Rngs(0), BITS), r"got Rngs\. Take a key of it: rngs\(\)"),
+        (lambda: dists.OneHotCategorical(jnp.zeros(3)).log_prob(1), r"jax\.nn\.one_hot\(x, 3\)"),
+        (lambda: ge.expectation(lambda l: None)(0.0), "got None"),
+        (lambda: ge.expectation(lambda l: (l, 1))(0.0), r"expectation\(loss, has_aux=True\)"),
+        (lambda: ge.rebar().expect(KEY, BITS, lambda z: (z[0], z)), "real scalar, got a tuple"),
+        (lambda: ge.rebar().expect(KEY, BITS, lambda z: None), "real scalar, got None"),
+    ],
+)
+def test_answers(call, answer):
+    with pytest.raises((TypeError, ValueError), match=answer):
+        call()
+
+
+def test_what_elsewhere_is_an_attribute():
+    with pytest.raises(AttributeError, match=r"Normal has no attribute rsample.*reparameterize"):
+        dists.Normal(0.0, 1.0).rsample  # noqa: B018  # pyright: ignore
+    assert not hasattr(BITS, "colour")
+
+
+def test_a_python_if_on_a_draw():
+    def my_loss(l, key):
+        if ge.rebar()(key, dists.Bernoulli(l)) > 0.5:
+            return l
+        return -l
+
+    with pytest.raises(jax.errors.TracerBoolConversionError) as raised:
+        ge.expectation(my_loss)(0.3, KEY)
+    assert "my_loss" in str(raised.value)
+    assert "jax.lax.cond" in str(raised.value)
+    assert "flat" not in str(raised.value)
+
+
+def test_a_flax_parameter_is_an_option():
+    def loss(temperature, key):
+        return ge.rebar(temperature=temperature).expect(key, BITS, lambda z: jnp.sum(z) ** 2)
+
+    assert jnp.isfinite(loss(nnx.Param(jnp.float32(0.5)), KEY))
+    with pytest.raises(ValueError, match="temperature: expected a finite number greater than 0"):
+        ge.rebar(temperature=nnx.Param(jnp.float32(-0.5)))
