@@ -147,7 +147,7 @@ def test_estimator(package, name):
         of = lambda make: jax.value_and_grad(lambda p: sampler.expect(KEY, make(p), cost))(PAIR)
         jax.tree.map(np.testing.assert_array_equal, of(theirs), of(ours))
         draws = [sampler(KEY, make(PAIR)) for make in (theirs, ours)]
-        np.testing.assert_array_equal(*draws)
+        np.testing.assert_array_equal(draws[0], draws[1])
         assert draws[0].dtype == draws[1].dtype
 
 

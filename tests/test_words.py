@@ -1,13 +1,18 @@
 """What is said to who writes a call as another library would have it, or what beginners write."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-import gradest as ge
-from gradest import distributions as dists
+import gradest
 from gradest import records
+
+# Calls that a checker of types would refuse.
+ge: Any = gradest
+dists: Any = gradest.distributions
 
 KEY = jax.random.key(0)
 BITS = dists.Bernoulli(jnp.zeros(2))

@@ -89,9 +89,10 @@ def explain(
         direct = None
         if num_draws is not None and draws:
             eqns = [draw.eqn for draw in draws]
-            *shares, direct = variance_shares(
+            *measured, direct = variance_shares(
                 staged, eqns, args, kwargs, argnums, key_argnum, num_draws, seed
             )
+            shares = list(measured)
         rows = [
             _row(draw, where.get(id(draw.eqn), ""), len(draws) - 1 - i, shares[i])
             for i, draw in enumerate(draws)

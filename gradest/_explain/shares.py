@@ -117,7 +117,7 @@ def _with_stops(jaxpr: core.Jaxpr, draws: set[int]) -> core.Jaxpr:
             eqns.append(eqn.replace(outvars=[stop.invars[0] for stop in stops]))
             eqns += [s.replace(outvars=[v]) for s, v in zip(stops, eqn.outvars, strict=True)]
         else:
-            operands = list(eqn.invars)
+            operands: list[Any] = list(eqn.invars)
             for i, atom in enumerate(operands):
                 if is_var(atom) and jnp.issubdtype(atom.aval.dtype, jnp.floating):
                     stop = _jaxpr.stop_equation(atom.aval)

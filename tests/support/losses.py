@@ -5,6 +5,8 @@ every way that a comparison, a rounding or an index can come back as a number. `
 who asks, and the jumps of `BLIND` are not seen.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax.scipy as jsp
@@ -58,9 +60,14 @@ def recurrent(x):
     return jnp.sum(lax.scan(step, jnp.zeros(6), x)[1])
 
 
+def clipped(x):
+    updates: Any = optax.clip_by_global_norm(1.0).update({"a": x}, optax.EmptyState())[0]
+    return updates["a"]
+
+
 def queue(x):
     """Lindley's recursion, by a select."""
-    return lax.scan(lambda c, v: (jnp.where(c + v > 0, c + v, 0.0), None), 0.0, x)[0]
+    return lax.scan(lambda c, v: (jnp.where(c + v > 0, c + v, 0.0), None), jnp.zeros(()), x)[0]
 
 
 def dropout(x):
@@ -161,9 +168,7 @@ SILENT = {
     "optax kl": lambda x: total(
         optax.kl_divergence(jax.nn.log_softmax(logits(x)), jax.nn.softmax(logits(Y)))
     ),
-    "optax clip": lambda x: total(
-        optax.clip_by_global_norm(1.0).update({"a": x}, optax.EmptyState())[0]["a"] * Y
-    ),
+    "optax clip": lambda x: total(clipped(x) * Y),
     "relu": lambda x: total(jax.nn.relu(x)),
     "leaky relu": lambda x: total(jax.nn.leaky_relu(x) * Y),
     "elu": lambda x: total(jax.nn.elu(x) * Y),
@@ -267,9 +272,11 @@ JUMPS = {
         lambda s: s[0] < 2, lambda s: (s[0] + 0.3, s[1] + 1.0), (x[0], 0.0)
     )[1],
     "first passage": lambda x: jnp.argmax(jnp.cumsum(x) > 0.5) * 1.0,
-    "resets": lambda x: lax.scan(lambda c, v: (jnp.where(c + v > 1, 0.0, c + v), None), 0.0, x)[0],
+    "resets": lambda x: lax.scan(
+        lambda c, v: (jnp.where(c + v > 1, 0.0, c + v), None), jnp.zeros(()), x
+    )[0],
     "spikes": lambda x: lax.scan(
-        lambda c, v: (lambda s: (0.9 * c + v - s, s))((c > 0.3) * 1.0), 0.0, x
+        lambda c, v: (lambda s: (0.9 * c + v - s, s))((c > 0.3) * 1.0), jnp.zeros(()), x
     )[1].sum(),
     "count in a scan": lambda x: lax.scan(lambda c, v: (c + (v > 0.5), None), 0, x)[0] * 1.0,
     "ranks": lambda x: total(jnp.argsort(jnp.argsort(x)) * Y),
