@@ -174,7 +174,7 @@ _NAMES = {
     "convert_element_type": "a cast",
     "rem": "a remainder",
     "while": "the number of a loop's steps",
-    "mask": "a product with a large constant",
+    "mask": "a mask by a large constant or an infinite one",
 }
 
 

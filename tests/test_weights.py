@@ -101,6 +101,26 @@ def test_a_comparison_is_found_out():
         assert_unbiased(g, jax.grad(exact)(LOGITS[:3], 2))
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        by_comparison,
+        lambda l, left: dists.OneHotCategorical(jnp.where(left < 1, -jnp.inf, l)),
+        lambda l, left: dists.OneHotCategorical(l + jnp.where(left > 0, 0.0, -jnp.inf)),
+        lambda l, left: dists.OneHotCategorical(l - 1e9 * (1 - left)),
+    ],
+    ids=["comparison", "never met between outcomes", "added", "large constant"],
+)
+def test_other_masks_warn_at_relaxed_points(mask):
+    gradient = jax.grad(loss(ge.rebar(), 2, mask))
+    with pytest.warns(
+        ge.UnestimatedGradientWarning, match="rebar: what follows the draw.*jumps at"
+    ):
+        jax.eval_shape(gradient, LOGITS, jax.random.key(0))
+    silent = jax.grad(loss(ge.rebar(), 2))
+    assert jax.eval_shape(silent, LOGITS, jax.random.key(0)).shape == LOGITS.shape
+
+
 def test_enumeration_is_exact():
     g = jax.jit(jax.grad(loss(ge.enumeration(), 3)))(LOGITS, jax.random.key(0))
     np.testing.assert_allclose(g, jax.grad(exact)(LOGITS, 3), rtol=1e-4, atol=1e-5)

@@ -50,6 +50,8 @@ _LINEAR = {
 LARGE = 1e4
 # As origins, such products are told from steps, which a probe can see.
 STEEP = "steep"
+# What makes an array of one number.
+_FILLS = ("broadcast_in_dim", "convert_element_type", "reshape")
 
 
 class Following(Protocol):
@@ -125,7 +127,7 @@ def flow_of(
         if len(ins) == 2 and ins[0] is ins[1]:
             return Flow(number=np.bool_(name == "eq"))  # isnan
         # Almost surely different: from what is infinite, and if the draw's law has a density.
-        infinite = any(isinstance(x.number, float) and np.isinf(x.number) for x in ins)
+        infinite = any(map(_is_infinite, ins))
         smooth = flow and not (kinked or jumps or any(x.hard for x in dependent))
         return Flow(number=np.bool_(name != "eq")) if infinite or smooth else Flow(0, stepped)
     if name == "rem":
@@ -140,6 +142,10 @@ def flow_of(
 
     if name == "mul" and any(x.number is not None and not x.number for x in ins):
         return Flow()
+    if name == "select_n" and step is not None and any(map(_is_infinite, ins[1:])):
+        # A relaxed point is never at the values of the draw, so a mask need not be seen to change.
+        masked = everywhere(ins[0].jumps) & draws.relaxed
+        jumps = joined(jumps, {(STEEP, step): masked} if masked else NONE)
     steep = joined(*(x.steep for x in dependent))
     if name in ("mul", "div") and len(ins) == 2 and step is not None:
         steep = _scaled(name, ins, steep, step, draws.relaxed)
@@ -152,6 +158,13 @@ def flow_of(
     all_depend = name not in _OF_TWO or len(dependent) == len(ins)
     meets = name == "select_n" or (name in _MEETINGS and all_depend and not apart)
     return Flow(flow, jumps, kinked=kinked, steep=steep, meets=meets and bool(jumps))
+
+
+def _is_infinite(x: Value) -> bool:
+    """Whether all of `x` is known to be the same infinity."""
+    while x.number is None and x.name in _FILLS and x.ins:
+        x = x.ins[0]
+    return isinstance(x.number, float) and bool(np.isinf(x.number))
 
 
 def _scaled(
