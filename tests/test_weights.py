@@ -155,7 +155,7 @@ def test_derivatives_end_below_the_smallest_weight(dtype):
 
 def test_negative_weights():
     with pytest.raises(
-        ValueError, match=r"weights: expected numbers that are not negative, got -0\.5"
+        ValueError, match=r"weights: expected finite numbers that are not negative, got -0\.5"
     ):
         by_weights(jnp.zeros(2), jnp.array([1.0, -0.5]))
     traced = jax.jit(lambda w: by_weights(jnp.zeros(2), w).probs)
