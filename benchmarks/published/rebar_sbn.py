@@ -30,6 +30,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import gradest as ge
+from gradest._random import logistic
 from gradest.distributions import Bernoulli
 from gradest.problems import data
 
@@ -221,7 +222,7 @@ def authors_loss(
 def noise(key: jax.Array) -> jax.Array:
     """Of both layers, as the two sites of `negative_elbo` draw it."""
     sites = jax.random.split(key)
-    return jax.vmap(lambda k: jax.random.logistic(jax.random.split(k)[0], (UNITS,)))(sites)
+    return jax.vmap(lambda k: logistic(jax.random.split(k)[0], (UNITS,), jnp.float32))(sites)
 
 
 def relaxed(z: jax.Array, logits: jax.Array, control: Params) -> jax.Array:

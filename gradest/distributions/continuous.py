@@ -247,17 +247,16 @@ class Uniform(Distribution):
 class MultivariateNormal(Distribution):
     """Multivariate Normal vectors, x = loc + scale_tril @ noise.
 
-        Args:
-          loc: mean, shape (..., d).
-          scale_tril: lower-triangular Cholesky factor of the covariance, shape (..., d, d), with a
-            positive diagonal. The leading axes of the two broadcast against each other.
+    Args:
+      loc: mean, shape (..., d).
+      scale_tril: lower-triangular Cholesky factor of the covariance, shape (..., d, d), with a
+        positive diagonal. The leading axes of the two broadcast against each other.
 
-        Example:
-          >>> import jax.numpy as jnp
-    import numpy as np
-          >>> from gradest.distributions import MultivariateNormal
-          >>> MultivariateNormal(jnp.zeros(3), 2 * jnp.eye(3))
-          MultivariateNormal(loc=float32[3], scale_tril=float32[3, 3])
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gradest.distributions import MultivariateNormal
+      >>> MultivariateNormal(jnp.zeros(3), 2 * jnp.eye(3))
+      MultivariateNormal(loc=float32[3], scale_tril=float32[3, 3])
     """
 
     parameters = ("loc", "scale_tril")
