@@ -111,7 +111,7 @@ jax.tree_util.register_pytree_node(Threshold, lambda d: ((d.p,), None), lambda _
 
 def test_reparameterizing_a_draw_without_a_derivative_raises():
     draw = lambda p: ge.reparameterize()(KEY, Threshold(p))["draw"]
-    with pytest.raises(ge.UnestimatedGradientError, match="reparameterize: its draw.*Threshold"):
+    with pytest.raises(ge.UnestimatedGradientError, match=r"reparameterize: its draw.*Threshold"):
         jax.grad(draw)(0.3)
 
 

@@ -114,7 +114,7 @@ def test_a_comparison_is_found_out():
 def test_other_masks_warn_at_relaxed_points(mask):
     gradient = jax.grad(loss(ge.rebar(), 2, mask))
     with pytest.warns(
-        ge.UnestimatedGradientWarning, match="rebar: what follows the draw.*jumps at"
+        ge.UnestimatedGradientWarning, match=r"rebar: what follows the draw.*jumps at"
     ):
         jax.eval_shape(gradient, LOGITS, jax.random.key(0))
     silent = jax.grad(loss(ge.rebar(), 2))
