@@ -344,9 +344,8 @@ def test_the_cost_of_what_is_impossible_counts_for_nothing():
     of_rows = lambda l: ge.measure_valued().expect(
         jax.random.key(0), dists.Categorical(l), lambda x: jnp.array([1.0, inf, 3.0])[x]
     )
-    # What is impossible by its logit is differentiated at a probability of 2^-100.
     np.testing.assert_allclose(
-        jax.jit(jax.grad(of_rows))(jnp.array([0.0, -inf, 0.0])), [-0.5, 0, 0.5], atol=2.0**-99
+        jax.jit(jax.grad(of_rows))(jnp.array([0.0, -inf, 0.0])), [-0.5, 0, 0.5]
     )
 
 

@@ -167,7 +167,7 @@ def test_several_elements(name, coupled):
 
 
 @pytest.mark.statistical
-@pytest.mark.filterwarnings("ignore:.*the cost depends on the relaxed draw")
+@pytest.mark.filterwarnings("ignore::gradest.UnestimatedGradientWarning")
 @pytest.mark.parametrize("name", DISTS)
 def test_cost_is_not_differentiated(name):
     black_box = lambda x: jnp.where(cost(x) > 0.9, 1.0, jnp.floor(3 * x.reshape(-1)[0]) - 0.3)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
@@ -21,10 +22,17 @@ def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
         given = "neither" if logits is None else "both"
         raise TypeError(f"logits, probs: expected exactly one of the two, got {given}.")
     if logits is not None:
-        return as_float("logits", logits)
+        return certain(as_float("logits", logits))
     p = as_float("probs", probs)  # pyright: ignore[reportArgumentType]
     _check.elements(_check.PROBABILITY, probs=probs)
     return _log_odds(p)
+
+
+def certain(logits: jax.Array) -> jax.Array:
+    """The logits, of which infinite ones have no derivative, unlike those of probabilities."""
+    if not isinstance(logits, jax.core.Tracer):
+        return logits
+    return jnp.where(jnp.isinf(logits), jax.lax.stop_gradient(logits), logits)
 
 
 @jax.custom_jvp

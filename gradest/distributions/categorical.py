@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from .. import _check, _random
 from .._numerics import below_top, in_compute_dtype, least_probability, tempered
 from .base import Distribution, Shape, align, align_wide, as_float, finite, plain, scored
-from .bernoulli import on_the_edge, weighted
+from .bernoulli import certain, on_the_edge, weighted
 
 
 def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
@@ -21,7 +21,7 @@ def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
         given = "neither" if logits is None else "both"
         raise TypeError(f"logits, probs: expected exactly one of the two, got {given}.")
     if logits is not None:
-        name, array = "logits", as_float("logits", logits)
+        name, array = "logits", certain(as_float("logits", logits))
     else:
         name, p = "probs", as_float("probs", probs)  # pyright: ignore[reportArgumentType]
         _check.elements(_check.WEIGHT, probs=probs)

@@ -288,6 +288,13 @@ def _(dist: dists.RelaxedBernoulli) -> Points:
 
 
 @points.register
+def _(dist: dists.LogitRelaxedBernoulli) -> Points:
+    noise, weights = _product(_logistic(), dist.shape)
+    z = dist.logits[None] + _as(noise, dist.logits)
+    return _points(z / dist.temperature[None], weights)
+
+
+@points.register
 def _(dist: dists.RelaxedOneHotCategorical) -> Points:
     noise, weights = _gumbels(dist.shape)
     z = dist.logits[None] + _as(noise, dist.logits)
