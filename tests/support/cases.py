@@ -46,7 +46,7 @@ DISTRIBUTIONS: dict[str, Callable[[], Any]] = {
     "Exponential": lambda: dists.Exponential(jnp.array([1.5, 0.8])),
     "Uniform": lambda: dists.Uniform(jnp.array([-0.5, 0.2]), jnp.array([0.7, 1.9])),
     "RelaxedBernoulli": lambda: dists.RelaxedBernoulli(0.8, jnp.array([-1.0, 1.0])),
-    "LogitRelaxedBernoulli": lambda: dists.LogitRelaxedBernoulli(1.2, jnp.array([-1.0, 1.0])),
+    "LogitRelaxedBernoulli": lambda: dists.LogitRelaxedBernoulli(2.0, jnp.array([4.0, -4.0])),
     "RelaxedOneHotCategorical": lambda: dists.RelaxedOneHotCategorical(
         0.8, jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]])
     ),
