@@ -5,6 +5,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import gradest as ge
@@ -184,6 +185,14 @@ def test_of_two_arguments_that_are_the_same_key():
     with pytest.warns(ge.UnestimatedGradientWarning, match="same key"):
         loss(0.3, same, jax.random.key(0))
     assert jnp.shape(loss(0.3, same, other)) == ()
+
+
+def test_of_keys_in_numpy():
+    loss = ge.expectation(lambda l, a, b: bit(l, a) * bit(l, b))
+    key = lambda number: np.array([0, number], np.uint32)
+    with pytest.warns(ge.UnestimatedGradientWarning, match="same key"):
+        loss(0.3, key(1), key(1))
+    assert jnp.shape(loss(0.3, key(1), key(2))) == ()
 
 
 def test_a_metric_may_draw_again():

@@ -22,6 +22,9 @@ from .program import Branch, Call, Draw, Loop, Program, Run
 # one is in all of the arms that the other is in.
 _Arms = tuple[tuple[int, int], ...]
 
+# How many numbers a key has, or a few of them.
+_LARGEST_KEY = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
@@ -71,10 +74,11 @@ class _Numbering:
 
     def of_value(self, x: Any) -> int:
         """By what a key holds, if that is known; else by identity."""
-        if isinstance(x, jax.Array) and (
-            isinstance(x, jax.core.Tracer)
-            or not (_is_key_or_bits(x) and x.is_fully_addressable and x.size <= 16)
-        ):
+        known = not isinstance(x, jax.Array) or (
+            not isinstance(x, jax.core.Tracer) and _is_key_or_bits(x) and x.is_fully_addressable
+        )
+        # What is larger is no key, and is not read.
+        if not known or np.size(x) > _LARGEST_KEY:
             return self.of(("object", id(x)), 0)
         kind = ""
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
