@@ -220,6 +220,8 @@ def test_entropy_of_relaxed_bits(name, l, t):
     if name == "RelaxedBernoulli":
         expected = right(l, t, lambda y, noise: np.tanh(y / 2) / t)
     assert abs(mean - expected) < 4.5 * error + 1e-4
+    # An error of 5% would be found out.
+    assert not expected or abs(1.05 * mean - expected) > 4.5 * error + 1e-4
 
 
 @pytest.mark.statistical
@@ -235,7 +237,7 @@ def test_divergence_of_relaxed_bits(l, t):
     mean, error = mean_gradient(divergence, l)
     expected = right(l, t, lambda y, noise: -0.5 / t * np.tanh((0.3 - 0.5 * y) / 2))
     assert abs(mean - expected) < 4.5 * error
-    assert error < 0.02 * abs(expected)
+    assert abs(1.05 * mean - expected) > 4.5 * error
 
 
 def test_the_logit_density_is_a_change_of_variables(x64):
