@@ -461,13 +461,13 @@ def test_a_vmapped_expectation_has_the_variance_of_one_lane():
 
 # ---- Every estimator, by the table -------------------------------------------------------------
 
-ESTIMATORS = [name for name, row in CASES.items() if row.estimates]
+ESTIMATORS = [name for name, row in CASES.items() if row.record.estimates]
 FORMS = ["expect", "expectation"]
 
 
 def first_cell(estimator):
     row = CASES[estimator]
-    return cases.Cell(estimator, next(iter(row.variants)), row.distributions[0])
+    return cases.Cell(estimator, next(iter(row.variants)), row.record.distributions[0])
 
 
 def loss_of(cell, form):
@@ -489,7 +489,7 @@ def test_second_derivatives_are_right_or_raise(estimator, form):
         total = lambda dist: sum(map(jnp.sum, jax.tree.leaves(jax.grad(loss)(dist, KEY))))
         return jax.grad(total)(dist)
 
-    if cell.row.second_order:
+    if cell.row.record.second_order:
         assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(twice(cell.dist())))
     else:
         with pytest.raises(
@@ -510,7 +510,7 @@ def test_typed_and_legacy_keys_give_the_same_gradients(estimator, form):
     jax.tree.map(np.testing.assert_array_equal, typed, legacy)
 
 
-CELLS = [cell for cell in cases.cells() if cell.distribution == cell.row.distributions[0]]
+CELLS = [cell for cell in cases.cells() if cell.distribution == cell.row.record.distributions[0]]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -546,7 +546,7 @@ def test_every_estimator_names_itself_in_the_program(estimator):
     cell = first_cell(estimator)
     draw = jax.jit(lambda dist: cell.sampler()(KEY, dist))
     assert f"gradest.{estimator}" in draw.lower(cell.dist()).as_text(debug_info=True)
-    if cell.row.estimates:
+    if cell.row.record.estimates:
         lowered = jax.jit(loss_of(cell, "expect")).lower(cell.dist(), KEY)
         assert f"gradest.{estimator}" in lowered.as_text(debug_info=True)
 

@@ -65,7 +65,7 @@ def test_every_estimator_has_a_row():
 
 
 def test_every_row_has_a_broken_variant():
-    assert all(row.broken for row in CASES.values() if row.estimates)
+    assert all(row.broken for row in CASES.values() if row.record.estimates)
 
 
 def exact_of(cell: Cell, cost: str) -> Any:
@@ -111,8 +111,8 @@ def test_gradient_is_exact_on_average(cell):
     [
         (estimator, name)
         for estimator, row in CASES.items()
-        for name in row.distributions
-        if name not in (row.matrix or row.distributions)
+        for name in row.record.distributions
+        if name not in (row.matrix or row.record.distributions)
     ],
 )
 def test_what_is_not_sampled_is_traced(estimator, name):
@@ -131,7 +131,7 @@ def test_what_is_not_sampled_is_traced(estimator, name):
 )
 def test_broken_variant_is_found_out(estimator, broken, monkeypatch):
     row = CASES[estimator]
-    cell = Cell(estimator, next(iter(row.variants)), row.distributions[0])
+    cell = Cell(estimator, next(iter(row.variants)), row.record.distributions[0])
     dist = cell.dist()
     params = (dist, cases.weights(dist))
     sampler = row.broken[broken](monkeypatch)
@@ -187,21 +187,21 @@ def test_forms_and_transforms_agree(cell):
 
 @pytest.mark.statistical
 @pytest.mark.filterwarnings("ignore:rebar.* jumps at a comparison")
-@pytest.mark.parametrize("estimator", [name for name, row in CASES.items() if row.estimates])
+@pytest.mark.parametrize("estimator", [name for name, row in CASES.items() if row.record.estimates])
 def test_which_estimators_need_the_gradient_of_the_cost(estimator):
     """With a cost that is flat but for a jump, an estimator that needs its gradient is wrong, and
     says so where nothing else of the cost depends on the draw."""
     row = CASES[estimator]
-    name = next(name for name in cases.KINDS if name in row.distributions)
+    name = next(name for name in cases.KINDS if name in row.record.distributions)
     cell = Cell(estimator, next(iter(row.variants)), name)
     dist = cell.dist()
     params = (dist, cases.weights(dist))
     # In closed form, where the quadrature of what some estimate has no digits for a jump.
-    exactly = row.unbiased and name in cases.FINITE
+    exactly = row.record.is_unbiased and name in cases.FINITE
     of_steps = lambda dist, w: cell.oracle(dist, functools.partial(cases.steps, w))
     want = exact(lambda p: (of_steps if exactly else cases.expected_steps)(*p), params)
     loss = expect(cell.sampler(), cases.steps)
-    if not row.differentiable_cost:
+    if not row.record.differentiable_cost:
         assert_unbiased(gradients(loss, params), want)
     elif estimator in ("antithetic", "dreg"):
         with pytest.raises(ge.UnestimatedGradientError, match="jumps at a comparison"):
@@ -219,7 +219,7 @@ def test_score_function_takes_any_cost_of_a_continuous_draw():
     assert_unbiased(gradients(expect(ge.score_function(), cases.steps), params), want)
 
 
-@pytest.mark.parametrize("cell", [c for c in CELLS if not c.row.unbiased], ids=str)
+@pytest.mark.parametrize("cell", [c for c in CELLS if not c.row.record.is_unbiased], ids=str)
 def test_the_biased_are_biased(cell):
     """Their oracles are not the expectation, or the checks above would say little."""
     dist = cell.dist()

@@ -81,10 +81,10 @@ CELLS = [
     Cell(name, variant, distribution)
     for name, row in CASES.items()
     for variant in range(len(OPTIONS.get(name, [{}])))
-    for distribution in row.distributions
+    for distribution in row.record.distributions
     if distribution in FINITE
 ]
-GRADIENT_CELLS = [cell for cell in CELLS if CASES[cell.name].estimates]
+GRADIENT_CELLS = [cell for cell in CELLS if CASES[cell.name].record.estimates]
 
 DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
@@ -187,7 +187,7 @@ def assert_no_masked_category(distribution, x, certain):
         np.testing.assert_array_equal(x[:, certain], [outcomes[certain]] * len(x))
 
 
-@all_cells([cell for cell in CELLS if not CASES[cell.name].estimates])
+@all_cells([cell for cell in CELLS if not CASES[cell.name].record.estimates])
 @all_dtypes
 def test_extreme_logits_without_a_gradient(cell, dtype, x64):
     logits = extreme_logits(cell.distribution, dtype)

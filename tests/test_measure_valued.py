@@ -23,7 +23,7 @@ import gradest as ge
 from gradest import distributions as dists
 from gradest.estimators import measure_valued as module
 
-SUPPORTED = CASES["measure_valued"].distributions
+SUPPORTED = CASES["measure_valued"].record.distributions
 independent = functools.partial(ge.measure_valued, coupled=False)
 
 # ---- One variable --------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def draw_cost(estimator, w, dist, key):
 def is_pathwise(estimator, name):
     row = CASES[estimator]
     sampler = next(iter(row.variants.values())).sampler()
-    return sampler.pathwise and row.estimates and name in row.distributions
+    return sampler.pathwise and row.record.estimates and name in row.record.distributions
 
 
 PAIRS = [(estimator, name) for estimator in CASES for name in cases.DISTRIBUTIONS]

@@ -17,6 +17,7 @@ import numpy as np
 
 import gradest as ge
 from gradest import distributions as dists
+from gradest import records
 
 from . import broken as broken
 from . import oracles as oracles
@@ -74,16 +75,21 @@ DISTRIBUTIONS: dict[str, Callable[[], Any]] = {
     ),
 }
 
-FINITE = ("Bernoulli", "OneHotCategorical", "Categorical")
-COUNTS = ("Poisson", "Geometric", "Binomial", "NegativeBinomial")
-RELAXABLE = ("Bernoulli", "OneHotCategorical")
-REPARAMETERIZABLE = tuple(name for name in DISTRIBUTIONS if name not in FINITE + COUNTS)
+
+def _of(has: Callable[[records.DistributionRecord], bool]) -> tuple[str, ...]:
+    return tuple(name for name in DISTRIBUTIONS if has(records.DISTRIBUTIONS[name]))
+
+
+FINITE = _of(lambda record: "support" in record.capabilities)
+COUNTS = _of(lambda record: record.discrete and "support" not in record.capabilities)
+RELAXABLE = _of(lambda record: "relaxation" in record.capabilities)
+REPARAMETERIZABLE = _of(lambda record: record.reparameterizable)
 # Whose draws take seconds to compile, and which have tests of their own in every type.
 IMPLICIT = ("Gamma", "Beta", "Dirichlet", "StudentT", "VonMises", "MixtureSameFamily")
 # Whose draws are arithmetic on those of another distribution in the table.
 COMPOSED = ("Beta", "Dirichlet", "StudentT", "NegativeBinomial")
 # The score function takes the derivative under an integral whose bounds must not move.
-FIXED_SUPPORT = tuple(name for name in DISTRIBUTIONS if name != "Uniform")
+FIXED_SUPPORT = _of(lambda record: record.fixed_support)
 
 
 def value_and_grad(loss: Callable[..., Any]) -> Callable[..., Any]:
@@ -159,30 +165,25 @@ class Variant(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An estimator, as the tests see it.
+    """An estimator, as the tests see it; what is known of it is in its record.
 
     Attributes:
+      estimator: the public function.
       variants: by a name for their options. The first is tested with every distribution, the
         others with one of each kind.
-      distributions: names of those it supports.
-      matrix: names of those that it is sampled with, if not all: for a formula that is the same
-        for every distribution. The others are traced.
       broken: wrong implementations by what is wrong, each a function of a pytest.MonkeyPatch.
-      unbiased: whether the oracle is what it says it estimates: the expectation itself, or the
-        bound of several samples.
-      differentiable_cost: whether its gradient is wrong for a cost that is flat but for jumps.
-      second_order: whether derivatives of order two are right; if not, they raise.
-      estimates: whether it gives a gradient at all.
+      matrix: names of those distributions that it is sampled with, if not all: for a formula that
+        is the same for every distribution. The others are traced.
     """
 
+    estimator: Callable[..., ge.Sampler]
     variants: Mapping[str, Variant]
-    distributions: tuple[str, ...]
     broken: Mapping[str, Broken]
-    unbiased: bool = True
-    differentiable_cost: bool = False
-    second_order: bool = False
-    estimates: bool = True
     matrix: tuple[str, ...] | None = None
+
+    @property
+    def record(self) -> records.Record:
+        return records.ESTIMATORS[self.estimator.__name__]
 
 
 _rebar = lambda **options: Variant(lambda: ge.rebar(**options))
@@ -201,53 +202,47 @@ _relax = lambda **options: Variant(lambda: ge.relax(surrogate, 0.8, **options))
 _bound = lambda make, num, **options: Variant(
     lambda: make(num, **options), functools.partial(oracles.bound, num_samples=num)
 )
-_SYMMETRIC = ("Normal", "MultivariateNormal", "Laplace", "Logistic", "StudentT", "Uniform")
 
-CASES: dict[str, Case] = {
-    "antithetic": Case(
+_ALL = (
+    Case(
+        ge.antithetic,
         variants={"": Variant(ge.antithetic)},
-        distributions=_SYMMETRIC,
         matrix=("Normal", "MultivariateNormal", "Uniform"),
-        differentiable_cost=True,
-        second_order=True,
         broken={"scaled": broken.scaled(ge.antithetic)},
     ),
-    "arm": Case(
+    Case(
+        ge.arm,
         variants={"": Variant(ge.arm)},
-        distributions=("Bernoulli",),
         broken={"scaled": broken.scaled(ge.arm)},
     ),
-    "delta_method": Case(
+    Case(
+        ge.delta_method,
         # Its variance is high for distributions as wide as this one.
         variants={"16": Variant(lambda: ge.delta_method(num_samples=16))},
-        distributions=("Normal",),
         broken={"scaled": broken.scaled(lambda: ge.delta_method(num_samples=16))},
     ),
-    "disarm": Case(
+    Case(
+        ge.disarm,
         variants={"": Variant(ge.disarm)},
-        distributions=RELAXABLE,
         broken={"scaled": broken.scaled(ge.disarm)},
     ),
-    "dreg": Case(
+    Case(
+        ge.dreg,
         variants={"1": _bound(ge.dreg, 1), "2": _bound(ge.dreg, 2)},
-        distributions=tuple(n for n in REPARAMETERIZABLE if n in FIXED_SUPPORT),
         matrix=("Normal", "Exponential", "MultivariateNormal", "Gamma"),
-        differentiable_cost=True,
         broken={
             "scaled": broken.scaled(lambda: ge.dreg(2)),
             "without the score": broken.without_scores(lambda: ge.dreg(2)),
         },
     ),
-    "enumeration": Case(
+    Case(
+        ge.enumeration,
         variants={"": Variant(ge.enumeration)},
-        distributions=FINITE,
-        second_order=True,
         broken={"scaled": broken.scaled(ge.enumeration)},
     ),
-    "gumbel_max": Case(
-        variants={"": Variant(ge.gumbel_max)}, distributions=FINITE, estimates=False, broken={}
-    ),
-    "gumbel_rao": Case(
+    Case(ge.gumbel_max, variants={"": Variant(ge.gumbel_max)}, broken={}),
+    Case(
+        ge.gumbel_rao,
         variants={
             f"temperature={t}": Variant(
                 functools.partial(ge.gumbel_rao, t, num_samples=4),
@@ -255,47 +250,40 @@ CASES: dict[str, Case] = {
             )
             for t in (0.5, 1.5)
         },
-        distributions=RELAXABLE,
-        unbiased=False,
-        differentiable_cost=True,
         broken={
             "scaled": broken.scaled(lambda: ge.gumbel_rao(0.5)),
             "z not given the draw": broken.noise_not_given_the_draw(lambda: ge.gumbel_rao(0.5)),
         },
     ),
-    "gumbel_softmax": Case(
+    Case(
+        ge.gumbel_softmax,
         variants={
             f"temperature={t}": _relaxed(ge.gumbel_softmax, oracles.gumbel_softmax, temperature=t)
             for t in (0.5, 1.5)
         },
-        distributions=RELAXABLE,
-        unbiased=False,
-        differentiable_cost=True,
         broken={"scaled": broken.scaled(lambda: ge.gumbel_softmax(0.5))},
     ),
-    "measure_valued": Case(
+    Case(
+        ge.measure_valued,
         variants={
             "": Variant(ge.measure_valued),
             "independent": Variant(lambda: ge.measure_valued(coupled=False)),
         },
-        distributions=(
-            *("Bernoulli", "Categorical", "OneHotCategorical", "Normal", "LogNormal"),
-            *("Poisson", "Geometric", "Exponential", "Gamma", "Weibull"),
-        ),
         broken={
             "scaled": broken.scaled(ge.measure_valued),
             "the others not as drawn": broken.others_not_as_drawn(ge.measure_valued),
         },
     ),
-    "muprop": Case(
+    Case(
+        ge.muprop,
         variants={"": Variant(ge.muprop), "baseline": Variant(lambda: ge.muprop(baseline=0.3))},
-        distributions=RELAXABLE,
         broken={
             "scaled": broken.scaled(ge.muprop),
             "mean not added back": broken.mean_not_added_back(ge.muprop),
         },
     ),
-    "rebar": Case(
+    Case(
+        ge.rebar,
         variants={
             "": _rebar(),
             "independent": _rebar(coupled=False, temperature=1.5, eta=0.7),
@@ -303,8 +291,6 @@ CASES: dict[str, Case] = {
             "muprop-independent": _rebar(relaxation="muprop", coupled=False),
             "nested": _rebar(nested=True, temperature=0.2, eta=1.3),
         },
-        distributions=RELAXABLE,
-        differentiable_cost=True,
         broken={
             "scaled": broken.scaled(ge.rebar),
             "no reparameterization of the conditional draw": broken.conditional_not_differentiated(
@@ -315,19 +301,17 @@ CASES: dict[str, Case] = {
             ),
         },
     ),
-    "reinmax": Case(
+    Case(
+        ge.reinmax,
         variants={
             f"temperature={t}": _relaxed(ge.reinmax, oracles.reinmax, temperature=t)
             for t in (1.0, 1.5)
         },
-        distributions=RELAXABLE,
-        unbiased=False,
-        differentiable_cost=True,
         broken={"scaled": broken.scaled(ge.reinmax)},
     ),
-    "relax": Case(
+    Case(
+        ge.relax,
         variants={"": _relax(), "independent": _relax(coupled=False, temperature=1.5, eta=0.7)},
-        distributions=(*RELAXABLE, *(n for n in REPARAMETERIZABLE if n in FIXED_SUPPORT)),
         matrix=(*RELAXABLE, "Normal", "MultivariateNormal", "Exponential"),
         broken={
             "scaled": broken.scaled(lambda: ge.relax(surrogate, 0.8)),
@@ -336,17 +320,16 @@ CASES: dict[str, Case] = {
             ),
         },
     ),
-    "reparameterize": Case(
+    Case(
+        ge.reparameterize,
         variants={
             "": Variant(ge.reparameterize),
             "sticking_the_landing": Variant(lambda: ge.reparameterize(sticking_the_landing=True)),
         },
-        distributions=REPARAMETERIZABLE,
-        differentiable_cost=True,
-        second_order=True,
         broken={"scaled": broken.scaled(ge.reparameterize)},
     ),
-    "score_function": Case(
+    Case(
+        ge.score_function,
         variants={
             "": Variant(ge.score_function),
             "samples": Variant(lambda: ge.score_function(num_samples=3)),
@@ -355,47 +338,41 @@ CASES: dict[str, Case] = {
                 lambda: ge.score_function(num_samples=4, baseline="leave_one_out")
             ),
         },
-        distributions=FIXED_SUPPORT,
         matrix=tuple(n for n in FIXED_SUPPORT if n not in (*IMPLICIT[1:], "NegativeBinomial")),
-        second_order=True,
         broken={
             "scaled": broken.scaled(ge.score_function),
             "own cost in the baseline": broken.own_cost_in_baseline,
         },
     ),
-    "st_gumbel_softmax": Case(
+    Case(
+        ge.st_gumbel_softmax,
         variants={
             f"temperature={t}": _relaxed(
                 ge.st_gumbel_softmax, oracles.st_gumbel_softmax, temperature=t
             )
             for t in (0.5, 1.5)
         },
-        distributions=RELAXABLE,
-        unbiased=False,
-        differentiable_cost=True,
         broken={"scaled": broken.scaled(lambda: ge.st_gumbel_softmax(0.5))},
     ),
-    "straight_through": Case(
+    Case(
+        ge.straight_through,
         variants={
             f"slope={s}": _relaxed(ge.straight_through, oracles.straight_through, slope=s)
             for s in (1.0, 1.7)
         },
-        distributions=RELAXABLE,
-        unbiased=False,
-        differentiable_cost=True,
         broken={"scaled": broken.scaled(ge.straight_through)},
     ),
-    "sum_and_sample": Case(
+    Case(
+        ge.sum_and_sample,
         variants={
             "": Variant(ge.sum_and_sample),
             "2, 3": Variant(lambda: ge.sum_and_sample(num_summed=2, num_samples=3)),
         },
-        distributions=FINITE,
         broken={"scaled": broken.scaled(ge.sum_and_sample)},
     ),
-    "unordered_set": Case(
+    Case(
+        ge.unordered_set,
         variants={str(k): Variant(functools.partial(ge.unordered_set, k)) for k in (2, 3)},
-        distributions=FINITE,
         broken={
             "scaled": broken.scaled(lambda: ge.unordered_set(2)),
             "as if drawn with replacement": broken.as_if_drawn_with_replacement(
@@ -403,19 +380,20 @@ CASES: dict[str, Case] = {
             ),
         },
     ),
-    "vimco": Case(
+    Case(
+        ge.vimco,
         variants={
             "2": _bound(ge.vimco, 2),
             "2, arithmetic": _bound(ge.vimco, 2, mean="arithmetic"),
         },
-        distributions=FIXED_SUPPORT,
         matrix=(*FINITE, "Normal"),
         broken={
             "scaled": broken.scaled(lambda: ge.vimco(2)),
             "own weight in the baseline": broken.own_weight_in_baseline,
         },
     ),
-}
+)
+CASES = {case.record.name: case for case in _ALL}
 
 KINDS = ("Bernoulli", "OneHotCategorical", "Normal")
 
@@ -446,9 +424,9 @@ class Cell(NamedTuple):
 
 def cells() -> Iterator[Cell]:
     for estimator, row in CASES.items():
-        if not row.estimates:
+        if not row.record.estimates:
             continue
         for i, variant in enumerate(row.variants):
-            for distribution in row.matrix or row.distributions:
+            for distribution in row.matrix or row.record.distributions:
                 if i == 0 or distribution in KINDS:
                     yield Cell(estimator, variant, distribution)
