@@ -76,7 +76,7 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
     if kind == "gradest_drawn":
         return name
     if kind in ("jit", "pjit"):
-        return _DISCRETE_CALLS.get(name) if is_of_a_library(eqn.params["jaxpr"]) else None
+        return _DISCRETE_CALLS.get(name) if is_of_jax(eqn.params["jaxpr"]) else None
     if kind in ("argmax", "top_k"):
         for noisy in filter(None, map(defined_by.get, variables(eqn))):
             terms = filter(None, map(defined_by.get, variables(noisy)))
@@ -90,7 +90,7 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
     return None
 
 
-def is_of_a_library(jaxpr: Any) -> bool:
+def is_of_jax(jaxpr: Any) -> bool:
     """Whether a function of JAX's or gradest's was staged, and not a user's of the same name."""
     info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
     source = getattr(info, "func_src_info", _JAX)
@@ -128,7 +128,7 @@ def files_of(eqn: Any) -> Iterable[str]:
     return (frame.file_name for frame in _frames(eqn))
 
 
-def is_of_library(file: str) -> bool:
+def is_library_file(file: str) -> bool:
     """Whether a file is none of the user's own."""
     return file.startswith(_LIBRARIES) or "site-packages" in file
 

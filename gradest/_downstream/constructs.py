@@ -63,7 +63,7 @@ class Analysis(Walk):
     ) -> list[Any]:
         name = eqn.params.get("name")
         known = name in _DISCRETE or name in _CONTINUOUS
-        if known and any(x.depends for x in ins) and _jaxpr.is_of_a_library(called):
+        if known and any(x.depends for x in ins) and _jaxpr.is_of_jax(called):
             flow = lambda i: self._of_known(eqn, ins, i, name in _DISCRETE)
             return [self.result(eqn, ins, i, flow(i), "leaf") for i in range(len(used))]
         if not _jaxpr.has_rule(eqn):

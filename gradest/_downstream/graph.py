@@ -194,7 +194,7 @@ _COMPARE_WITHIN = (
 def compares_within(eqn: Any) -> bool:
     """Whether the comparisons in `eqn` are how a function of a library is computed."""
     for file in _jaxpr.files_of(eqn):
-        if not _jaxpr.is_of_library(file):
+        if not _jaxpr.is_library_file(file):
             return False
         if any(part in file.replace(os.sep, "/") for part in _COMPARE_WITHIN):
             return True
@@ -205,4 +205,4 @@ def is_of_library(closed: core.ClosedJaxpr) -> bool:
     """Whether a function of a library was staged, whose equations have its first caller's line."""
     info = getattr(closed.jaxpr, "debug_info", None)
     source = getattr(info, "func_filename", None) or getattr(info, "func_src_info", None)
-    return source is not None and _jaxpr.is_of_library(str(source))
+    return source is not None and _jaxpr.is_library_file(str(source))
