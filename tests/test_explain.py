@@ -12,6 +12,7 @@ from rich.console import Console
 
 import gradest as ge
 from gradest import distributions as dists
+from gradest._downstream import probe
 
 KEY = jax.random.key(0)
 normal = lambda key, m: ge.reparameterize()(key, dists.Normal(m, 1.0))
@@ -65,6 +66,25 @@ def test_rows():
     lines = [int(re.fullmatch(rf"{re.escape(__file__)}:(\d+)", line)[1]) for line in column("line")]
     assert len(set(lines)) <= 2  # of `normal` and of `bit`
     assert all(re.search(rf"comparison \(at {re.escape(__file__)}", j) for j in rows[2]["jumps"])
+
+
+def test_a_choice_that_nobody_could_look_at_is_said_to_be_unknown(monkeypatch):
+    def loss(m, key):
+        x = normal(key, m)
+        return jnp.where(x > 0.5, x, 0.0)
+
+    monkeypatch.setattr(probe, "_ALL_ELEMENTS", -1)
+    found = ge.explain(loss)(0.3, KEY)
+    (row,) = found.draws
+    assert (row.follows, row.jumps) == ("unknown", ())
+    (place,) = row.unknown
+    assert re.fullmatch(rf"a comparison \(at {re.escape(__file__)}:\d+\)", place)
+    assert f"is chosen by {place}; whether the cases meet there was not seen." in str(found)
+    assert json.loads(json.dumps(found.as_dict()))["rows"][0]["unknown"] == [place]
+    assert found.plot() is not None
+    monkeypatch.undo()
+    (row,) = ge.explain(loss)(0.3, KEY).draws
+    assert (row.follows, row.unknown) == ("jump", ())
 
 
 def test_others_are_right_there():

@@ -275,8 +275,11 @@ def _reduce(e: Elements, v: Value, index: Index, depth: int) -> Any:
         others, reduced = iter(index), dict(zip(axes, place, strict=True))
         indices.append(tuple(reduced[d] if d in reduced else next(others) for d in _dims(x)))
     xs = e.many(x, indices, depth)
-    if v is e.value and v.name == "reduce_sum":
-        e.terms = np.asarray(xs, float)
+    if v.name == "reduce_sum":
+        # As large as the sum of all, which a mean divides by their number.
+        xs = xs * (math.prod(sizes) / len(places)) if len(places) < math.prod(sizes) else xs
+        if v is e.value:
+            e.terms = np.asarray(xs, float)
     reduced = _REDUCTIONS[v.name](xs, axis=0)
     if v.name in ("argmax", "argmin") and len(axes) == 1:
         return np.array([place[0] for place in places])[reduced]

@@ -61,6 +61,7 @@ class Elements:
 
     Attributes:
       seen: whether the origin is among what was computed.
+      cut: whether something was not computed, but taken for any number.
       num_draws: on how many elements of draws the value depends, as far as it was followed.
       terms: those of `value`, if it is a sum.
       total: how many elements were computed.
@@ -77,7 +78,7 @@ class Elements:
     ):
         self.program, self.rules, self.value, self.origin = program, rules, value, origin
         self.lines, self.budget = lines, budget
-        self.seen, self.total = False, 0
+        self.seen, self.cut, self.total = False, False, 0
         self.terms: np.ndarray | None = None
         self.touched: dict[int, list[Index]] = {}
         self._numbers = {0.0}
@@ -87,6 +88,8 @@ class Elements:
         line = np.arange(lines)
         near = 10.0 ** -(line % 5 / 2.0)
         self._scale = np.where(line % 3 == 0, near, 1.0)[:, None]
+        # What all elements of draws have in common on some lines: a mean of many moves only so.
+        self._common = np.where(line % 4 == 1, np.linspace(-3, 3, lines), 0.0)[:, None]
 
     @property
     def num_draws(self) -> int:
@@ -117,6 +120,7 @@ class Elements:
         if value.depends and not varies(index):
             self.touched.setdefault(value.id, []).append(index)
         if self._is_cut(value, depth):
+            self.cut = True
             x = self.leaf(value, index)
         else:
             try:
@@ -255,7 +259,8 @@ class Elements:
         x = np.where(u[2] < np.where(self._scale == 1, 0.4, 0.85), z, x)
         margin = value.params.get("margin")
         if margin is None:
-            return x
+            moves = value.depends and salt < 3
+            return x + self._common * (1 if salt == 1 else -1) if moves else x
         # With all elements going from near one end to the other, on some lines.
         shift = np.linspace(-3, 3, self.lines)[:, None] * (1 if salt == 1 else -1)
         return (1 + 2 * margin) / (1 + np.exp(-x - shift)) - margin

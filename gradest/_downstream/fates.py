@@ -20,17 +20,21 @@ class Fate:
       smooth: whether a derivative arrives on some way.
       kinked: whether one does that has kinks.
       jumps: where ways end in a step, each place once.
+      unseen: where a choice could not be looked at, and counts as a kink.
     """
 
     smooth: bool
     kinked: bool
     jumps: tuple[Jump, ...]
+    unseen: tuple[Jump, ...] = ()
 
     @property
     def level(self) -> str:
-        """The strongest of "nothing", "smooth", "kinked" and "jump"."""
+        """The strongest of "nothing", "smooth", "kinked", "unknown" and "jump"."""
         if self.jumps:
             return "jump"
+        if self.kinked and self.unseen:
+            return "unknown"
         return "kinked" if self.kinked else "smooth" if self.smooth else "nothing"
 
     @property
@@ -68,5 +72,8 @@ def fate_of_inputs(function: core.ClosedJaxpr, draw: Draw, num_drawn: int) -> Fa
 
 def _fate(analysis: Analysis, bit: int) -> Fate:
     arrived = analysis.arrived
-    jumps = {analysis.jumps[origin] for origin, draws in arrived.jumps.items() if draws & bit}
-    return Fate(bool(arrived.flow & bit), bool(arrived.kinked & bit), tuple(sorted(jumps)))
+    places = lambda origins: {analysis.jumps[o] for o, draws in origins.items() if draws & bit}
+    jumps = places(arrived.jumps)
+    unseen = places(analysis.unseen) - jumps
+    smooth, kinked = bool(arrived.flow & bit), bool(arrived.kinked & bit)
+    return Fate(smooth, kinked, tuple(sorted(jumps)), tuple(sorted(unseen)))

@@ -124,7 +124,8 @@ class _Probe:
         changes = steps[:, 1:] != steps[:, :-1]
         rows = np.flatnonzero(changes.any(1))
         if not len(rows):
-            return "constant" if e.seen and (e.num_draws <= 3 or self.value.flow) else "unknown"
+            known = e.seen and not e.cut and (e.num_draws <= 3 or self.value.flow)
+            return "constant" if known else "unknown"
         lines, first = np.arange(_LINES), self._one_change(changes)
         lo, hi = t[lines, first], t[lines, first + 1]
         typical, moves = float(np.median(_size(f))), _spread(f)[rows] > 0

@@ -70,6 +70,7 @@ class Walk(Graph):
 
     Attributes:
       arrived: what has reached the loss and the costs.
+      unseen: the draws for each place that could not be looked at and counts as a kink.
       quiet: above 0 where nothing is probed, in a function whose rule is taken at its word.
       trusted: above 0 in a function whose comparisons are how it is computed.
     """
@@ -78,6 +79,7 @@ class Walk(Graph):
         super().__init__()
         self.special = special
         self.arrived = Arrived()
+        self.unseen: dict[Origin, Draws] = {}
         self.quiet = self.trusted = 0
         self.walked: dict[Any, Any] = {}
         self._prober = Prober(self)
@@ -177,7 +179,10 @@ class Walk(Graph):
             draws = value.jumps[origin]
             kinked = verdict == "unknown" and any(case.flow & draws for case in cases)
             seen = continuous(value, origin, verdict, self.jumps[origin].what)
-            if seen or (kinked and origin in chosen):
+            if not seen and kinked and origin in chosen:
+                self.unseen[origin] = self.unseen.get(origin, 0) | draws
+                seen = True
+            if seen:
                 value.jumps = {o: d for o, d in value.jumps.items() if o != origin}
                 value.kinked |= value.flow & draws
 

@@ -35,8 +35,8 @@ def explain(
     maximum or a choice whose cases meet, or "jump", with the line), which estimators that need a
     slope must know; how many draws come later; how often the estimator evaluates the cost; and
     which other estimators would be right there, with how often those do. What jumps is found as
-    `gradest.expectation` finds it, and where that cannot tell, a choice with one case that does not
-    depend on the draw counts as kinked.
+    `gradest.expectation` finds it. Where that cannot tell, a choice of which one case depends on
+    the draw is taken for a kink, and is "unknown" here, with its line.
 
     With `num_draws` the gradient is estimated that often, and each draw has its share of the
     variance, Cov(its part, whole) / Var(whole), summed over the coordinates. A draw's part is what
@@ -109,7 +109,7 @@ def _as_array(x: Any) -> Any:
 
 def _row(draw: Followed, where: str, later: int, share: float | None) -> Row:
     mark, eqn = draw.mark, draw.eqn
-    jumps = () if draw.fate is None else draw.fate.jumps
+    jumps, unseen = ((), ()) if draw.fate is None else (draw.fate.jumps, draw.fate.unseen)
     record = ESTIMATORS.get(mark.name)
     site = None if eqn.primitive is draw_p else eqn.params["site"]
     others = {
@@ -124,6 +124,7 @@ def _row(draw: Followed, where: str, later: int, share: float | None) -> Row:
         where=where,
         follows="nothing" if draw.fate is None else draw.fate.level,
         jumps=tuple(f"{named(jump.what)}{jump.where}" for jump in jumps),
+        unknown=tuple(f"{named(place.what)}{place.where}" for place in unseen),
         later_draws=later,
         cost_evaluations=None if record is None else _evaluations(record, site, eqn),
         others=others,

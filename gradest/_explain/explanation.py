@@ -15,8 +15,11 @@ class Row:
       distribution: the name of its class.
       estimator: its name.
       where: what the draw is in, from the outside in, or "".
-      follows: "nothing", "smooth", "kinked" or "jump": the strongest on the way to the loss.
+      follows: "nothing", "smooth", "kinked", "unknown" or "jump": the strongest on the way to the
+        loss.
       jumps: what jumps, and where.
+      unknown: what chooses between cases that could not be looked at, and where. If they do not
+        meet where the choice changes, it is a jump.
       later_draws: how many draws of the table come after it.
       cost_evaluations: of the estimator, for one gradient; None if it is not gradest's.
       others: estimators without bias there, and their cost evaluations if these are known.
@@ -29,6 +32,7 @@ class Row:
     where: str
     follows: str
     jumps: tuple[str, ...]
+    unknown: tuple[str, ...]
     later_draws: int
     cost_evaluations: int | None
     others: Mapping[str, int | None]
@@ -59,7 +63,8 @@ class Explanation:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, as what JSON can hold."""
-        rows = [{**row, "jumps": list(row["jumps"])} for row in self.rows]
+        lists = lambda row: {name: list(row[name]) for name in ("jumps", "unknown")}
+        rows = [{**row, **lists(row)} for row in self.rows]
         return {"num_draws": self.num_draws, "direct": self.direct, "rows": rows}
 
     def __str__(self) -> str:
@@ -80,6 +85,11 @@ class Explanation:
         for row in self.draws:
             place = f"{_short(row.line)}, {row.estimator}"
             notes += [f"{place}: what follows jumps at {jump}." for jump in row.jumps]
+            notes += [
+                f"{place}: what follows is chosen by {choice}; whether the cases meet there was "
+                "not seen."
+                for choice in row.unknown
+            ]
             if row.others:
                 listed = [f"{n} ({'?' if k is None else k})" for n, k in row.others.items()]
                 notes.append(f"{place}: as unbiased there (evals): {', '.join(listed)}.")
@@ -147,8 +157,8 @@ class Explanation:
         return it
 
 
-_LEVELS = ["nothing", "smooth", "kinked", "jump"]
-_COLOURS = dict(zip(_LEVELS, ["#bbbbbb", "#4477aa", "#ccbb44", "#ee6677"], strict=True))
+_LEVELS = ["nothing", "smooth", "kinked", "unknown", "jump"]
+_COLOURS = dict(zip(_LEVELS, ["#bbbbbb", "#4477aa", "#ccbb44", "#aa3377", "#ee6677"], strict=True))
 
 
 def _cells(row: Row) -> tuple[str, ...]:

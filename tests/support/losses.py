@@ -302,6 +302,9 @@ JUMPS = {
     "bits": lambda x: total((lax.bitcast_convert_type(x, jnp.int32) >> 20).astype(jnp.float32)),
     "wrong huber": lambda x: total(jnp.where(jnp.abs(x) < 0.5, 0.5 * x * x, jnp.abs(x))),
     "small": lambda x: total(jnp.where(x > 0.5, x**2 + 0.01, x**2)),
+    "mean of a wide layer": lambda x: jnp.where(
+        jnp.mean(jnp.tanh(jnp.ones((300, 1)) * Y @ x)) > 0.1, x[0], 0.0
+    ),
 }
 
 #: With a jump that is not seen; docs/promise.md says why.
