@@ -15,7 +15,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
 
+from ._derivatives.primitives import lanes_first, zero_tangent
 from ._derivatives.refuse import UnestimatedGradientError, UnestimatedGradientWarning
 from ._downstream.fates import Fate, fate_of_inputs
 from ._downstream.graph import Draw
@@ -41,6 +44,7 @@ class Mark:
       law: the class of the distribution.
       with_score: whether the slope is a part of the gradient only, beside a score.
       lanes: the sizes of the vmaps that the draw is under.
+      complaint: of the cost that the draw was made for, in `Sampler.expect`.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Mark:
     law: type
     with_score: bool = False
     lanes: tuple[int, ...] = ()
+    complaint: "Complaint | None" = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def at_relaxed_points(self) -> bool:
@@ -129,20 +134,98 @@ def _watched_jvp(complaint: Complaint, primals: Any, tangents: Any) -> Any:
 _watched.defjvp(_watched_jvp, symbolic_zeros=True)
 
 
-def watched(
+# Its last operand, the cost of a draw, beside the parameters that it was drawn from.
+guarded_p = core.Primitive("gradest_guarded")
+
+
+def guarded(value: jax.Array, dist: Any, complaint: Complaint | None) -> jax.Array:
+    """`value`, a cost, which complains when its derivative in the leaves of `dist` is asked for.
+
+    That of a metric is computed too, and thrown away, without a complaint.
+    """
+    leaves = [x for x in jax.tree.leaves(dist) if isinstance(x, jax.core.Tracer)]
+    if complaint is None or not leaves:
+        return value
+    return guarded_p.bind(*leaves, value, complaint=complaint)
+
+
+guarded_p.def_impl(lambda *args, complaint: args[-1])
+guarded_p.def_abstract_eval(lambda *avals, complaint: avals[-1])
+mlir.register_lowering(guarded_p, lambda ctx, *args, complaint: [args[-1]])
+
+
+def _differentiate_guarded(primals: Any, tangents: Any, *, complaint: Complaint) -> Any:
+    value = guarded_p.bind(*primals, complaint=complaint)
+    is_float0 = lambda t: getattr(t, "dtype", None) == jax.dtypes.float0
+    live = [t for t in tangents[:-1] if not (isinstance(t, ad.Zero) or is_float0(t))]
+    if not live:
+        return value, tangents[-1]
+    aval = jax.core.ShapedArray(value.shape, value.dtype)
+    missing = missing_p.bind(*live, aval=aval, complaint=complaint)
+    return value, ad.add_tangents(tangents[-1], missing)
+
+
+def _batch_guarded(args: Any, dims: Any, **params: Any) -> Any:
+    return guarded_p.bind(*lanes_first(args, dims), **params), 0
+
+
+ad.primitive_jvps[guarded_p] = _differentiate_guarded
+batching.primitive_batchers[guarded_p] = _batch_guarded
+
+# What is missing of a cost's tangent: zero, and linear in the tangents of the parameters, with a
+# complaint once a transpose has a cotangent for it, or a program is run with it.
+missing_p = core.Primitive("gradest_missing")
+missing_p.def_abstract_eval(lambda *_, aval, complaint: aval)
+
+
+@missing_p.def_impl
+def _(*_: Any, aval: Any, complaint: Complaint) -> jax.Array:
+    complaint.give()
+    return jnp.zeros(aval.shape, aval.dtype)
+
+
+def _transpose_missing(ct: Any, *tangents: Any, aval: Any, complaint: Complaint) -> list[None]:
+    del aval
+    if not isinstance(ct, ad.Zero):
+        complaint.give()
+    return [None] * len(tangents)
+
+
+def _differentiate_missing(primals: Any, tangents: Any, **params: Any) -> Any:
+    del tangents
+    out = missing_p.bind(*primals, **params)
+    return out, zero_tangent(out)
+
+
+def _batch_missing(args: Any, dims: Any, *, aval: Any, complaint: Complaint) -> Any:
+    moved = lanes_first(args, dims)
+    aval = jax.core.ShapedArray((moved[0].shape[0], *aval.shape), aval.dtype)
+    return missing_p.bind(*moved, aval=aval, complaint=complaint), 0
+
+
+ad.primitive_jvps[missing_p] = _differentiate_missing
+ad.primitive_transposes[missing_p] = _transpose_missing
+batching.primitive_batchers[missing_p] = _batch_missing
+mlir.register_lowering(missing_p, mlir.lower_fun(missing_p.impl, multiple_results=False))
+
+
+def watched(dist: Any, complaint: Complaint | None) -> Any:
+    """`dist`, which complains when it is differentiated if there is something to complain of."""
+    return dist if complaint is None else jax.tree.map(complaint.watch, dist)
+
+
+def complaint_of(
     mark: Mark,
-    dist: Any,
     function: Callable[..., Any],
     point: Any,
     *beside: Any,
     what: str,
     remedy: str = "",
-) -> Any:
-    """`dist`, which complains when it is differentiated if `function` jumps.
+) -> Complaint | None:
+    """What there is to complain of if `function` is differentiated at a draw; None if it is smooth.
 
     Args:
       mark: of the draw.
-      dist: what it is drawn from.
       function: of (point, *beside), with a scalar result.
       point: where it is differentiated, or the shapes of that.
       beside: its other arguments.
@@ -151,13 +234,10 @@ def watched(
     """
     draw = mark.followed("the draw")
     if draw is None:
-        return dist
+        return None
     staged = jax.make_jaxpr(function)(point, *beside)
     fate = fate_of_inputs(staged, draw, len(jax.tree.leaves(point)))
-    if not fate.jumps:
-        return dist
-    complaint = Complaint(mark, fate, set(), what=what, remedy=remedy)
-    return jax.tree.map(complaint.watch, dist)
+    return Complaint(mark, fate, set(), what=what, remedy=remedy) if fate.jumps else None
 
 
 # ---- Words ---------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from ._cost import Cost, Mode
 from ._derivatives.primitives import lanes_first, magic
 from ._derivatives.refuse import Refusal, estimating, refused_tangents
 from ._derivatives.variance import attach_variance_gradient
-from ._jumps import Mark, SlopeIn, watched
+from ._jumps import Complaint, Mark, SlopeIn, complaint_of, guarded
 from ._transparent import transparent
 from ._typing import DistributionLike
 from .distributions import _closed, _foreign, base
@@ -231,13 +231,25 @@ class Sampler:
 
         dist = self._opened(dist)
         keys, cost_of = _random.as_keys(key), Cost(function, self.name)
+        complaint = self._complaint(keys, dist, cost_of)
         if self.pathwise:
-            return cost_of(_marked(self, self._draw(keys, dist), dist))
-        if self.slope_in and keys.ndim == 0:
-            mark = self._mark(_jaxpr.user_line(), type(dist))
-            point = jax.eval_shape(self._draw, keys, dist)
-            dist = watched(mark, dist, cost_of, point, what=f"the cost of the draw{mark.where}")
-        return self._expect(keys, dist, cost_of)
+            value = cost_of(_marked(self, self._draw(keys, dist), dist, complaint))
+        else:
+            value = self._expect(keys, dist, cost_of)
+        return guarded(value, dist, complaint)
+
+    def _complaint(self, keys: jax.Array, dist: Any, cost: Cost) -> Complaint | None:
+        """Of a cost that jumps, if it is to be differentiated."""
+        leaves = jax.tree.leaves(dist)
+        if (
+            not self.slope_in
+            or keys.ndim
+            or not any(isinstance(x, jax.core.Tracer) for x in leaves)
+        ):
+            return None
+        mark = self._mark(_jaxpr.user_line(), type(dist))
+        point = jax.eval_shape(self._draw, keys, dist)
+        return complaint_of(mark, cost, point, what=f"the cost of the draw{mark.where}")
 
     def _opened(self, dist: Any) -> Any:
         """`dist` as gradest's own, or with all that it depends on as leaves."""
@@ -453,13 +465,14 @@ _REMEDIES = (
 # ---- Pathwise draws ------------------------------------------------------------------------
 
 
-def _marked(sampler: Sampler, draw: Any, dist: Any) -> Any:
+def _marked(sampler: Sampler, draw: Any, dist: Any, complaint: Complaint | None = None) -> Any:
     """The draw, marked in the program that is being staged, if one is."""
     leaves, structure = jax.tree.flatten(draw)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return draw
     parameters = [leaf for leaf in jax.tree.leaves(dist) if isinstance(leaf, jax.core.Tracer)]
     mark = sampler._mark(_jaxpr.user_line(), type(dist))
+    mark = dataclasses.replace(mark, complaint=complaint)
     marked = draw_p.bind(*leaves, *parameters, mark=mark, num_leaves=len(leaves))
     return jax.tree.unflatten(structure, marked)
 
@@ -473,8 +486,8 @@ draw_p.def_abstract_eval(lambda *avals, mark, num_leaves: list(avals[:num_leaves
 mlir.register_lowering(draw_p, lambda ctx, *args, mark, num_leaves: list(args[:num_leaves]))
 
 
-def _differentiate_draw(primals: Any, tangents: Any, *, num_leaves: int, **params: Any) -> Any:
-    draw = draw_p.bind(*primals, num_leaves=num_leaves, **params)
+def _differentiate_draw(primals: Any, tangents: Any, *, num_leaves: int, mark: Mark) -> Any:
+    draw = draw_p.bind(*primals, num_leaves=num_leaves, mark=mark)
     return draw, list(tangents[:num_leaves])
 
 

@@ -150,6 +150,14 @@ def test_metrics_in_auxiliary_output():
         jax.value_and_grad(ge.expectation(loss, has_aux=True), has_aux=True)(0.3, KEY)
 
 
+@pytest.mark.parametrize("sampler", [ge.reparameterize(), ge.dreg(1)], ids=str)
+def test_expect_within_an_expectation_says_it_once(sampler):
+    def loss(m, key):
+        return sampler.expect(key, dists.Normal(m, 1.0), lambda x: x**2 + 1.0 * (x > 0.5))
+
+    assert len(said(loss)) == 1
+
+
 def test_each_pair_of_lines_is_given_once():
     def loss(m, key):
         total = 0.0
@@ -209,6 +217,51 @@ MASKS = {
     "quotient": lambda z: jax.nn.log_softmax(jnp.zeros(6) - z / 1e-9)[0],
     "infinite": lambda z: jax.nn.log_softmax(jnp.where(z > 0.5, -jnp.inf, z))[0],
 }
+
+
+_of_lanes = lambda loss: lambda m: jnp.sum(jax.vmap(loss)(m * jnp.ones(2)))
+
+
+@pytest.mark.parametrize("sampler", [ge.reparameterize(), ge.antithetic()], ids=str)
+@pytest.mark.parametrize(
+    "derivative",
+    [
+        jax.grad,
+        lambda loss: jax.jit(jax.grad(loss)),
+        lambda loss: jax.grad(jax.jit(loss)),
+        lambda loss: jax.grad(jax.checkpoint(loss)),
+        lambda loss: jax.grad(_of_lanes(loss)),
+        lambda loss: jax.grad(
+            lambda m: lax.scan(lambda c, _: (c + loss(m), None), 0.0, None, 2)[0]
+        ),
+        lambda loss: lambda m: jax.jvp(loss, (m,), (1.0,)),
+        lambda loss: lambda m: jax.jit(functools.partial(jax.jvp, loss))((m,), (1.0,)),
+        jax.hessian,
+    ],
+    ids=["grad", "jit", "of jit", "checkpoint", "vmap", "scan", "jvp", "jit of jvp", "hessian"],
+)
+def test_every_derivative_of_the_expectation_of_a_cost_that_only_jumps_raises(sampler, derivative):
+    cost = lambda x: jnp.where(x > 0.5, 1.0, 0.0)
+    loss = lambda m: sampler.expect(KEY, dists.Normal(m, 1.0), cost)
+    with pytest.raises(
+        ge.UnestimatedGradientError, match=r"the cost of the draw .* jumps at a comp"
+    ):
+        derivative(lambda m: loss(m) + m**2)(0.3)
+    assert loss(0.3) in (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("sampler", [ge.reparameterize(), ge.antithetic(), ge.dreg(1)], ids=str)
+def test_the_expectation_of_a_cost_that_jumps_as_a_metric_is_silent(sampler):
+    def loss(m):
+        accuracy = sampler.expect(KEY, dists.Normal(m, 1.0), lambda x: jnp.mean(x > 0.5))
+        return m**2 + lax.stop_gradient(accuracy), accuracy
+
+    for gradient in (jax.grad(loss, has_aux=True), jax.jit(jax.grad(loss, has_aux=True))):
+        slope, _ = gradient(0.3)
+        assert slope == pytest.approx(0.6)
+    inner = lambda m, key: loss(m)
+    slope, _ = jax.grad(ge.expectation(inner, has_aux=True), has_aux=True)(0.3, KEY)
+    assert slope == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)

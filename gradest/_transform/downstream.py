@@ -16,7 +16,7 @@ from .. import _jaxpr
 from .._downstream.fates import Fate, fates
 from .._downstream.graph import Draw
 from .._downstream.walk import Special
-from .._jumps import Complaint, Mark
+from .._jumps import Complaint, Mark, guarded_p
 from .._sampler import draw_p, sample_p
 from .spend import cost_p
 
@@ -54,11 +54,13 @@ def follow(loss: core.ClosedJaxpr, *, every: bool = False) -> list[Followed]:
 def complaints_of(loss: core.ClosedJaxpr) -> Mapping[int, Complaint]:
     """What there is to say, by the identity of the equation that draws."""
     given: set[Any] = set()
-    return {
-        id(draw.eqn): Complaint(draw.mark, draw.fate, given)
-        for draw in follow(loss)
-        if draw.fate is not None and draw.fate.jumps
-    }
+    found = {}
+    for draw in follow(loss):
+        if draw.fate is not None and draw.fate.jumps:
+            found[id(draw.eqn)] = Complaint(draw.mark, draw.fate, given)
+            if draw.mark.complaint is not None:
+                draw.mark.complaint.given = given
+    return found
 
 
 def _draws_in(jaxpr: core.Jaxpr, seen: set[int]) -> Iterable[Any]:
@@ -93,6 +95,8 @@ def _special(every: bool, eqn: Any) -> Special | None:
         relaxed = eqn.params["site"].held.relaxed is not None
         passes = "transparent" if relaxed else "none"
         return Special(_followed(every, eqn), ends=True, cost=False, passes=passes)
+    if eqn.primitive is guarded_p:
+        return Special(None, ends=False, cost=False, passes="all", own=len(eqn.invars) - 1)
     if eqn.primitive is cost_p:
         return Special(None, ends=True, cost=True, passes="all")
     return None

@@ -14,7 +14,7 @@ from .. import _check, _numerics
 from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
-from .._jumps import Mark, watched
+from .._jumps import Mark, complaint_of, watched
 from .._sampler import ControlVariate, Sampler, with_score
 from .._transparent import without_stops
 from ..distributions import Bernoulli, OneHotCategorical, base
@@ -207,14 +207,14 @@ def _watched(key: jax.Array, dist: Any, surrogate: Surrogate, params: Any) -> An
     slope_in = "relaxed point" if _discrete(dist) else "draw"
     point = _of_one_lane(key, jax.eval_shape(_draw, key, dist))
     at, closed_over = _closed(surrogate, params, point)
-    return watched(
+    complaint = complaint_of(
         Mark("relax", slope_in, "", type(dist), with_score=True),
-        dist,
         lambda point: at(closed_over, point),
         point,
         what="its surrogate",
         remedy="Take a surrogate that is continuous: the cost need not be.",
     )
+    return watched(dist, complaint)
 
 
 # The surrogate at a relaxed point, summed over the lanes of a site, and for each of them.
