@@ -153,7 +153,9 @@ def test_metrics_in_auxiliary_output():
 @pytest.mark.parametrize("sampler", [ge.reparameterize(), ge.dreg(1)], ids=str)
 def test_expect_within_an_expectation_says_it_once(sampler):
     def loss(m, key):
-        return sampler.expect(key, dists.Normal(m, 1.0), lambda x: x**2 + 1.0 * (x > 0.5))
+        return sampler.expect(
+            key, dists.Normal(m, 1.0), lambda x: x**2 + jnp.where(x > 0.5, 1.0, 0.0)
+        )
 
     assert len(said(loss)) == 1
 
