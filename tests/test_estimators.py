@@ -163,13 +163,10 @@ def test_forms_and_transforms_agree(cell):
     @jax.jit
     def run(params, keys):
         def transforms(loss):
-            grad = value_and_grad(loss)
+            in_jit = jax.jit(value_and_grad(jax.jit(loss)))(params, keys[0])
             return {
-                "vmap": jax.vmap(grad, in_axes=(None, 0))(params, keys),
-                "jit": jax.tree.map(lambda x: x[None], jax.jit(grad)(params, keys[0])),
-                "grad of jit": jax.vmap(value_and_grad(jax.jit(loss)), in_axes=(None, 0))(
-                    params, keys
-                ),
+                "vmap": jax.vmap(value_and_grad(loss), in_axes=(None, 0))(params, keys),
+                "jit of grad of jit": jax.tree.map(lambda x: x[None], in_jit),
             }
 
         return {name: transforms(loss) for name, loss in forms.items()}

@@ -107,14 +107,13 @@ def test_branches_of_draws_that_need_their_cost_alone_do_not_double():
             x = x + jax.lax.cond(x > 0.5, draw, lambda l, d=draw: 0.3 * d(-l), l + x)
         return jnp.sin(x)
 
-    growth = lambda sampler: [
-        size_of_gradient(functools.partial(loss, sampler, num)) for num in (2, 4, 6)
-    ]
-    for sampler in (score, ge.relax(lambda w, z: w * z, 0.4)):
-        a, b, c = growth(sampler)
-        assert c - b <= 1.1 * (b - a)
-    a, b, c = growth(ge.disarm())
-    assert c - b > 3 * (b - a)
+    def growth(sampler):
+        a, b, c = (size_of_gradient(functools.partial(loss, sampler, num)) for num in (1, 2, 3))
+        return (c - b) / (b - a)
+
+    assert growth(score) <= 1.1
+    assert growth(ge.relax(lambda w, z: w * z, 0.4)) <= 1.1
+    assert growth(ge.disarm()) > 1.7
 
 
 def test_recursion_that_a_draw_takes():
