@@ -8,14 +8,16 @@ import pathlib
 flags = [os.environ.get("XLA_FLAGS", "")]
 # A few CPU devices, so that sharding is tested for real.
 flags += ["--xla_force_host_platform_device_count=4"]
-# Tests compile more than they run: they do without optimizations that cost more time than they save
-# and, where there is a choice of emitters, take the one that compiles in half the time. With
-# GRADEST_TESTS_AS_INSTALLED they run as a user's program runs.
+# Tests compile more than they run: they do without optimizations that cost more time than they save,
+# compile a program in one piece, not in one for each core, and, where there is a choice of emitters,
+# take the one that compiles in half the time. With GRADEST_TESTS_AS_INSTALLED they run as a user's
+# program runs.
 if not os.environ.get("GRADEST_TESTS_AS_INSTALLED"):
     flags += ["--xla_backend_optimization_level=0"]
     jaxlib = importlib.metadata.version("jaxlib")
     if tuple(map(int, jaxlib.split(".")[:2])) < (0, 11):
         flags += ["--xla_cpu_use_fusion_emitters=false"]
+        flags += ["--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 os.environ.setdefault("MPLBACKEND", "agg")
 # A program that was compiled once is kept; in the environment, so that subprocesses find it.
