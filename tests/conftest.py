@@ -8,10 +8,10 @@ import pathlib
 flags = [os.environ.get("XLA_FLAGS", "")]
 # A few CPU devices, so that sharding is tested for real.
 flags += ["--xla_force_host_platform_device_count=4"]
-# Tests compile more than they run: they do without optimizations that cost more time than they save,
-# compile a program in one piece, not in one for each core, and, where there is a choice of emitters,
-# take the one that compiles in half the time. With GRADEST_TESTS_AS_INSTALLED they run as a user's
-# program runs.
+# Tests compile more than they run: they do without optimizations that cost more time than they
+# save, compile a program in one piece, not in one for each core, and, where there is a choice of
+# emitters, take the one that compiles in half the time. With GRADEST_TESTS_AS_INSTALLED they run as
+# a user's program runs.
 if not os.environ.get("GRADEST_TESTS_AS_INSTALLED"):
     flags += ["--xla_backend_optimization_level=0"]
     jaxlib = importlib.metadata.version("jaxlib")
