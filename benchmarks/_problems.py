@@ -104,7 +104,9 @@ def by_quadrature(problem: Problem) -> Normal:
     z, p = grid(q.loc.size)
     cost = lambda z: problem.cost(q, q.loc + q.scale * z)
     f = p * np.asarray(jax.lax.map(cost, jnp.asarray(z, jnp.float32), batch_size=4096))
-    return Normal(jnp.asarray(f @ z / q.scale), jnp.asarray(f @ (z**2 - 1) / q.scale))
+    of_loc, of_scale = f @ z / q.scale, f @ (z**2 - 1) / q.scale
+    # Not by its constructor, for which the second would be a scale.
+    return jax.tree.unflatten(jax.tree.structure(q), [jnp.asarray(of_loc), jnp.asarray(of_scale)])
 
 
 def by_quadrature_with_jump(problem: Problem) -> Normal:

@@ -21,7 +21,8 @@ def attach_gradient(
     Args:
       value: a scalar.
       inputs: a pytree, usually the distribution.
-      gradient: a pytree of the same structure; leaves that are not floating-point are ignored.
+      gradient: a pytree with a leaf for each of `inputs`, in their order, such as a tuple: a Normal
+        would refuse a negative number as its scale. Leaves that are not floating-point are ignored.
       log_prob: log-probability of the draw at which `value` was computed, differentiable in
         `inputs`. With it, mixed second derivatives, once in `inputs` and once in what `value`
         depends on, are unbiased; without it they lack the draw's dependence on `inputs`.
