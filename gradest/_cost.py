@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from ._lockstep import Lockstep
+
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
@@ -20,12 +22,19 @@ class Mode:
       relaxed: later relaxable sites are relaxed too.
       indices: of the samples that earlier sites drew: each has its own randomness downstream.
       bound: the name of an earlier sampler whose value is no mean of costs, but a bound.
+      lockstep: the runs that it is evaluated for, if there are several.
     """
 
     smooth: bool = False
     relaxed: bool = False
     indices: tuple[jax.Array, ...] = ()
     bound: str = ""
+    lockstep: Lockstep | None = None
+
+    @property
+    def baselines(self) -> Lockstep | None:
+        """The runs that give each other baselines, if any do."""
+        return self.lockstep if self.lockstep is not None and self.lockstep.baselines else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +81,11 @@ class Cost:
 
         size = jax.tree.leaves(draws)[0].shape[0]
         return jax.vmap(one)(jnp.arange(size, dtype=jnp.uint32), draws)
+
+    def others(self, c: jax.Array) -> jax.Array | None:
+        """What the other runs of the loss cost where this one costs `c`: a baseline; or None."""
+        runs = self.mode.baselines
+        return None if runs is None else runs.others(c)
 
     def relaxed(self, point: Any, *, later: bool = True) -> jax.Array:
         """The cost at a relaxed point, to be differentiated there.

@@ -188,6 +188,14 @@ def collective_in(eqn: Any) -> Any | None:
     return next(filter(None, inner), None)
 
 
+def ordered_effects(jaxpr: core.Jaxpr) -> Iterable[Any]:
+    """The equations, at any depth, whose effects take place in order."""
+    for eqn in jaxpr.eqns:
+        if any("Ordered" in type(effect).__name__ for effect in eqn.effects):
+            inner = [e for part in subjaxprs(eqn) for e in ordered_effects(part)]
+            yield from inner or [eqn]
+
+
 def branches(eqn: Any) -> list[core.ClosedJaxpr] | None:
     """The branches of a cond or switch, whose first operand is the index, or None."""
     if eqn.primitive.name != "cond":

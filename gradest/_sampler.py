@@ -39,6 +39,7 @@ from ._derivatives.primitives import lanes_first, magic
 from ._derivatives.refuse import Refusal, estimating, refused_tangents
 from ._derivatives.variance import attach_variance_gradient
 from ._jumps import Complaint, Mark, SlopeIn, complaint_of, guarded
+from ._lockstep import key_of_run
 from ._transparent import transparent
 from ._typing import DistributionLike
 from .distributions import _closed, _foreign, base
@@ -123,7 +124,8 @@ class _Static(dict[str, Hashable]):
     jax.tree_util.register_dataclass,
     data_fields=["options"],
     meta_fields=[
-        *("name", "draw", "estimate", "score", "relaxed", "hoist", "linear", "slope_in", "static"),
+        *("name", "draw", "estimate", "score", "relaxed", "hoist", "linear", "takes_baseline"),
+        *("slope_in", "static"),
     ],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,6 +149,8 @@ class Sampler:
         functions: where a program draws, what they close over becomes part of the options.
       linear: whether the value is a mean of costs. If it is not, but a bound of several samples,
         the draw is the last cost-based one of a loss.
+      takes_baseline: whether it is a score function without a baseline, which takes the one that
+        several runs of a loss give each other (`Cost.others`; the transform does it for `score`).
       slope_in: what the cost is differentiated in, and must not jump in: a "draw" of a continuous
         law; a "relaxed draw", of a discrete one; a "discrete draw", as if it were continuous; a
         "relaxed point" between discrete draws; or "", nothing. By default "draw" for a pathwise
@@ -172,6 +176,7 @@ class Sampler:
     relaxed: DrawFn | None = None
     hoist: HoistFn | None = None
     linear: bool = True
+    takes_baseline: bool = False
     slope_in: SlopeIn | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     static: Mapping[str, Hashable] = dataclasses.field(default_factory=dict)
@@ -205,10 +210,10 @@ class Sampler:
           UnestimatedGradientError: when a cost-based sampler's draw is differentiated outside
             `gradest.expectation`.
         """
-        dist = self._opened(dist)
+        dist, key = self._opened(dist), key_of_run(_random.as_key(key))
         if self.pathwise:
-            return _marked(self, self._draw(_random.as_key(key), dist), dist)
-        return _draw_at_site(self, _random.as_key(key), dist)
+            return _marked(self, self._draw(key, dist), dist)
+        return _draw_at_site(self, key, dist)
 
     def expect(
         self, key: ArrayLike, dist: DistributionLike, cost: Callable[[Any], ArrayLike]
@@ -230,7 +235,7 @@ class Sampler:
             return transparent(cost)(draw) if mode.smooth else cost(draw)
 
         dist = self._opened(dist)
-        keys, cost_of = _random.as_keys(key), Cost(function, self.name)
+        keys, cost_of = key_of_run(_random.as_keys(key)), Cost(function, self.name)
         complaint = self._complaint(keys, dist, cost_of)
         if self.pathwise:
             value = cost_of(_marked(self, self._draw(keys, dist), dist, complaint))

@@ -89,8 +89,10 @@ def only_scores(site: Site) -> Exception:
     return NotImplementedError(
         f"{site.name}: a draw{site.where} is inside a `scan`, where the rest of the "
         "program cannot be evaluated at several points. There use score_function with one sample "
-        "(baseline: None or a scalar), averaged with gradest.monte_carlo, relax, or a pathwise "
-        "sampler such as reparameterize or gumbel_softmax; or unroll the loop in Python."
+        "(baseline: None or a scalar), relax, or a pathwise sampler such as reparameterize or "
+        "gumbel_softmax; or unroll the loop in Python. Several samples there are several runs of "
+        "the loss: gradest.expectation(loss, num_samples=8), with baselines from each other by "
+        'baseline="leave_one_out".'
     )
 
 
@@ -170,6 +172,31 @@ def check_collectives(eqns: Iterable[Any]) -> None:
             "lanes after gradest.expectation, or draw those of all lanes in one loss.",
             UnestimatedGradientWarning,
             stacklevel=2,
+        )
+
+
+# ---- Several runs --------------------------------------------------------------------------
+
+
+def check_effects(ordered: Iterable[Any]) -> None:
+    """Raises for effects that take place in order, which there is none among several runs."""
+    for eqn in ordered:
+        raise NotImplementedError(
+            f"expectation: an ordered `{eqn.primitive.name}`{_jaxpr.line_of(eqn)} is in a loss of "
+            "several runs (num_samples), which are evaluated side by side: there is no order among "
+            "them. Use ordered=False, or return what it shows as auxiliary output, has_aux=True."
+        )
+
+
+def check_baselines(sites: Iterable[Site]) -> None:
+    """Raises if none of the loss's draws takes its baseline from the other runs."""
+    sites = list(sites)
+    if not any(site.held.takes_baseline for site in sites):
+        names = ", ".join(dict.fromkeys(site.name for site in sites))
+        raise ValueError(
+            "baseline: expected a loss with a draw by score_function that has no baseline of its "
+            f"own, which takes it, got {f'draws by {names}' if names else 'no cost-based draw'}"
+            ". Leave baseline out, or draw by score_function()."
         )
 
 

@@ -32,9 +32,9 @@ def _value_from(program: Program, first: int, env: Env, mode: Mode, then: Then) 
     while stop < len(program.nodes) and not needs_rest(program.nodes[stop], mode):
         stop += 1
     passed = slice(first, stop)
-    env, ledger = advance(program, passed, env, mode, Ledger.of(program.nodes[passed]))
+    env, ledger = advance(program, passed, env, mode, Ledger.of(program.nodes[passed], mode))
     if stop == len(program.nodes):
-        return ledger.close(then(program.results(env), mode))
+        return ledger.close(then(program.results(env), mode), mode)
     node = program.nodes[stop]
     assert isinstance(node, Node)
 
@@ -45,7 +45,7 @@ def _value_from(program: Program, first: int, env: Env, mode: Mode, then: Then) 
         kept.update(zip(node.eqn.outvars, outs, strict=True))
         return _value_from(program, stop + 1, kept, mode, then)
 
-    return ledger.close(_value_with_rest(node, node.operands(env), mode, resume))
+    return ledger.close(_value_with_rest(node, node.operands(env), mode, resume), mode)
 
 
 def _value_with_rest(node: Node, operands: list[Any], mode: Mode, then: Then) -> jax.Array:
@@ -61,11 +61,22 @@ def _value_with_rest(node: Node, operands: list[Any], mode: Mode, then: Then) ->
             return value_of(node.body, operands, mode, then)
         case Branch():
             index, *args = operands
-            arm = lambda program, *args: value_of(program, args, mode, then)
-            return jax.lax.switch(index, [functools.partial(arm, p) for p in node.arms], *args)
+            arm = lambda program, mode, *args: value_of(program, args, mode, then)
+            arms = [
+                functools.partial(arm, program, _into_arm(mode, index == i))
+                for i, program in enumerate(node.arms)
+            ]
+            return jax.lax.switch(index, arms, *args)
     # A loop, which cannot be left in the middle.
     draws = (mark for mark in marks_of(node) if isinstance(mark, Draw))
     raise complaints.only_scores(next(draw.site for draw in draws if draw.needs_rest(mode)))
+
+
+def _into_arm(mode: Mode, taken: jax.Array) -> Mode:
+    """That of a branch with all that follows, which a run that takes another one does not see."""
+    if mode.baselines is None:
+        return mode
+    return dataclasses.replace(mode, lockstep=mode.baselines.into_arm(taken))
 
 
 def _same_again(x: Any, is_key: bool) -> Any:

@@ -8,14 +8,15 @@ a function is given that, by the continuation.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _random
+from .. import _check, _jaxpr, _numerics, _random
 from .._cost import Mode
+from .._lockstep import Lockstep, in_lockstep
 from . import complaints
 from .continuation import value_of
 from .downstream import complaints_of
@@ -28,14 +29,31 @@ T = TypeVar("T")
 
 
 @overload
-def expectation(loss: Callable[P, T], has_aux: bool = False) -> Callable[P, T]: ...
+def expectation(
+    loss: Callable[P, T],
+    has_aux: bool = False,
+    *,
+    num_samples: int = 1,
+    baseline: Literal["leave_one_out"] | None = None,
+) -> Callable[P, T]: ...
 
 
 @overload
-def expectation(*, has_aux: bool = False) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+def expectation(
+    *,
+    has_aux: bool = False,
+    num_samples: int = 1,
+    baseline: Literal["leave_one_out"] | None = None,
+) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 
 
-def expectation(loss: Callable[..., Any] | None = None, has_aux: bool = False) -> Any:
+def expectation(
+    loss: Callable[..., Any] | None = None,
+    has_aux: bool = False,
+    *,
+    num_samples: int = 1,
+    baseline: Literal["leave_one_out"] | None = None,
+) -> Any:
     """Estimates the expectation of a loss that draws, with its gradient attached.
 
     The result takes the arguments of `loss` and returns one Monte Carlo estimate of
@@ -93,8 +111,19 @@ def expectation(loss: Callable[..., Any] | None = None, has_aux: bool = False) -
       Graphs", eq. 5 and Theorem 1, for draws credited with what is downstream of them.
     """
 
+    num_samples = _check.integer("num_samples", num_samples, 1)
+    if baseline is not None:
+        if not isinstance(baseline, str):
+            raise TypeError(
+                f'baseline: expected "leave_one_out" or None, got {type(baseline).__name__}. A '
+                "number, or a network's output, is a draw's own: score_function(baseline=...)."
+            )
+        _check.one_of("baseline", baseline, ["leave_one_out"])
+        _check.integer("num_samples", num_samples, 2, because=f' with baseline="{baseline}"')
     if loss is None:
-        return functools.partial(expectation, has_aux=has_aux)
+        return functools.partial(
+            expectation, has_aux=has_aux, num_samples=num_samples, baseline=baseline
+        )
     if not callable(loss):
         raise TypeError(
             f"loss: expected a function, got {type(loss).__name__}. Wrap the function that draws, "
@@ -103,15 +132,26 @@ def expectation(loss: Callable[..., Any] | None = None, has_aux: bool = False) -
 
     @functools.wraps(loss)
     def estimate(*args: Any, **kwargs: Any) -> Any:
-        staged = stage(loss, has_aux, args, kwargs)
-        with jax.named_scope("gradest.expectation"):
-            value, aux = staged.evaluate()
+        def run(mode: Mode) -> tuple[jax.Array, Any]:
+            staged = stage(loss, has_aux, args, kwargs)
+            with jax.named_scope("gradest.expectation"):
+                return staged.evaluate(mode)
+
+        if num_samples == 1:
+            value, aux = run(_ONE_RUN)
+        else:
+            mode_of = lambda axis: Mode(lockstep=Lockstep(axis, baseline is not None))
+            values, aux = in_lockstep(lambda axis: run(mode_of(axis)), num_samples)
+            wide = _numerics.compute_dtype(values.dtype)
+            value = jnp.mean(values, dtype=wide).astype(values.dtype)
         return (value, aux) if has_aux else value
 
     return estimate
 
 
 # ---- Staging -------------------------------------------------------------------------------
+
+_ONE_RUN = Mode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,34 +162,34 @@ class Staged:
     values: list[Any]
     aux_treedef: Any
 
-    def evaluate(self, *, complain: bool = True) -> tuple[jax.Array, Any]:
+    def evaluate(self, mode: Mode = _ONE_RUN, *, complain: bool = True) -> tuple[jax.Array, Any]:
         """The loss, and its auxiliary output: of the same run where that is one run."""
         of_jumps = complaints_of(self.jaxpr) if complain else {}
         program = read_program(self.jaxpr, Purpose.BOTH, of_jumps)
         if complain:
-            _check(program, self.values)
-        if not program.needs_rest(Mode()):
-            return self._of_one_run(program)
+            _complain(program, self.values, mode)
+        if not program.needs_rest(mode):
+            return self._of_one_run(program, mode)
         if len(program.outputs) == 1:
-            return self._value(program), self._aux([])
+            return self._value(program, mode), self._aux([])
         # The loss may be evaluated at several points: auxiliary output is that of plain draws.
-        loss = self._value(read_program(self.jaxpr, Purpose.LOSS, of_jumps))
+        loss = self._value(read_program(self.jaxpr, Purpose.LOSS, of_jumps), mode)
         report = read_program(self.jaxpr, Purpose.REPORT)
         env = report.bind(*jax.lax.stop_gradient(jax.tree.map(_clone, self.values)))
-        env, _ = advance(report, slice(None), env, Mode(), Ledger())
+        env, _ = advance(report, slice(None), env, mode, Ledger())
         return loss, self._aux(report.results(env)[1:])
 
-    def _value(self, program: Program) -> jax.Array:
+    def _value(self, program: Program, mode: Mode) -> jax.Array:
         try:
-            return value_of(program, self.values, Mode(), lambda outs, _: outs[0])
+            return value_of(program, self.values, mode, lambda outs, _: outs[0])
         except RecursionError:
             raise complaints.nested_too_deep(len(program.marks)) from None
 
-    def _of_one_run(self, program: Program) -> tuple[jax.Array, Any]:
-        ledger = Ledger.of(program.nodes)
-        env, ledger = advance(program, slice(None), program.bind(*self.values), Mode(), ledger)
+    def _of_one_run(self, program: Program, mode: Mode) -> tuple[jax.Array, Any]:
+        ledger = Ledger.of(program.nodes, mode)
+        env, ledger = advance(program, slice(None), program.bind(*self.values), mode, ledger)
         loss, *aux = program.results(env)
-        return ledger.close(jnp.asarray(loss)), self._aux(aux)
+        return ledger.close(jnp.asarray(loss), mode), self._aux(aux)
 
     def _aux(self, outs: Sequence[Any]) -> Any:
         # A constant output is a literal of the program, which is not yet an array.
@@ -253,7 +293,11 @@ def _real_scalar(value: Any, has_aux: bool) -> Any:
     return value
 
 
-def _check(program: Program, values: Sequence[Any]) -> None:
+def _complain(program: Program, values: Sequence[Any], mode: Mode) -> None:
+    if mode.lockstep is not None:
+        complaints.check_effects(_jaxpr.ordered_effects(program.jaxpr))
+    if mode.baselines is not None:
+        complaints.check_baselines([draw.site for draw in program.draws])
     complaints.check_keys(shared_keys(program, values))
     complaints.check_lanes([draw.site for draw in program.draws])
     complaints.check_collectives(program.collectives())

@@ -174,8 +174,8 @@ class _Walk:
 
 
 def _may_make_keys(eqn: Any) -> bool:
-    """Whether `eqn` has a result that is a key, or the numbers of one."""
-    return any(_is_key_or_bits(v.aval) for v in eqn.outvars)
+    """Whether `eqn` has a result that is a key, or the numbers of one, or that of a run."""
+    return eqn.primitive.name == "axis_index" or any(_is_key_or_bits(v.aval) for v in eqn.outvars)
 
 
 def _is_key_or_bits(x: Any) -> bool:

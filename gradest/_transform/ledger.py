@@ -17,6 +17,7 @@ from .. import _jaxpr, _numerics, _random
 from .._cost import Mode
 from .._derivatives.primitives import magic
 from .._derivatives.variance import attach_variance_gradient
+from .._lockstep import Lockstep
 from .._sampler import ControlVariate, Sampler
 from ..distributions import base
 from . import complaints
@@ -50,27 +51,40 @@ class Ledger:
       trained: None if no control variate is, else the sums of A and of B - A * costs before, with
         the costs held fixed: with the total T of all costs, T * first + second has the derivative
         of the draws' A * (costs after) + B.
+      shared: None if no draw takes a baseline from other runs of the loss, else, over the draws
+        that do, the sums of their m = magic(log-probability before it) * (1 - magic(its own)) and
+        of m * what the others had spent: with the mean `others` of the others' totals,
+        others * first - second gives each draw the mean of what they spent after it.
     """
 
     log_prob: jax.Array | None = None
     value: jax.Array | None = None
     trained: tuple[jax.Array, jax.Array] | None = None
+    shared: tuple[jax.Array, jax.Array] | None = None
 
     @staticmethod
-    def of(nodes: Sequence[Run | Node]) -> "Ledger":
+    def of(nodes: Sequence[Run | Node], mode: Mode) -> "Ledger":
         """An empty one for the draws and costs in `nodes`; without any, one without sums."""
         marks = [mark for node in nodes for mark in marks_of(node)]
         if not marks:
             return Ledger()
-        trains = any(isinstance(mark, Draw) and mark.site.has_traced_options for mark in marks)
+        sites = [mark.site for mark in marks if isinstance(mark, Draw)]
+        trains = any(site.has_traced_options for site in sites)
+        shares = mode.baselines is not None and any(site.held.takes_baseline for site in sites)
         zero = jnp.zeros(())
-        return Ledger(zero, zero, (zero, zero) if trains else None)
+        sums = zero, zero
+        return Ledger(zero, zero, sums if trains else None, sums if shares else None)
 
-    def book(self, log_prob: jax.Array, baseline: Any) -> "Ledger":
-        """Enters a draw."""
+    def book(self, log_prob: jax.Array, baseline: Any, runs: Lockstep | None) -> "Ledger":
+        """Enters a draw, which takes its baseline from other runs if it is given some."""
         assert self.log_prob is not None
         assert self.value is not None
         l = log_prob.astype(self.log_prob.dtype)
+        if runs is not None:
+            assert self.shared is not None
+            m = magic(self.log_prob) * (1 - magic(l))
+            sums = self.shared[0] + m, self.shared[1] + m * runs.others_spent(self.value)
+            return dataclasses.replace(self, log_prob=self.log_prob + l, shared=sums)
         control = ControlVariate.of(baseline, l)
         if control is None:
             return dataclasses.replace(self, log_prob=self.log_prob + l)
@@ -79,7 +93,8 @@ class Ledger:
             a, b = (x.astype(self.value.dtype) for x in control.trained)
             sums = sums[0] + a, sums[1] + b - a * jax.lax.stop_gradient(self.value)
         term = control.term.astype(self.value.dtype)
-        return Ledger(self.log_prob + l, self.value + magic(self.log_prob) * term, sums)
+        value = self.value + magic(self.log_prob) * term
+        return Ledger(self.log_prob + l, value, sums, self.shared)
 
     def spend(self, c: jax.Array) -> "Ledger":
         """Enters a cost."""
@@ -88,7 +103,7 @@ class Ledger:
         c = jnp.sum(c).astype(self.value.dtype)
         return dataclasses.replace(self, value=self.value + c * magic(self.log_prob))
 
-    def close(self, rest: jax.Array) -> jax.Array:
+    def close(self, rest: jax.Array, mode: Mode) -> jax.Array:
         """The value of the costs so far and of the `rest` of the program."""
         if self.log_prob is None or self.value is None:
             return rest
@@ -99,6 +114,10 @@ class Ledger:
             total = jax.lax.stop_gradient(value)
             sums = [x.astype(wide.dtype) for x in self.trained]
             value = attach_variance_gradient(value, sums, (total, jnp.ones_like(total)))
+        if self.shared is not None:
+            assert mode.baselines is not None
+            first, second = (x.astype(wide.dtype) for x in self.shared)
+            value = value + mode.baselines.others(value) * first - second
         return value.astype(rest.dtype)
 
 
@@ -142,7 +161,10 @@ def account(
             outs, carried = (node.rerun(run) if node.rerun else run)(carried, *operands)
         case Branch():
             index, *args = operands
-            arms = [functools.partial(_run, arm, mode) for arm in node.arms]
+            arms = [
+                functools.partial(_run, arm, _in_arm(mode, index == i, carried))
+                for i, arm in enumerate(node.arms)
+            ]
             outs, carried = jax.lax.switch(index, arms, carried, *args)
         case Loop():
             outs, carried = _scan(node, operands, mode, carried)
@@ -158,6 +180,13 @@ def _run(program: Program, mode: Mode, ledger: Ledger, *args: Any) -> tuple[list
     return program.results(env), ledger
 
 
+def _in_arm(mode: Mode, taken: jax.Array, ledger: Ledger) -> Mode:
+    """That of a branch, in which a run that takes another one spends nothing."""
+    if mode.baselines is None or ledger.value is None:
+        return mode
+    return dataclasses.replace(mode, lockstep=mode.baselines.in_arm(taken, ledger.value))
+
+
 # ---- Draws ---------------------------------------------------------------------------------
 
 
@@ -171,7 +200,8 @@ def _draw(node: Draw, operands: list[Any], mode: Mode, ledger: Ledger) -> tuple[
     if sampler.score is None:
         raise complaints.only_scores(node.site)
     draw, log_prob, baseline = sampler._score(key, dist)
-    return jax.tree.leaves(draw), ledger.book(log_prob, baseline)
+    runs = mode.baselines if sampler.takes_baseline else None
+    return jax.tree.leaves(draw), ledger.book(log_prob, baseline, runs)
 
 
 def open_site(node: Draw, operands: Sequence[Any], mode: Mode) -> tuple[jax.Array, Sampler, Any]:

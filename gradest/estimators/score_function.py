@@ -96,7 +96,12 @@ def score_function(
     static = {"num_samples": num_samples, "kind": kind}
     score = _score if num_samples == 1 else None
     return Sampler(
-        "score_function", estimate=_estimate, score=score, options=options, static=static
+        "score_function",
+        estimate=_estimate,
+        score=score,
+        takes_baseline=kind is None,
+        options=options,
+        static=static,
     )
 
 
@@ -123,6 +128,8 @@ def _estimate(
     elif kind == "leave_one_out":
         b, m = (jnp.sum(wide) - wide) / (num_samples - 1), magic(l.astype(wide.dtype))
         values = wide * m + b * (1 - m)
+    elif kind is None and (b := cost.others(wide)) is not None:
+        values = jax.vmap(with_score)(wide, l, b)
     else:
         values = jax.vmap(lambda c, l: with_score(c, l, baseline))(wide, l)
     return jnp.mean(values).astype(c.dtype)
