@@ -6,11 +6,13 @@ several.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
@@ -74,7 +76,7 @@ def in_lockstep(run: Callable[[str], Any], num: int) -> Any:
 def key_of_run(key: jax.Array) -> jax.Array:
     """A key of the run's own where several runs are being staged, and `key` itself elsewhere."""
     for axis in _bound():
-        key = _random.fold_in(key, jax.lax.axis_index(axis))
+        key = _random.fold_in(key, number_p.bind(axis=axis))
     return key
 
 
@@ -91,6 +93,31 @@ def _bound() -> Iterator[str]:
 def _name(depth: int) -> str:
     return f"gradest_run_{depth}"
 
+
+# The number of the run. (No axis_index: it varies over an axis that a mesh in a shard_map lacks.)
+number_p = core.Primitive("gradest_number")
+number_p.def_impl(lambda *, axis: jnp.zeros((), jnp.uint32))
+
+
+@functools.cache
+def _effects(axis: str) -> Any:
+    # Its effect tells JAX that a part of the program without operands is not the same in all lanes.
+    return jax.make_jaxpr(lambda: jax.lax.axis_index(axis), axis_env=[(axis, 1)])().effects
+
+
+@number_p.def_effectful_abstract_eval
+def _(*, axis: str) -> Any:
+    return jax.core.ShapedArray((), jnp.dtype(jnp.uint32)), _effects(axis)
+
+
+def _batch_number(lanes: Any, args: Sequence[Any], dims: Sequence[Any], *, axis: str) -> Any:
+    del args, dims
+    if lanes.name != axis:
+        return number_p.bind(axis=axis), None
+    return jnp.arange(lanes.size, dtype=jnp.uint32), 0
+
+
+batching.fancy_primitive_batchers[number_p] = _batch_number
 
 # The mean of its operand over the other lanes of a named axis, held fixed. An operand without these
 # lanes is the same in all of them. (No psum, since that knows only the mesh's axes in a shard_map.)

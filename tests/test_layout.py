@@ -99,7 +99,7 @@ FLOORS = (
     },
     {"_derivatives", "_downstream"},
     {"distributions"},
-    {"_cost", "_jumps", "_sampler"},
+    {"_cost", "_jumps", "_lockstep", "_sampler"},
 )
 #: What the package's front shows: built on the floors, and none on another.
 ROOMS = {"_annealing", "_diagnostics", "_monte_carlo", "_transform", "estimators"}

@@ -11,7 +11,7 @@ from .. import _check
 from .._jumps import named
 from .._sampler import Site, draw_p
 from .._transform.downstream import Followed, follow
-from .._transform.expectation import stage
+from .._transform.expectation import loss_of, stage
 from ..estimators._record import Record
 from ..records import ESTIMATORS
 from .explanation import Explanation, Row
@@ -45,7 +45,8 @@ def explain(
     compiles one gradient more than there are draws.
 
     Args:
-      loss: as for `gradest.expectation`, of which it needs no wrapping.
+      loss: as for `gradest.expectation`, of which it needs no wrapping. Of one that has it, with
+        several runs or not, the rows and shares are those of one run by itself.
       has_aux: whether `loss` returns a pair of the loss and auxiliary output.
       num_draws: how many gradients the shares are measured with, at least 2; None for no shares.
         Without them nothing runs, and arrays may be given as `jax.ShapeDtypeStruct`s.
@@ -73,6 +74,7 @@ def explain(
     """
     if not callable(loss):
         raise TypeError(f"loss: expected a function, got {type(loss).__name__}.")
+    loss, has_aux = loss_of(loss, has_aux)
     if num_draws is not None:
         num_draws = _check.integer("num_draws", num_draws, 2)
     argnums = (argnums,) if isinstance(argnums, int) else tuple(argnums)

@@ -54,7 +54,7 @@ def expectation(
     num_samples: int = 1,
     baseline: Literal["leave_one_out"] | None = None,
 ) -> Any:
-    """Estimates the expectation of a loss that draws, with its gradient attached.
+    r"""Estimates the expectation of a loss that draws, with its gradient attached.
 
     The result takes the arguments of `loss` and returns one Monte Carlo estimate of
     E[loss(*args)] over its draws. `jax.grad` of it estimates the gradient of that expectation,
@@ -65,6 +65,27 @@ def expectation(
     Assumptions, bias, variance and cost evaluations are those of the samplers. Draws are taken
     in the order of the program, and a draw is credited only with costs that come after it
     (`gradest.cost`) and with the loss's result. Other randomness in the loss is left alone.
+
+    With `num_samples` K the estimate is the mean of K runs of the whole loss, side by side:
+    K times the cost evaluations, and 1/K of the variance. Every sampler draws anew in each run,
+    pathwise ones included; arguments and draws by `jax.random` are the same in all, so that the
+    noise of an environment is common to them. (To draw it anew, vmap the expectation, or make it a
+    site. Within one run pathwise draws stay shared by the samples of an earlier site that draws
+    several, as without runs.) As under `jax.vmap`, a branch that runs decide differently is
+    evaluated in both of its arms.
+
+    `baseline="leave_one_out"` gives a draw by `score_function` that has no baseline of its own the
+    mean, over the other runs, of the cost still to come after the same point of the program, in
+    scans and branches too (a run in another branch: after it came to the branch). Draws by other
+    estimators take none. It is REINFORCE leave-one-out, time-aligned where the loss has costs at
+    every step:
+
+    .. math:: \nabla E[f] = E\Big[\frac1K \sum_k \sum_t \Big(R_t^k
+              - \frac{1}{K-1} \sum_{j \ne k} R_t^j\Big) \nabla \log p(x_t^k)\Big]
+
+    with R_t the cost after draw number t. Bias: none, in derivatives of every order. Variance of a
+    draw with the score s, g the gradient: E[(R - E R)^2 s^2] / K - (K - 2) g^2 / (K (K - 1))
+    + Var R Var s / (K (K - 1)). Cost evaluations: K.
 
     `jax.lax.stop_gradient` of a pathwise draw stops its gradient. Of a cost-based draw it means
     nothing, since what is estimated is the gradient of the expectation, in which the draw counts
@@ -81,17 +102,23 @@ def expectation(
         never differentiated, and never averaged over samples: where the loss is evaluated once, as
         with draws by `score_function` with one sample and by pathwise samplers, it is that of the
         same run; else that of one run of the program with plain draws. Effects take place once,
-        but for those in what the loss needs at several points.
+        but for those in what the loss needs at several points. Of several runs it has a leading
+        axis, a row of each, and effects are each run's own.
+      num_samples: how many runs to average over, at least 1.
+      baseline: None, or "leave_one_out", for at least 2 runs.
 
     Returns:
       A function with the arguments of `loss`, which returns a scalar, or the scalar and the
       auxiliary output.
 
     Raises:
-      TypeError: if `loss` is not callable, or returns something else than it should.
+      TypeError: if `loss` is not callable, or returns something else than it should; for a
+        baseline that is no string.
       NotImplementedError: when a draw is inside a construct that the transform does not
-        support; the message names it, the estimator and the remedy.
-      ValueError: when the loss is not a real scalar.
+        support, or an ordered effect is in a loss of several runs; the message names it and the
+        remedy.
+      ValueError: when the loss is not a real scalar; for `num_samples` or `baseline` out of range,
+        and a baseline that no draw of the loss takes.
       UnestimatedGradientError: when a draw is differentiated whose estimator differentiates what
         it costs, and every way from it to the loss jumps: at a comparison, an index, a rounding.
         Where only some do, a warning says which; docs/promise.md has the rule.
@@ -106,9 +133,23 @@ def expectation(
       >>> print(f"{jax.grad(loss)(0.0, jax.random.key(0)):.4f}")
       0.0250
 
+      Eight walks, with baselines from each other:
+
+      >>> @ge.expectation(num_samples=8, baseline="leave_one_out")
+      ... def walk(logit, key):
+      ...     def step(x, key):
+      ...         x = x + ge.score_function()(key, Bernoulli(logit - x))
+      ...         ge.cost((x - 2.0) ** 2)
+      ...         return x, None
+      ...     return 0.0 * jax.lax.scan(step, 0.0, jax.random.split(key, 10))[0]
+      >>> jax.grad(walk)(1.0, jax.random.key(0)).shape
+      ()
+
     Reference:
       Schulman, Heess, Weber and Abbeel 2015, "Gradient Estimation Using Stochastic Computation
       Graphs", eq. 5 and Theorem 1, for draws credited with what is downstream of them.
+      Kool, van Hoof and Welling 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!", eq. 4,
+      for the baseline of the other runs.
     """
 
     num_samples = _check.integer("num_samples", num_samples, 1)
@@ -146,7 +187,16 @@ def expectation(
             value = jnp.mean(values, dtype=wide).astype(values.dtype)
         return (value, aux) if has_aux else value
 
+    setattr(estimate, _LOSS, (loss, has_aux))
     return estimate
+
+
+_LOSS = "__gradest_loss__"
+
+
+def loss_of(function: Callable[..., Any], has_aux: bool) -> tuple[Callable[..., Any], bool]:
+    """The loss that `expectation` made `function` of, with its has_aux; else these themselves."""
+    return getattr(function, _LOSS, (function, has_aux))
 
 
 # ---- Staging -------------------------------------------------------------------------------

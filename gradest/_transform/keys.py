@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jaxpr import is_var
+from .._lockstep import number_p
 from .program import Branch, Call, Draw, Loop, Program, Run
 
 # The arms of the branches that a draw is in: of two draws, one run makes both for certain only if
@@ -151,7 +152,8 @@ class _Walk:
     def _equation(self, eqn: Any, operands: list[int], depth: int) -> list[int]:
         kind = eqn.primitive.name
         name = (kind, tuple(sorted(eqn.params.items())), tuple(operands))
-        if eqn.effects or kind == "random_clone" or not _hashable(name):
+        effects = eqn.effects and eqn.primitive is not number_p
+        if effects or kind == "random_clone" or not _hashable(name):
             return [self._numbering.fresh(depth) for _ in eqn.outvars]
         if kind == "random_wrap" and operands[0] in self._unwrapped:
             return [self._unwrapped[operands[0]]]
@@ -175,7 +177,7 @@ class _Walk:
 
 def _may_make_keys(eqn: Any) -> bool:
     """Whether `eqn` has a result that is a key, or the numbers of one, or that of a run."""
-    return eqn.primitive.name == "axis_index" or any(_is_key_or_bits(v.aval) for v in eqn.outvars)
+    return eqn.primitive is number_p or any(_is_key_or_bits(v.aval) for v in eqn.outvars)
 
 
 def _is_key_or_bits(x: Any) -> bool:
