@@ -94,6 +94,7 @@ FLOORS = (
             Room("_sampler", ["Sampler; Site, the draw in a program"], 1, "distributions/"),
             Room("_jumps", ["where a cost has no slope"], 0.6, "_downstream/"),
             Room("_cost", ["Cost and Mode: what follows a draw, and how it is evaluated"], 1.25),
+            Room("_lockstep", ["several runs"], 0.5, "_derivatives/"),
         ],
     ),
     Floor(

@@ -246,6 +246,7 @@ PRIVATE = {
     # Bits of one draw.
     "test_random": {"gradest._fixed_point", "gradest._random"},
     "support.broken": {
+        "gradest._lockstep",
         "gradest.estimators._relaxation",
         "gradest.estimators._scores",
         "gradest.estimators.measure_valued",

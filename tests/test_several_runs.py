@@ -1,6 +1,8 @@
 """Several runs of a loss: what they average, what is common to them, baselines from each other."""
 
+import doctest
 import itertools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,6 @@ from support import programs
 from support.programs import assert_unbiased, assert_variance, bit, keys
 
 import gradest as ge
-from gradest import _lockstep
 from gradest import distributions as dists
 
 score, rebar = ge.score_function(), ge.rebar()
@@ -163,9 +164,7 @@ def test_program(loss, program, num, hessian):
 
 @pytest.mark.statistical
 def test_program_with_a_mean_of_all_runs(monkeypatch):
-    others = _lockstep.Lockstep.others
-    of_all = lambda self, x: (others(self, x) + jax.lax.stop_gradient(x)) / 2
-    monkeypatch.setattr(_lockstep.Lockstep, "others", of_all)
+    programs.own_run_in_baseline(monkeypatch)
     of = lambda key: jax.grad(runs(walk))(PARAMS, key)
     got = jax.jit(jax.vmap(of))(keys(40_000))
     with pytest.raises(AssertionError, match="standard errors off"):
@@ -409,7 +408,9 @@ def test_under_transformations():
         "jit": jax.jit(per_key),
         "scan": scanned,
         "shard_map": jax.jit(
-            jax.shard_map(per_key, mesh=mesh, in_specs=(nothing, d), out_specs=(d, d))
+            jax.shard_map(
+                per_key, mesh=mesh, in_specs=(nothing, d), out_specs=(d, d), check_vma=False
+            )
         ),
     }
     for name, way in ways.items():
@@ -449,6 +450,12 @@ def test_diagnose_and_explain():
     one, several = (ge.explain(f)(LOGITS, KEY).rows for f in (of_one_categorical, loss))
     assert one == several
     assert [row["estimator"] for row in one] == ["score_function"]
+
+
+def test_the_page_on_several_runs():
+    page = pathlib.Path(__file__).parents[1] / "docs" / "several-runs.md"
+    ran = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert ran.attempted and not ran.failed
 
 
 # ---- Refusals ------------------------------------------------------------------------------

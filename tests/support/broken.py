@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 import gradest as ge
+from gradest import _lockstep
 from gradest.estimators import _relaxation, _scores, measure_valued, unordered_set
 
 Make = Callable[[], ge.Sampler]
@@ -44,6 +45,16 @@ def replaced(module: Any, name: str, function: Callable[..., Any], make: Make) -
         return make()
 
     return broken
+
+
+# ---- Of several runs of a loss -------------------------------------------------------------
+
+
+def own_run_in_baseline(patch: pytest.MonkeyPatch) -> None:
+    """Baselines of two runs that are the mean of both."""
+    others = _lockstep.Lockstep.others
+    of_both = lambda self, x: (others(self, x) + jax.lax.stop_gradient(x)) / 2
+    patch.setattr(_lockstep.Lockstep, "others", of_both)
 
 
 # ---- Of one draw of several ----------------------------------------------------------------
