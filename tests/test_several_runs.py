@@ -455,7 +455,8 @@ def test_diagnose_and_explain():
 def test_the_page_on_several_runs():
     page = pathlib.Path(__file__).parents[1] / "docs" / "several-runs.md"
     ran = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
-    assert ran.attempted and not ran.failed
+    assert ran.attempted
+    assert not ran.failed
 
 
 # ---- Refusals ------------------------------------------------------------------------------
