@@ -183,7 +183,7 @@ def of_one_categorical(logits, key, sampler=score):
 def exact_moments(num):
     """Of the gradient of `num` runs, by all their outcomes: its mean and variance."""
     p = np.exp(LOGITS) / np.exp(LOGITS).sum()
-    mean = variance = 0.0
+    mean, variance = np.zeros(3), np.zeros(3)
     for outcomes in itertools.product(range(3), repeat=num):
         r = REWARDS[list(outcomes)]
         advantages = r - (r.sum() - r) / (num - 1)
@@ -376,10 +376,11 @@ def test_an_effect_is_each_runs_own():
 
 
 def test_half_precision_is_averaged_in_single():
-    loss = lambda m, key: ge.reparameterize()(key, dists.Normal(m, jnp.float16(1))) + 2000
-    value, rows = ge.expectation(lambda *a: (loss(*a),) * 2, True, num_samples=64)(
-        jnp.float16(0), KEY
-    )
+    def loss(m, key):
+        x = ge.reparameterize()(key, dists.Normal(m, jnp.float16(1))) + 2000
+        return x, x
+
+    value, rows = ge.expectation(loss, has_aux=True, num_samples=64)(jnp.float16(0), KEY)
     assert value.dtype == jnp.float16
     assert value == np.float16(np.asarray(rows, np.float64).mean())
 

@@ -182,8 +182,9 @@ def _run(program: Program, mode: Mode, ledger: Ledger, *args: Any) -> tuple[list
 
 def _in_arm(mode: Mode, taken: jax.Array, ledger: Ledger) -> Mode:
     """That of a branch, in which a run that takes another one spends nothing."""
-    if mode.baselines is None or ledger.value is None:
+    if mode.baselines is None or ledger.shared is None:
         return mode
+    assert ledger.value is not None
     return dataclasses.replace(mode, lockstep=mode.baselines.in_arm(taken, ledger.value))
 
 

@@ -47,7 +47,8 @@ def score_function(
       num_samples: how many draws to average over. In a loss under `gradest.expectation` each has
         draws of its own at the later sites.
       baseline: what is subtracted from the cost.
-        None: nothing.
+        None: nothing; in a loss of several runs that give each other baselines
+        (`gradest.expectation(baseline="leave_one_out")`), what the others cost.
         "leave_one_out": for each sample the mean cost of the others; `num_samples` >= 2.
         "optimal": for each sample and each of the distribution's parameters (each element of its
         leaves), sum f s^2 / sum s^2 over the other samples; `num_samples` >= 2, where two give
