@@ -458,29 +458,81 @@ def test_relax_in_a_loop_with_a_wrong_factor(monkeypatch):
         assert_unbiased((value, grad["a"]), (want_value, want["a"]))
 
 
-def test_relax_in_a_loop_trains_its_surrogate_by_the_variance(x64):
-    """By the gradient of the squared gradients of the draws' logits, one for each step."""
+LOGITS = jnp.array([0.4, -0.3, 0.2, -0.9, 0.6])
 
-    def loss(w, logits, key):
+
+@pytest.mark.parametrize(
+    ("law", "of_steps"),
+    [
+        pytest.param(dists.Bernoulli, [LOGITS], id="bernoulli"),
+        pytest.param(dists.Normal, [LOGITS, jnp.exp(LOGITS)], id="normal"),
+    ],
+)
+def test_relax_in_a_loop_trains_its_surrogate_by_the_variance(law, of_steps, x64):
+    """By the gradient of the squared gradients of the draws' parameters, those of each step."""
+
+    def loss(w, of_steps, key):
         def step(x, inputs):
-            k, l = inputs
+            k, of_step = inputs
             sampler = ge.relax(lambda w, z: jnp.sin(w * z + x), w, temperature=0.7)
-            x = 0.5 * x + bit(sampler, k, l)
+            x = 0.5 * x + sampler(k, law(*of_step))
             ge.cost(0.3 * x**2)
             return x, None
 
-        x, _ = jax.lax.scan(step, jnp.zeros(()), (split(key, 5), logits))
+        x, _ = jax.lax.scan(step, jnp.zeros(()), (split(key, 5), of_steps))
         return -2.0 * jnp.sin(x)
 
     estimate = ge.expectation(loss)
-    w, logits = jnp.asarray(0.8), jnp.array([0.4, -0.3, 0.2, -0.9, 0.6])
-    norm = lambda w, key: jnp.sum(jax.grad(estimate, argnums=1)(w, logits, key) ** 2)
-    trained = jax.jit(jax.vmap(jax.grad(estimate), (None, None, 0)))(w, logits, keys(20))
+    w, of_steps = jnp.asarray(0.8), [x.astype(float) for x in of_steps]
+
+    def norm(w, key):
+        return sum(jnp.sum(g**2) for g in jax.grad(estimate, argnums=1)(w, of_steps, key))
+
+    trained = jax.jit(jax.vmap(jax.grad(estimate), (None, None, 0)))(w, of_steps, keys(20))
     differences = jax.jit(jax.vmap(lambda k: (norm(w + 1e-5, k) - norm(w - 1e-5, k)) / 2e-5))(
         keys(20)
     )
     np.testing.assert_allclose(trained, differences, rtol=1e-5, atol=1e-7)
     assert np.all(trained != 0)
+
+
+def lax_in_a_switch(params, key):
+    """Normal draws in every other step, with a surrogate of the state that is far from the cost."""
+
+    def step(h, inputs):
+        t, k = inputs
+        sampler = ge.relax(lambda w, x: w * x * (h + t), params["w"])
+
+        def move():
+            x = sampler(k, dists.Normal(params["m"] * 0.5**t, 1.0))
+            ge.cost(0.4 * x * h)
+            return h + x
+
+        return jax.lax.switch((t % 2).astype(int), [move, lambda: 0.5 * h]), None
+
+    h, _ = jax.lax.scan(step, 0.5, (jnp.arange(4.0), split(key, 4)))
+    return (h + 1) ** 2
+
+
+def lax_in_a_switch_exactly(m):
+    mean, variance, total = 0.5, 0.0, 0.0
+    for t in range(4):
+        if t % 2:
+            mean, variance = 0.5 * mean, 0.25 * variance
+        else:
+            total += 0.4 * m * 0.5**t * mean
+            mean, variance = mean + m * 0.5**t, variance + 1
+    return total + (mean + 1) ** 2 + variance
+
+
+@pytest.mark.statistical
+def test_lax_in_a_loop():
+    start = {"m": jnp.float32(0.9), "w": jnp.float32(0.3)}
+    value, grad = programs.estimates(lax_in_a_switch, start, 150_000)
+    exact = jax.value_and_grad(lax_in_a_switch_exactly)(0.9)
+    assert_unbiased((value, grad["m"]), exact)
+    with pytest.raises(AssertionError, match="standard errors off"):
+        assert_unbiased(1.05 * grad["m"], exact[1])
 
 
 def test_relax_in_a_loop_raises_when_it_is_differentiated_twice():
