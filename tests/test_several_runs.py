@@ -1,6 +1,7 @@
 """Several runs of a loss: what they average, what is common to them, baselines from each other."""
 
 import doctest
+import functools
 import itertools
 import pathlib
 
@@ -144,6 +145,11 @@ def derivatives(function, hessian):
     return lambda params: (lambda h, rest: (*rest, h))(*jax.jacfwd(both, has_aux=True)(params))
 
 
+@functools.cache
+def exactly(program, hessian):
+    return jax.jit(derivatives(programs.enumerated(program), hessian))(PARAMS)
+
+
 @pytest.mark.statistical
 @pytest.mark.parametrize(
     ("loss", "program", "num", "hessian"),
@@ -156,7 +162,7 @@ def derivatives(function, hessian):
 def test_program(loss, program, num, hessian):
     of = lambda key: derivatives(lambda params: runs(loss, num)(params, key), hessian)(PARAMS)
     got = jax.jit(jax.vmap(of))(keys(40_000))
-    exact = jax.jit(derivatives(programs.enumerated(program), hessian))(PARAMS)
+    exact = exactly(program, hessian)
     assert_unbiased(got, exact)
     with pytest.raises(AssertionError, match="standard errors off"):
         assert_unbiased(got, jax.tree.map(lambda g: 1.05 * g, exact))
@@ -168,7 +174,7 @@ def test_program_with_a_mean_of_all_runs(monkeypatch):
     of = lambda key: jax.grad(runs(walk))(PARAMS, key)
     got = jax.jit(jax.vmap(of))(keys(40_000))
     with pytest.raises(AssertionError, match="standard errors off"):
-        assert_unbiased(got, jax.grad(programs.enumerated(walk_exactly))(PARAMS))
+        assert_unbiased(got, exactly(walk_exactly, True)[1])
 
 
 # ---- Variance ------------------------------------------------------------------------------
