@@ -238,6 +238,8 @@ PRIVATE = {
     "test_installation": {"gradest._installation"},
     # What becomes of each draw of a loss, and of which estimators a remedy speaks.
     "test_downstream": {"gradest._jumps", "gradest._transform.downstream"},
+    # The budget within which a choice is looked at.
+    "test_explain": {"gradest._downstream.probe"},
     "test_mixture": {"gradest.distributions.mixture"},
     # Its version, and how evaluations of a cost are counted.
     "test_records": {"gradest._diagnostics.evaluations", "gradest._version"},
