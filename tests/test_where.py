@@ -410,7 +410,7 @@ def test_other_libraries():
 
 
 class Mine(dists.Normal):
-    """One's own, of which nobody knows where it rests."""
+    """One's own, of which nobody knows what would stand in for an element."""
 
     parameters = ("loc", "scale")
 

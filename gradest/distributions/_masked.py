@@ -42,7 +42,7 @@ from .weibull import Weibull
 # ---- What is known of each distribution ----------------------------------------------------
 
 
-class Rest(NamedTuple):
+class StandIn(NamedTuple):
     """What takes the place of a masked element.
 
     Attributes:
@@ -58,8 +58,8 @@ class Rest(NamedTuple):
     certain: bool = False
 
 
-def _elementwise(point: float, *parameters: float, certain: bool = False) -> Callable[..., Rest]:
-    return lambda dist: Rest(point, parameters, certain=certain)
+def _elementwise(point: float, *parameters: float, certain: bool = False) -> Callable[..., StandIn]:
+    return lambda dist: StandIn(point, parameters, certain=certain)
 
 
 def _first(dist: Any) -> np.ndarray:
@@ -67,29 +67,29 @@ def _first(dist: Any) -> np.ndarray:
     return np.where(np.arange(dist.num_categories) == 0, 0.0, -np.inf)
 
 
-def _of_rows(point: Callable[[int], float], *parameters: float) -> Callable[..., Rest]:
+def _of_rows(point: Callable[[int], float], *parameters: float) -> Callable[..., StandIn]:
     """A row of K equal numbers."""
-    return lambda dist: Rest(
+    return lambda dist: StandIn(
         np.full(dist.shape[-1], point(dist.shape[-1])), parameters, event_ndim=1
     )
 
 
-def _of_components(dist: MixtureSameFamily) -> Rest:
-    inner = rest_of(dist.component_distribution)
-    return Rest(inner.point, (0.0, *inner.parameters))
+def _of_components(dist: MixtureSameFamily) -> StandIn:
+    inner = stand_in(dist.component_distribution)
+    return StandIn(inner.point, (0.0, *inner.parameters))
 
 
-_RESTS: Mapping[type[Distribution], Callable[..., Rest]] = {
+_STAND_INS: Mapping[type[Distribution], Callable[..., StandIn]] = {
     Bernoulli: _elementwise(0.0, -np.inf, certain=True),
-    Categorical: lambda dist: Rest(0, (_first(dist),), certain=True),
-    OneHotCategorical: lambda dist: Rest(np.exp(_first(dist)), (_first(dist),), 1, certain=True),
+    Categorical: lambda dist: StandIn(0, (_first(dist),), certain=True),
+    OneHotCategorical: lambda dist: StandIn(np.exp(_first(dist)), (_first(dist),), 1, certain=True),
     Poisson: _elementwise(0, 1.0),
     Geometric: _elementwise(0, 0.0),
     Binomial: _elementwise(0, 1, 0.0),
     NegativeBinomial: _elementwise(0, 1.0, 0.0),
     Normal: _elementwise(0.0, 0.0, 1.0),
     LogNormal: _elementwise(1.0, 0.0, 1.0),
-    MultivariateNormal: lambda dist: Rest(0.0, (0.0, np.eye(dist.shape[-1])), 1),
+    MultivariateNormal: lambda dist: StandIn(0.0, (0.0, np.eye(dist.shape[-1])), 1),
     Laplace: _elementwise(0.0, 0.0, 1.0),
     Logistic: _elementwise(0.0, 0.0, 1.0),
     Gumbel: _elementwise(0.0, 0.0, 1.0),
@@ -109,8 +109,8 @@ _RESTS: Mapping[type[Distribution], Callable[..., Rest]] = {
 }
 
 
-def rest_of(dist: Distribution) -> Rest:
-    return _RESTS[type(dist)](dist)
+def stand_in(dist: Distribution) -> StandIn:
+    return _STAND_INS[type(dist)](dist)
 
 
 # ---- Masked distributions ------------------------------------------------------------------
@@ -160,7 +160,7 @@ class Masked(Distribution):
         leaves, treedef = jax.tree.flatten(self.dist)
         chosen = [
             _select(_spread(self.where, jnp.shape(leaf)), jnp.asarray(leaf), parameter)
-            for leaf, parameter in zip(leaves, rest_of(self.dist).parameters, strict=True)
+            for leaf, parameter in zip(leaves, stand_in(self.dist).parameters, strict=True)
         ]
         safe = jax.tree.unflatten(treedef, chosen)
         safe.lost_edge = self.lost_edge
@@ -169,13 +169,13 @@ class Masked(Distribution):
     @property
     def scored(self) -> Any:
         """What a draw is taken from together with its score, which is zero where masked."""
-        return self.safe if rest_of(self.dist).certain else self
+        return self.safe if stand_in(self.dist).certain else self
 
     def fixed(self, x: jax.Array) -> jax.Array:
         """The draws `x`, exact or relaxed, with fixed points in their places."""
-        rest = rest_of(self.dist)
-        where = self.where.reshape(self.where.shape + (1,) * rest.event_ndim)
-        return _select(where, x, rest.point)
+        instead = stand_in(self.dist)
+        where = self.where.reshape(self.where.shape + (1,) * instead.event_ndim)
+        return _select(where, x, instead.point)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return self.fixed(self.safe.sample(key, shape))
@@ -219,7 +219,7 @@ def masked(dist: Any, where: ArrayLike) -> Masked:
       TypeError: if `where` is not boolean, or the distribution not one that can be masked.
       ValueError: if it has another shape than the draw's elements.
     """
-    if type(dist) not in _RESTS:
+    if type(dist) not in _STAND_INS:
         raise TypeError(
             f"where: expected one of gradest.distributions, or one of another library that is "
             f"turned into it, got {_check.name_of(type(dist))}: what its elements would be where "
@@ -232,7 +232,7 @@ def masked(dist: Any, where: ArrayLike) -> Masked:
             "where: expected a mask of booleans, True where an element is drawn, got an array of "
             f"type {mask.dtype}. Compare it: where=mask > 0."
         )
-    event_ndim = rest_of(dist).event_ndim
+    event_ndim = stand_in(dist).event_ndim
     shape = dist.shape[: len(dist.shape) - event_ndim]
     try:
         if np.broadcast_shapes(mask.shape, shape) != shape:
