@@ -17,6 +17,8 @@ A cost-based estimator is a page of ordinary JAX: it computes a value and an est
 gradient with respect to the leaves of `dist`, and ties the two with `attach_gradient`. The cost
 is called in plain JAX, never inside a custom derivative, so it may close over anything.
 
+Elements of a draw may be masked, `where=`. No estimator knows of it: see `distributions._masked`.
+
 A site is a cost-based draw in a program: an equation of `sample_p`, for which the transform finds
 its sampler again. Samplers make sites and sites hold samplers, so both are here.
 """

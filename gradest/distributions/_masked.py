@@ -138,7 +138,7 @@ class Masked(Distribution):
 
     def __getattr__(self, name: str) -> Any:
         # A parameter, for who writes out a score.
-        if name.startswith("_") or name in self.parameters:
+        if name.startswith("_") or name in (*self.parameters, "safe"):
             raise AttributeError(name)
         return getattr(self.safe, name)
 
