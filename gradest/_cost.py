@@ -96,5 +96,10 @@ class Cost:
         """
         return self._in_mode(smooth=True, relaxed=later)(point)
 
+    def after(self, function: Callable[[Any], Any]) -> "Cost":
+        """That of `function(draw)`."""
+        changed = lambda draw, mode: self.function(function(draw), mode)
+        return dataclasses.replace(self, function=changed)
+
     def _in_mode(self, **changes: Any) -> "Cost":
         return dataclasses.replace(self, mode=dataclasses.replace(self.mode, **changes))

@@ -17,6 +17,8 @@ A cost-based estimator is a page of ordinary JAX: it computes a value and an est
 gradient with respect to the leaves of `dist`, and ties the two with `attach_gradient`. The cost
 is called in plain JAX, never inside a custom derivative, so it may close over anything.
 
+Elements of a draw may be masked, `where=`. No estimator knows of it: see `distributions._masked`.
+
 A site is a cost-based draw in a program: an equation of `sample_p`, for which the transform finds
 its sampler again. Samplers make sites and sites hold samplers, so both are here.
 """
@@ -29,6 +31,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
@@ -43,6 +46,7 @@ from ._lockstep import key_of_run
 from ._transparent import transparent
 from ._typing import DistributionLike
 from .distributions import _closed, _foreign, base
+from .distributions._masked import Masked, law_of, masked
 
 # ---- What a sampler's functions look like --------------------------------------------------
 
@@ -195,12 +199,25 @@ class Sampler:
     def pathwise(self) -> bool:
         return self.estimate is None
 
-    def __call__(self, key: ArrayLike, dist: DistributionLike) -> jax.Array:
+    def __call__(
+        self, key: ArrayLike, dist: DistributionLike, *, where: ArrayLike | None = None
+    ) -> jax.Array:
         """One draw of `dist`.
 
         Args:
           key: a PRNG key, typed or legacy.
           dist: one of `gradest.distributions`, or of numpyro's, distrax's or TFP's.
+          where: booleans, True for the elements that are drawn, of a shape that broadcasts to the
+            draw's without the axes of an event (a row of a OneHotCategorical, a vector); one for
+            all switches the site on and off. By default all are drawn. The end of an episode,
+            padding and ragged batches are masks: one may depend on earlier draws, and be a jump of
+            those. A masked element is a fixed point of the support, whatever its parameters, NaN
+            included: 0 where that is one, else 1, one half or the uniform point; the first
+            category. It has no noise and no log-probability, and adds no variance to the
+            gradient, which is exactly zero in its parameters; where all are masked no baseline,
+            or other option of the sampler, is trained. How often the cost is evaluated does not
+            change. (To mask the log-probability alone is another thing: an element that is still
+            drawn, and enters the cost, then lacks its score, and the gradient is biased.)
 
         Returns:
           The draw, of the distribution's shape; of a joint distribution of another library's, a
@@ -209,14 +226,32 @@ class Sampler:
         Raises:
           UnestimatedGradientError: when a cost-based sampler's draw is differentiated outside
             `gradest.expectation`.
+          TypeError: if `where` is not boolean, or the distribution, or the draw of a sampler of
+            one's own, cannot be masked.
+          ValueError: if `where` has another shape than the elements of the draw.
+
+        Example:
+          >>> import gradest as ge, jax, jax.numpy as jnp
+          >>> from gradest.distributions import Bernoulli
+          >>> logits = jnp.array([2.0, -1.0, jnp.nan])                   # the last one is padding
+          >>> loss = lambda l: ge.enumeration().expect(
+          ...     jax.random.key(0), Bernoulli(l), lambda b: jnp.sum(b) ** 2, where=~jnp.isnan(l)
+          ... )
+          >>> [f"{g:.3f}" for g in jax.grad(loss)(logits)]
+          ['0.161', '0.543', '0.000']
         """
-        dist, key = self._opened(dist), key_of_run(_random.as_key(key))
+        dist, key = self._opened(dist, where), key_of_run(_random.as_key(key))
         if self.pathwise:
             return _marked(self, self._draw(key, dist), dist)
         return _draw_at_site(self, key, dist)
 
     def expect(
-        self, key: ArrayLike, dist: DistributionLike, cost: Callable[[Any], ArrayLike]
+        self,
+        key: ArrayLike,
+        dist: DistributionLike,
+        cost: Callable[[Any], ArrayLike],
+        *,
+        where: ArrayLike | None = None,
     ) -> jax.Array:
         """An estimate of E[cost(x)], x ~ dist, whose gradient estimates the expectation's.
 
@@ -226,15 +261,19 @@ class Sampler:
           dist: the distribution; gradients reach whatever its parameters were made from.
           cost: a function of the draw that returns a real scalar. It may close over anything,
             traced or differentiated: gradients flow to that too.
+          where: booleans, True for the elements that are drawn, as of a draw.
 
         Returns:
           A scalar.
+
+        Raises:
+          TypeError, ValueError: for a mask, or what cannot be masked, as of a draw.
         """
 
         def function(draw: Any, mode: Mode) -> ArrayLike:
             return transparent(cost)(draw) if mode.smooth else cost(draw)
 
-        dist = self._opened(dist)
+        dist = self._opened(dist, where)
         keys, cost_of = key_of_run(_random.as_keys(key)), Cost(function, self.name)
         complaint = self._complaint(keys, dist, cost_of)
         if self.pathwise:
@@ -252,15 +291,22 @@ class Sampler:
             or not any(isinstance(x, jax.core.Tracer) for x in leaves)
         ):
             return None
-        mark = self._mark(_jaxpr.user_line(), type(dist))
+        mark = self._mark(_jaxpr.user_line(), law_of(dist))
         point = jax.eval_shape(self._draw, keys, dist)
         return complaint_of(mark, cost, point, what=f"the cost of the draw{mark.where}")
 
-    def _opened(self, dist: Any) -> Any:
+    def _opened(self, dist: Any, where: ArrayLike | None) -> Any:
         """`dist` as gradest's own, or with all that it depends on as leaves."""
+        if where is not None:
+            return masked(_foreign.own(dist, moving=True), where)
         return _closed.closed(_foreign.own(dist), scored=not self.pathwise)
 
+    # These give the sampler's functions what they are written for: of a masked distribution the
+    # one without the parameters that are masked, and the cost of the draw with its fixed points.
+
     def _draw(self, key: jax.Array, dist: Any) -> Any:
+        if isinstance(dist, Masked):
+            return self._fixed(dist, self._draw(key, dist.safe))
         with jax.named_scope(f"gradest.{self.name}"):
             if self.draw is None:
                 return base.plain_draw(key, dist) if self.pathwise else base.draw(key, dist)
@@ -269,13 +315,20 @@ class Sampler:
     def _expect(self, key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
         if self.estimate is None:
             return cost(self._draw(key, dist))
+        options = self.options
+        if isinstance(dist, Masked):
+            options, cost = self._options_in(dist), cost.after(functools.partial(self._fixed, dist))
+            dist = dist.safe if self.score is None else dist.scored
         with jax.named_scope(f"gradest.{self.name}"), estimating(self.name):
-            return self.estimate(key, dist, cost, **self.static, **self.options)
+            return self.estimate(key, dist, cost, **self.static, **options)
 
     def _score(self, key: jax.Array, dist: Any) -> tuple[Any, jax.Array, Any]:
         assert self.score is not None
+        options = self.options
+        if isinstance(dist, Masked):
+            options, dist = self._options_in(dist), dist.scored
         with jax.named_scope(f"gradest.{self.name}"), estimating(self.name):
-            return self.score(key, dist, **self.static, **self.options)
+            return self.score(key, dist, **self.static, **options)
 
     def _mark(self, where: str, law: type) -> Mark:
         """Of a draw at the user's line `where`."""
@@ -284,7 +337,32 @@ class Sampler:
 
     def _relaxed(self, key: jax.Array, dist: Any) -> Any:
         assert self.relaxed is not None
+        if isinstance(dist, Masked):
+            return self._fixed(dist, self._relaxed(key, dist.safe))
         return self.relaxed(key, dist, **self.static, **self.options)
+
+    def _fixed(self, dist: Masked, draw: Any) -> Any:
+        """The draw, with fixed points where it is masked."""
+        if not jax.tree_util.all_leaves([draw]) or np.shape(draw) != dist.shape:
+            shapes = jax.tree.map(np.shape, draw)
+            raise TypeError(
+                f"{self.name}: where: expected draws of the distribution's shape, {dist.shape}, "
+                f"whose elements can be masked, got {shapes}. Without where=, use "
+                "jnp.where(where, draw, 0) for each part of it."
+            )
+        return dist.fixed(jnp.asarray(draw))
+
+    def _options_in(self, dist: Masked) -> Mapping[str, Any]:
+        """The options, which are not trained where all of the draw is masked."""
+        drawn = jnp.any(dist.where)
+
+        def trained(option: Any) -> Any:
+            dtype = jax.dtypes.result_type(option)
+            if _check.is_concrete(option) or not jnp.issubdtype(dtype, jnp.floating):
+                return option
+            return jnp.where(drawn, option, jax.lax.stop_gradient(option))
+
+        return jax.tree.map(trained, self.options)
 
     def __repr__(self) -> str:
         options = {**self.static, **self.options}
@@ -364,8 +442,9 @@ class Site:
         return self._together([*parameters, *first])
 
     def dist_of_shapes(self, shapes: Sequence[jax.ShapeDtypeStruct]) -> Any:
-        """The distribution, with shapes in the place of its arrays."""
-        return jax.tree.unflatten(self.operands, shapes)[0]
+        """The distribution, masked or not, with shapes in the place of its arrays."""
+        dist = jax.tree.unflatten(self.operands, shapes)[0]
+        return dist.dist if isinstance(dist, Masked) else dist
 
     def sample(self, key: jax.Array, *operands: jax.Array) -> list[jax.Array]:
         """The leaves of one draw: by the sampler's own function, lane by lane."""
@@ -400,7 +479,8 @@ def _draw_at_site(sampler: Sampler, key: jax.Array, dist: Any) -> Any:
     base.check(dist)
     dist = jax.tree.map(jnp.asarray, dist)
     if sampler.hoist is not None:
-        static, options = sampler.hoist(dist, **sampler.static, **sampler.options)
+        of = dist.safe if isinstance(dist, Masked) else dist
+        static, options = sampler.hoist(of, **sampler.static, **sampler.options)
         sampler = dataclasses.replace(sampler, static=static, options=options)
     # A concrete option stays with the site: that it is concrete tells estimators that no derivative
     # with respect to it will be asked for.
@@ -416,7 +496,7 @@ def _draw_at_site(sampler: Sampler, key: jax.Array, dist: Any) -> Any:
         structure=structure,
         shapes=tuple(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in shapes),
         where=_jaxpr.user_line(),
-        law=type(dist),
+        law=law_of(dist),
     )
     return jax.tree.unflatten(structure, sample_p.bind(key, *operands, site=site))
 
@@ -476,7 +556,7 @@ def _marked(sampler: Sampler, draw: Any, dist: Any, complaint: Complaint | None 
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return draw
     parameters = [leaf for leaf in jax.tree.leaves(dist) if isinstance(leaf, jax.core.Tracer)]
-    mark = sampler._mark(_jaxpr.user_line(), type(dist))
+    mark = sampler._mark(_jaxpr.user_line(), law_of(dist))
     mark = dataclasses.replace(mark, complaint=complaint)
     marked = draw_p.bind(*leaves, *parameters, mark=mark, num_leaves=len(leaves))
     return jax.tree.unflatten(structure, marked)
