@@ -51,7 +51,7 @@ def test_while_loop():
         NotImplementedError,
         loss,
         f"expectation: a draw by rebar {at('while')} is inside a `while`",
-        r"jax\.lax\.scan with a fixed number of steps",
+        r"Use gradest\.while_loop, which has a bound on the number of steps",
         r"sampler\.expect",
     )
 

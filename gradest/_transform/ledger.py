@@ -125,7 +125,7 @@ def account(
         case Draw():
             return _draw(node, operands, mode, ledger)
         case Spend():
-            return operands, ledger.spend(operands[0]) if node.counted else ledger
+            return operands[-1:], ledger.spend(operands[0]) if node.counted else ledger
         case RawDraw():
             return node.run(mode, *_watched(node, operands)), ledger
         case PathwiseDraw():

@@ -25,7 +25,7 @@ from .._jaxpr import is_var, variables
 from .._jumps import Complaint
 from .._sampler import Site, sample_p
 from .._transparent import without_stops
-from .spend import cost_p
+from .spend import charge_p, cost_p
 
 Env = dict[Any, Any]
 NO_COMPLAINTS: Mapping[int, Complaint] = {}
@@ -120,7 +120,7 @@ class Draw(Node):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spend(Node):
-    """A cost that the loss adds to itself; counted, or else passed by."""
+    """A cost that the loss adds to itself, or that comes with a value; counted, or passed by."""
 
     counted: bool
     site: None = None
@@ -431,6 +431,8 @@ class _Reader:
             return Draw(eqn, credited, self.complaints.get(id(eqn)))
         if eqn.primitive is cost_p:
             return Spend(eqn, self.purpose is not Purpose.REPORT)
+        if eqn.primitive is charge_p:
+            return Spend(eqn, credited)
         if id(eqn) in self.complaints:
             return PathwiseDraw(eqn, self.complaints[id(eqn)])
         if followed and (name := _jaxpr.raw_draw(eqn, defined_by)) is not None:
@@ -499,7 +501,7 @@ class _Reader:
         marks = watched = False
         defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
         for eqn in jaxpr.eqns:
-            marks = marks or eqn.primitive in (sample_p, cost_p)
+            marks = marks or eqn.primitive in (sample_p, cost_p, charge_p)
             raw = _jaxpr.raw_draw(eqn, defined_by) is not None
             watched = watched or raw or id(eqn) in self.complaints
             inner = self._held(eqn)
@@ -512,7 +514,7 @@ class _Reader:
             for inner in jaxpr.eqns:
                 if inner.primitive is sample_p:
                     yield Draw(inner, True)
-                elif inner.primitive is cost_p:
+                elif inner.primitive in (cost_p, charge_p):
                     yield Spend(inner, True)
                 else:
                     yield from self._marks_in(inner)
