@@ -205,10 +205,10 @@ class Sampler:
           UnestimatedGradientError: when a cost-based sampler's draw is differentiated outside
             `gradest.expectation`.
         """
-        dist = self._opened(dist)
+        keys, dist = self._alike(_random.as_key(key), self._opened(dist))
         if self.pathwise:
-            return _marked(self, self._draw(_random.as_key(key), dist), dist)
-        return _draw_at_site(self, _random.as_key(key), dist)
+            return _marked(self, self._draw(keys, dist), dist)
+        return _draw_at_site(self, keys, dist)
 
     def expect(
         self, key: ArrayLike, dist: DistributionLike, cost: Callable[[Any], ArrayLike]
@@ -229,8 +229,8 @@ class Sampler:
         def function(draw: Any, mode: Mode) -> ArrayLike:
             return transparent(cost)(draw) if mode.smooth else cost(draw)
 
-        dist = self._opened(dist)
-        keys, cost_of = _random.as_keys(key), Cost(function, self.name)
+        keys, dist = self._alike(_random.as_keys(key), self._opened(dist))
+        cost_of = Cost(function, self.name)
         if self.pathwise:
             return cost_of(_marked(self, self._draw(keys, dist), dist))
         if self.slope_in and keys.ndim == 0:
@@ -242,6 +242,10 @@ class Sampler:
     def _opened(self, dist: Any) -> Any:
         """`dist` as gradest's own, or with all that it depends on as leaves."""
         return _closed.closed(_foreign.own(dist), scored=not self.pathwise)
+
+    def _alike(self, key: jax.Array, dist: Any) -> tuple[jax.Array, Any]:
+        traced = [x for x in jax.tree.leaves(self.options) if not _check.is_concrete(x)]
+        return _jaxpr.varying_alike(key, dist, traced)[:2]
 
     def _draw(self, key: jax.Array, dist: Any) -> Any:
         with jax.named_scope(f"gradest.{self.name}"):
@@ -416,8 +420,8 @@ def _(*args: Any, site: Site) -> list[jax.Array]:
 
 
 @sample_p.def_abstract_eval
-def _(*_: Any, site: Site) -> list[Any]:
-    return [jax.core.ShapedArray(s.shape, s.dtype) for s in site.shapes]
+def _(*avals: Any, site: Site) -> list[Any]:
+    return [_jaxpr.shaped(shape, avals) for shape in site.shapes]
 
 
 mlir.register_lowering(

@@ -34,6 +34,7 @@ from .program import (
     Run,
     Spend,
     While,
+    axes_of,
     marks_of,
 )
 
@@ -63,7 +64,7 @@ class Ledger:
         if not marks:
             return Ledger()
         trains = any(isinstance(mark, Draw) and mark.site.has_traced_options for mark in marks)
-        zero = jnp.zeros(())
+        zero = _jaxpr.varying(jnp.zeros(()), axes_of(nodes))
         return Ledger(zero, zero, (zero, zero) if trains else None)
 
     def book(self, log_prob: jax.Array, baseline: Any) -> "Ledger":
@@ -113,7 +114,7 @@ def advance(
             env.update(zip(node.outvars, outs, strict=True))
         else:
             outs, ledger = account(node, node.operands(env), mode, ledger)
-            env.update(zip(node.eqn.outvars, outs, strict=True))
+            env.update(node.bound(outs))
     return env, ledger
 
 

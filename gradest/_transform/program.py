@@ -21,7 +21,7 @@ from jax.extend import core
 from .. import _jaxpr
 from .._cost import Mode
 from .._derivatives.primitives import drawn_p, scored_p
-from .._jaxpr import is_var, variables
+from .._jaxpr import is_var, variables, varying_axes
 from .._jumps import Complaint
 from .._sampler import Site, sample_p
 from .._transparent import without_stops
@@ -85,6 +85,11 @@ class Node:
 
     def operands(self, env: Env) -> list[Any]:
         return [read(env, v) for v in self.eqn.invars]
+
+    def bound(self, outs: Sequence[Any]) -> Env:
+        """The variables of its results, which are of the types that these had in the loss."""
+        pairs = zip(self.eqn.outvars, outs, strict=True)
+        return {v: x if x is None else _jaxpr.varying(x, varying_axes(v.aval)) for v, x in pairs}
 
     @property
     def programs(self) -> Sequence["Program"]:
@@ -318,6 +323,16 @@ def marks_of(node: Run | Node) -> list[Draw | Spend]:
         case Node():
             return [mark for program in node.programs for mark in program.marks]
     return []
+
+
+def axes_of(nodes: Iterable[Run | Node]) -> frozenset[Any]:
+    """The axes of a `jax.shard_map` along which the draws and the costs in `nodes` may differ."""
+    axes: frozenset[Any] = frozenset()
+    for node in nodes:
+        if isinstance(node, Node) and marks_of(node):
+            axes = axes.union(*(varying_axes(v.aval) for v in node.eqn.invars))
+            axes = axes.union(*(axes_of(program.nodes) for program in node.programs))
+    return axes
 
 
 def needs_rest(node: Run | Node, mode: Mode) -> bool:

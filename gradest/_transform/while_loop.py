@@ -76,14 +76,14 @@ def while_loop(
       True
     """
     max_steps = _check.integer("max_steps", max_steps, 1)
-    body, state = _Body.staged(body_fun, init_val)
+    body, state = _Body.staged(cond_fun, body_fun, init_val)
 
     def is_over(state: list[jax.Array]) -> jax.Array:
         return jnp.logical_not(_boolean(cond_fun(jax.tree.unflatten(body.structure, state))))
 
     def take(carry: Any) -> Any:
         state = body(carry[1])
-        return is_over(state), state
+        return _jaxpr.varying_alike(is_over(state), state)
 
     def keep(carry: Any) -> Any:
         return carry
@@ -103,7 +103,8 @@ def while_loop(
     # The last block may have fewer steps than the others.
     exist = (jnp.arange(num_blocks * size) < max_steps).reshape(num_blocks, size)
     rerun = jax.checkpoint(block, prevent_cse=False)
-    (over, state), _ = jax.lax.scan(rerun, (is_over(state), state), exist)
+    start = _jaxpr.varying_alike(is_over(state), state)
+    (over, state), _ = jax.lax.scan(rerun, start, exist)
     return jax.tree.unflatten(body.structure, _unless_going_on(body, over, state))
 
 
@@ -132,20 +133,27 @@ class _Body:
         self._jaxpr, self.structure = jaxpr, structure
 
     @staticmethod
-    def staged(body_fun: Callable[[Any], Any], init_val: Any) -> tuple["_Body", list[jax.Array]]:
+    def staged(
+        cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], init_val: Any
+    ) -> tuple["_Body", list[jax.Array]]:
         """It, and the leaves of the first state, of the types that they keep."""
         paths, structure = jax.tree_util.tree_flatten_with_path(init_val)
         state = [jnp.asarray(x) for _, x in paths]
         names = ["init_val" + jax.tree_util.keystr(path) for path, _ in paths]
 
-        def flat(*state: jax.Array) -> Any:
-            return body_fun(jax.tree.unflatten(structure, state))
+        def flat(function: Callable[[Any], Any]) -> Callable[..., Any]:
+            return lambda *state: function(jax.tree.unflatten(structure, state))
 
         while True:
-            jaxpr, out = jax.make_jaxpr(flat, return_shape=True)(*state)
+            condition = jax.make_jaxpr(flat(cond_fun))(*state)
+            jaxpr, out = jax.make_jaxpr(flat(body_fun), return_shape=True)(*state)
             _check_structure(structure, out)
-            # A Python number has no type of its own yet.
+            # A Python number has no type of its own yet; and in a shard_map the state differs along
+            # the axes along which anything in the loop does.
             typed = list(map(_as_typed_as, state, jaxpr.out_avals))
+            axes = map(_jaxpr.varying_axes, [*typed, *jaxpr.out_avals, *condition.out_avals])
+            axes = frozenset().union(*axes)
+            typed = [_jaxpr.varying(x, axes) for x in typed]
             if all(x is y for x, y in zip(state, typed, strict=True)):
                 break
             state = typed
