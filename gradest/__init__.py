@@ -14,6 +14,7 @@ from ._monte_carlo import monte_carlo as monte_carlo
 from ._sampler import Sampler as Sampler
 from ._transform.expectation import expectation as expectation
 from ._transform.spend import cost as cost
+from ._transform.while_loop import while_loop as while_loop
 from ._version import __version__ as __version__
 from .estimators.antithetic import antithetic as antithetic
 from .estimators.arm import arm as arm

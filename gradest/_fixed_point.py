@@ -95,7 +95,7 @@ def search(weights: Words, u: Words) -> jax.Array:
         sums = Words(*(x.at[at].get(mode="promise_in_bounds") for x in (high, low)))
         return jnp.where((more < num) & ~less(target, sums), more, k)
 
-    start = jnp.zeros(u.low.shape, jnp.int32)
+    start = jnp.zeros_like(target.low, jnp.int32)
     return jax.lax.fori_loop(0, bits, step, start) if bits else start
 
 

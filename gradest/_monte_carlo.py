@@ -1,5 +1,6 @@
 """Means over many samples, in the memory of one chunk."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -32,7 +33,9 @@ def monte_carlo(
     rbg or unsafe_rbg, whose draws under `jax.vmap` are others than alone, it does.
     Under a mesh (`jax.set_mesh`)
     the samples are spread over its devices along those of its axes that are of type Auto, when
-    their size divides the chunk. Explicit axes are left to the arguments' own shardings; to spread
+    their size divides the chunk, and what they computed is summed over the devices once, after the
+    last chunk: results and gradients of arguments together. (The gradient of what `fn` closes over
+    is summed in every chunk.) Explicit axes are left to the arguments' own shardings; to spread
     the samples over them too, wrap the result in `jax.sharding.auto_axes`.
 
     Args:
@@ -73,37 +76,43 @@ def monte_carlo(
         given, treedef = jax.tree.flatten((args, kwargs))
         wide = [x.astype(jnp.float32) if _is_half(x) else x for x in given]
 
-        def one(number: jax.Array) -> Any:
+        def one(wide: list[Any], number: jax.Array) -> Any:
             sample_key = jax.random.fold_in(root, number)
             narrow = [
-                w.astype(x.dtype) if _is_half(x) else x for w, x in zip(wide, given, strict=True)
+                w.astype(x.dtype) if _is_half(x) else w for w, x in zip(wide, given, strict=True)
             ]
             args, kwargs = jax.tree.unflatten(treedef, narrow)
             return call(jax.random.key_data(sample_key) if legacy else sample_key, *args, **kwargs)
 
-        def total(start: jax.Array, size: int) -> Any:
-            """The sum over the samples number `start` to `start + size - 1`."""
-            numbers = _spread(start + jnp.arange(size, dtype=jnp.uint32))
-            return jax.tree.map(_sum, jax.vmap(one)(numbers))
+        def sum_over(wide: list[Any], numbers: jax.Array) -> Any:
+            return jax.tree.map(_sum, jax.vmap(functools.partial(one, wide))(numbers))
+
+        def total(groups: "_Groups", start: jax.Array, size: int) -> Any:
+            """The sum over the samples number `start` to `start + size - 1`, of each group."""
+            return groups.map(sum_over, start + jnp.arange(size, dtype=jnp.uint32))
+
+        groups = _Groups.of(wide, chunk)
 
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def step(sums: Any, start: jax.Array) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, total(start, chunk)), None
+            return jax.tree.map(jnp.add, sums, total(groups, start, chunk)), None
 
         num_chunks, left = divmod(num_samples, chunk)
         zero = jnp.zeros((), jnp.uint32)
-        dtypes = jax.tree.map(lambda x: x.dtype, jax.eval_shape(one, zero))
+        dtypes = jax.tree.map(lambda x: x.dtype, jax.eval_shape(lambda n: one(wide, n), zero))
         if num_chunks == 1 and not left:
-            sums = total(zero, chunk)
+            sums = groups.together(total(groups, zero, chunk))
         else:
             starts = chunk * jnp.arange(num_chunks, dtype=jnp.uint32)
             zeros = jax.tree.map(
-                jnp.zeros_like, jax.eval_shape(lambda start: total(start, chunk), zero)
+                jnp.zeros_like, jax.eval_shape(lambda start: total(groups, start, chunk), zero)
             )
             sums, _ = jax.lax.scan(step, zeros, starts)
+            sums = groups.together(sums)
             if left:
-                rest = jax.checkpoint(lambda start: total(start, left))(starts[-1] + chunk)
-                sums = jax.tree.map(jnp.add, sums, rest)
+                others = _Groups.of(wide, left)
+                rest = jax.checkpoint(lambda start: total(others, start, left))(starts[-1] + chunk)
+                sums = jax.tree.map(jnp.add, sums, others.together(rest))
         return jax.tree.map(lambda s, dtype: (s / num_samples).astype(dtype), sums, dtypes)
 
     return cast(Callable[_P, _R], mean)
@@ -125,16 +134,61 @@ def _sum(results: jax.Array) -> jax.Array:
     return jnp.sum(results, axis=0, dtype=_numerics.compute_dtype(results.dtype))
 
 
-def _spread(numbers: jax.Array) -> jax.Array:
-    """The samples' numbers spread over the devices of the mesh, if there is one.
+@dataclasses.dataclass(frozen=True)
+class _Groups:
+    """Samples spread over the devices of the mesh, a group on each, if there is one.
 
-    Everything that is computed from them follows: the partitioner inserts the one reduction.
-    An explicit axis stays out of it, since spread along it the samples would clash, in the types
-    of whatever `fn` computes, with arguments that are sharded along it.
+    Attributes:
+      axes: of the mesh, along which they are spread; none if they are not.
+      args: of `fn`. Of what may be differentiated every group has a copy, and so a gradient of its
+        own: however many the chunks, there is one reduction, after the last.
+      copied: which of them are copies, along a first axis.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    axes = tuple(axis for axis, kind in types if kind == AxisType.Auto)
-    if not axes or numbers.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
-        return numbers
-    return jax.lax.with_sharding_constraint(numbers, PartitionSpec(axes))
+
+    axes: tuple[str, ...]
+    args: list[Any]
+    copied: list[bool]
+
+    @staticmethod
+    def of(args: list[Any], num_samples: int) -> "_Groups":
+        """An explicit axis stays out of it, since spread along it the samples would clash, in the
+        types of whatever `fn` computes, with arguments that are sharded along it.
+        """
+        mesh = jax.sharding.get_abstract_mesh()
+        types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+        axes = tuple(axis for axis, kind in types if kind == AxisType.Auto)
+        num = math.prod(mesh.shape[axis] for axis in axes)
+        if not axes or num_samples % num:
+            return _Groups((), args, [False] * len(args))
+        floats = [isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.inexact) for x in args]
+        copies = [
+            _on_devices(axes, jnp.broadcast_to(x, (num, *x.shape))) if is_float else x
+            for x, is_float in zip(args, floats, strict=True)
+        ]
+        return _Groups(axes, copies, floats)
+
+    def map(self, fn: Callable[[list[Any], jax.Array], Any], numbers: jax.Array) -> Any:
+        """`fn(args, numbers)` of each group, along a first axis if there are several."""
+        if not self.axes:
+            return fn(self.args, numbers)
+        mesh = jax.sharding.get_abstract_mesh()
+        num = math.prod(mesh.shape[axis] for axis in self.axes)
+        copies = [x for x, copied in zip(self.args, self.copied, strict=True) if copied]
+
+        def of_group(copies: list[Any], numbers: jax.Array) -> Any:
+            own = iter(copies)
+            pairs = zip(self.args, self.copied, strict=True)
+            return fn([next(own) if copied else x for x, copied in pairs], numbers)
+
+        results = jax.vmap(of_group)(copies, _on_devices(self.axes, numbers.reshape(num, -1)))
+        return jax.tree.map(functools.partial(_on_devices, self.axes), results)
+
+    def together(self, sums: Any) -> Any:
+        return jax.tree.map(lambda s: jnp.sum(s, axis=0), sums) if self.axes else sums
+
+
+def _on_devices(axes: tuple[str, ...], x: jax.Array) -> jax.Array:
+    """`x` with its first axis along those of the mesh, and the others as they are."""
+    own = jax.typeof(x).sharding.spec[1:]
+    rest = (PartitionSpec.UNCONSTRAINED if entry is None else entry for entry in own)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *rest))

@@ -73,6 +73,16 @@ def fold_in(key: jax.Array, data: ArrayLike) -> jax.Array:
     return per_lane(lambda k, _: jax.random.fold_in(k, data), key, ())
 
 
+def threefry(key: jax.Array) -> jax.Array:
+    """A key of that implementation, the only one by which `jax.random` draws some families."""
+    if str(jax.random.key_impl(key)) == _THREEFRY:
+        return key
+    return jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl=_THREEFRY)
+
+
+_THREEFRY = "threefry2x32"
+
+
 def per_lane(
     draw: Callable[[jax.Array, tuple[int, ...]], Any], key: jax.Array, shape: Sequence[int]
 ) -> Any:

@@ -240,7 +240,8 @@ class Sampler:
           >>> [f"{g:.3f}" for g in jax.grad(loss)(logits)]
           ['0.161', '0.543', '0.000']
         """
-        dist, key = self._opened(dist, where), key_of_run(_random.as_key(key))
+        key = key_of_run(_random.as_key(key))
+        key, dist = self._alike(key, self._opened(dist, where))
         if self.pathwise:
             return _marked(self, self._draw(key, dist), dist)
         return _draw_at_site(self, key, dist)
@@ -273,8 +274,9 @@ class Sampler:
         def function(draw: Any, mode: Mode) -> ArrayLike:
             return transparent(cost)(draw) if mode.smooth else cost(draw)
 
-        dist = self._opened(dist, where)
-        keys, cost_of = key_of_run(_random.as_keys(key)), Cost(function, self.name)
+        keys = key_of_run(_random.as_keys(key))
+        keys, dist = self._alike(keys, self._opened(dist, where))
+        cost_of = Cost(function, self.name)
         complaint = self._complaint(keys, dist, cost_of)
         if self.pathwise:
             value = cost_of(_marked(self, self._draw(keys, dist), dist, complaint))
@@ -300,6 +302,11 @@ class Sampler:
         if where is not None:
             return masked(_foreign.own(dist, moving=True), where)
         return _closed.closed(_foreign.own(dist), scored=not self.pathwise)
+
+    def _alike(self, key: jax.Array, dist: Any) -> tuple[jax.Array, Any]:
+        """The key and the distribution, varying over the same axes of a shard_map."""
+        traced = [x for x in jax.tree.leaves(self.options) if not _check.is_concrete(x)]
+        return _jaxpr.varying_alike(key, dist, traced)[:2]
 
     # These give the sampler's functions what they are written for: of a masked distribution the
     # one without the parameters that are masked, and the cost of the draw with its fixed points.
@@ -513,8 +520,8 @@ def _(*args: Any, site: Site) -> list[jax.Array]:
 
 
 @sample_p.def_abstract_eval
-def _(*_: Any, site: Site) -> list[Any]:
-    return [jax.core.ShapedArray(s.shape, s.dtype) for s in site.shapes]
+def _(*avals: Any, site: Site) -> list[Any]:
+    return [_jaxpr.shaped(shape, avals) for shape in site.shapes]
 
 
 mlir.register_lowering(

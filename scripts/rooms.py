@@ -66,6 +66,7 @@ FLOORS = (
                     "ledger: running sums",
                     "downstream: what follows draws",
                     "spend: ge.cost",
+                    "while_loop: ge.while_loop",
                     "complaints: every message",
                 ],
                 2,

@@ -376,6 +376,41 @@ def test_pathwise_draws_in_loops():
     assert_unbiased(programs.estimates(loss, params(), 20_000), want)
 
 
+def bytes_of_scan(draw):
+    """Of temporaries of the gradient through a thousand checkpointed steps of a network."""
+
+    def loss(w, key):
+        @jax.checkpoint
+        def step(x, key):
+            x = jnp.tanh(jnp.tanh(x @ w) @ w) + draw(key, x)
+            return x, jnp.sum(x)
+
+        x, ys = jax.lax.scan(step, jnp.ones(64), split(key, 1000))
+        return jnp.sum(x) + jnp.sum(ys)
+
+    compiled = jax.jit(jax.grad(ge.expectation(loss))).lower(jnp.eye(64), keys(1)[0]).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@functools.cache
+def bytes_of_scan_without_draws():
+    return bytes_of_scan(lambda key, x: 0.0)
+
+
+OF_THE_STATE = {
+    "score_function": lambda x: score,
+    "baseline": lambda x: ge.score_function(baseline=jnp.sum(x)),
+    "relax": lambda x: ge.relax(lambda x, b: jnp.sum(jnp.sin(x * b)), x),
+}
+
+
+@pytest.mark.parametrize("sampler", OF_THE_STATE.values(), ids=OF_THE_STATE)
+def test_memory_of_a_checkpointed_scan(sampler):
+    """A step keeps its key and two sums more, beside its state of 64 numbers."""
+    drawing = bytes_of_scan(lambda key, x: bit(sampler(x), key, x))
+    assert drawing < 1.15 * bytes_of_scan_without_draws()
+
+
 # ---- Functions that are called -------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from scipy.special import expit
-from support.cases import grad
+from support.cases import assert_unbiased, grad
 
 import gradest as ge
 from gradest.distributions import Binomial, Geometric, NegativeBinomial, Poisson
@@ -239,6 +239,16 @@ def test_empty_batches_lanes_and_transforms(name):
     with jax.debug_key_reuse(True):
         one.sample(jax.random.key(0))
     assert jax.tree.unflatten(jax.tree.structure(one), jax.tree.leaves(one)).shape == (3,)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", KINDS)
+def test_draws_by_keys_of_another_kind(name):
+    """By which jax.random draws no Poisson variable."""
+    draws = np.asarray(make(name).sample(jax.random.key(0, impl="rbg"), (50_000,)))
+    assert_unbiased(draws, reference(name).mean())
+    with pytest.raises(AssertionError, match="standard errors off"):
+        assert_unbiased(1.05 * draws, reference(name).mean())
 
 
 # ---- Gradients ----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
+from .. import _jaxpr
 from .primitives import lanes_first, zero_tangent
 
 
@@ -79,9 +80,9 @@ def refused_tangents(refusal: Refusal, draw: Sequence[Any], tangents: Sequence[A
 
 
 @no_gradient_p.def_abstract_eval
-def _(*_: Any, shapes: Sequence[Any], refusal: Refusal) -> list[Any]:
+def _(*avals: Any, shapes: Sequence[Any], refusal: Refusal) -> list[Any]:
     del refusal
-    return [jax.core.ShapedArray(s.shape, s.dtype) for s in shapes]
+    return [_jaxpr.shaped(shape, avals) for shape in shapes]
 
 
 @no_gradient_p.def_impl

@@ -2,6 +2,6 @@
 
 `expectation` stages the loss to a jaxpr; `program` reads the jaxpr into nodes, once; `continuation`
 hands each draw what follows it as a function, and `ledger` accounts in passing for the draws that
-need only their cost. `spend` is the cost that a loss adds to itself, `complaints` holds every
-message.
+need only their cost. `spend` is the cost that a loss adds to itself, `while_loop` a loop that may
+hold draws; `complaints` has every message.
 """

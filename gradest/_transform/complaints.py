@@ -144,9 +144,8 @@ def unsupported(construct: str, held: Any) -> Exception:
 
 
 _INSTEAD_OF = {
-    "while": "Use jax.lax.scan with a fixed number of steps, and a mask for those that are over.",
-    "shard_map": "Put the expectation inside: jax.shard_map(gradest.expectation(loss), ..., "
-    "check_vma=False).",
+    "while": "Use gradest.while_loop, which has a bound on the number of steps, or jax.lax.scan.",
+    "shard_map": "Put the expectation inside: jax.shard_map(gradest.expectation(loss), ...).",
     "xla_pmap": "Put the expectation inside: jax.pmap(gradest.expectation(loss)).",
 }
 

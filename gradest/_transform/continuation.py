@@ -42,7 +42,7 @@ def _value_from(program: Program, first: int, env: Env, mode: Mode, then: Then) 
         # An estimator may run the rest more than once, with the same randomness on purpose.
         later = program.later[stop]
         kept = {v: _same_again(x, v in program.keys) for v, x in env.items() if v in later}
-        kept.update(zip(node.eqn.outvars, outs, strict=True))
+        kept.update(node.bound(outs))
         return _value_from(program, stop + 1, kept, mode, then)
 
     return ledger.close(_value_with_rest(node, node.operands(env), mode, resume), mode)

@@ -270,7 +270,9 @@ def stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> St
             )
         return _real_scalar(out[0], has_aux), out[1]
 
-    values = [leaves[i] for i in dynamic]
+    # In a shard_map what is given alike to every device gets a gradient that is summed over them:
+    # here, once, and not inside a branch that some of them take.
+    values = _jaxpr.varying_alike([leaves[i] for i in dynamic])[0]
     try:
         jaxpr, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
     except jax.errors.TracerBoolConversionError as error:

@@ -35,6 +35,7 @@ from .program import (
     Run,
     Spend,
     While,
+    axes_of,
     marks_of,
 )
 
@@ -71,7 +72,7 @@ class Ledger:
         sites = [mark.site for mark in marks if isinstance(mark, Draw)]
         trains = any(site.has_traced_options for site in sites)
         shares = mode.baselines is not None and any(site.held.takes_baseline for site in sites)
-        zero = jnp.zeros(())
+        zero = _jaxpr.varying(jnp.zeros(()), axes_of(nodes))
         sums = zero, zero
         return Ledger(zero, zero, sums if trains else None, sums if shares else None)
 
@@ -132,7 +133,7 @@ def advance(
             env.update(zip(node.outvars, outs, strict=True))
         else:
             outs, ledger = account(node, node.operands(env), mode, ledger)
-            env.update(zip(node.eqn.outvars, outs, strict=True))
+            env.update(node.bound(outs))
     return env, ledger
 
 
@@ -144,7 +145,7 @@ def account(
         case Draw():
             return _draw(node, operands, mode, ledger)
         case Spend():
-            return operands, ledger.spend(operands[0]) if node.counted else ledger
+            return operands[-1:], ledger.spend(operands[0]) if node.counted else ledger
         case RawDraw():
             return node.run(mode, *_watched(node, operands)), ledger
         case PathwiseDraw():

@@ -21,11 +21,11 @@ from jax.extend import core
 from .. import _jaxpr
 from .._cost import Mode
 from .._derivatives.primitives import drawn_p, scored_p
-from .._jaxpr import is_var, variables
+from .._jaxpr import is_var, variables, varying_axes
 from .._jumps import Complaint
 from .._sampler import Site, sample_p
 from .._transparent import without_stops
-from .spend import cost_p
+from .spend import charge_p, cost_p
 
 Env = dict[Any, Any]
 NO_COMPLAINTS: Mapping[int, Complaint] = {}
@@ -86,6 +86,11 @@ class Node:
     def operands(self, env: Env) -> list[Any]:
         return [read(env, v) for v in self.eqn.invars]
 
+    def bound(self, outs: Sequence[Any]) -> Env:
+        """The variables of its results, which are of the types that these had in the loss."""
+        pairs = zip(self.eqn.outvars, outs, strict=True)
+        return {v: x if x is None else _jaxpr.varying(x, varying_axes(v.aval)) for v, x in pairs}
+
     @property
     def programs(self) -> Sequence["Program"]:
         """Those that the equation runs."""
@@ -120,7 +125,7 @@ class Draw(Node):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spend(Node):
-    """A cost that the loss adds to itself; counted, or else passed by."""
+    """A cost that the loss adds to itself, or that comes with a value; counted, or passed by."""
 
     counted: bool
     site: None = None
@@ -320,6 +325,16 @@ def marks_of(node: Run | Node) -> list[Draw | Spend]:
     return []
 
 
+def axes_of(nodes: Iterable[Run | Node]) -> frozenset[Any]:
+    """The axes of a `jax.shard_map` along which the draws and the costs in `nodes` may differ."""
+    axes: frozenset[Any] = frozenset()
+    for node in nodes:
+        if isinstance(node, Node) and marks_of(node):
+            axes = axes.union(*(varying_axes(v.aval) for v in node.eqn.invars))
+            axes = axes.union(*(axes_of(program.nodes) for program in node.programs))
+    return axes
+
+
 def needs_rest(node: Run | Node, mode: Mode) -> bool:
     """Whether a draw in `node` needs the rest of the program as a function."""
     if isinstance(node, Draw):
@@ -431,6 +446,8 @@ class _Reader:
             return Draw(eqn, credited, self.complaints.get(id(eqn)))
         if eqn.primitive is cost_p:
             return Spend(eqn, self.purpose is not Purpose.REPORT)
+        if eqn.primitive is charge_p:
+            return Spend(eqn, credited)
         if id(eqn) in self.complaints:
             return PathwiseDraw(eqn, self.complaints[id(eqn)])
         if followed and (name := _jaxpr.raw_draw(eqn, defined_by)) is not None:
@@ -499,7 +516,7 @@ class _Reader:
         marks = watched = False
         defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
         for eqn in jaxpr.eqns:
-            marks = marks or eqn.primitive in (sample_p, cost_p)
+            marks = marks or eqn.primitive in (sample_p, cost_p, charge_p)
             raw = _jaxpr.raw_draw(eqn, defined_by) is not None
             watched = watched or raw or id(eqn) in self.complaints
             inner = self._held(eqn)
@@ -512,7 +529,7 @@ class _Reader:
             for inner in jaxpr.eqns:
                 if inner.primitive is sample_p:
                     yield Draw(inner, True)
-                elif inner.primitive is cost_p:
+                elif inner.primitive in (cost_p, charge_p):
                     yield Spend(inner, True)
                 else:
                     yield from self._marks_in(inner)

@@ -1,4 +1,4 @@
-"""`gradest.cost`: what a loss spends before its end."""
+"""What a loss spends before its end: `gradest.cost`, and what comes with values that reach it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -82,3 +82,27 @@ def _stage_cost(trace: Any, c: Any, *, where: str) -> Any:
 
 
 pe.custom_partial_eval_rules[cost_p] = _stage_cost
+
+
+# Its second operand; the first is added to the loss if that one reaches it.
+charge_p = core.Primitive("gradest_charge")
+
+
+def charged(c: jax.Array, x: jax.Array, where: str) -> jax.Array:
+    """`x`, which costs `c` wherever the loss depends on it; `c` is not differentiated."""
+    return charge_p.bind(c, x, where=where)
+
+
+def _differentiate_charge(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
+    return charge_p.bind(*primals, **params), tangents[1]
+
+
+def _batch_charge(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+    return charge_p.bind(*args, **params), dims[1]
+
+
+charge_p.def_impl(lambda c, x, *, where: x)
+charge_p.def_abstract_eval(lambda c, x, *, where: x)
+mlir.register_lowering(charge_p, lambda ctx, c, x, *, where: [x])
+ad.primitive_jvps[charge_p] = _differentiate_charge
+batching.primitive_batchers[charge_p] = _batch_charge

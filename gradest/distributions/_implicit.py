@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _random
+from .. import _jaxpr, _random
 from .._derivatives.primitives import first_order_p, implicit_p
 
 
@@ -24,7 +24,7 @@ def per_lane(
 
     The axes of an array of keys are the first axes of `shape`.
     """
-    key = _random.keys_of(key, shape)
+    key, *parameters = _jaxpr.varying_alike(_random.keys_of(key, shape), *parameters)
     full = [jnp.broadcast_to(parameter, tuple(shape)) for parameter in parameters]
     for _ in range(key.ndim):
         draw = jax.vmap(draw)

@@ -247,7 +247,7 @@ class NegativeBinomial(_Logits):
 
 
 def _poisson(key: ArrayLike, rate: jax.Array, shape: Shape) -> jax.Array:
-    draw = lambda k, rate: jax.random.poisson(k, rate, rate.shape, int)
+    draw = lambda k, rate: jax.random.poisson(_random.threefry(k), rate, rate.shape, int)
     return jnp.minimum(per_lane(draw, key, shape, jnp.minimum(rate, HIGHEST)), HIGHEST)
 
 

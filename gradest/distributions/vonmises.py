@@ -94,7 +94,7 @@ def _reject(key: jax.Array, k: jax.Array) -> jax.Array:
         rejected = 1 - y + jnp.log(y) < -u
         return key, jnp.where(pending, 2 * half, x), pending & rejected
 
-    start = (key, jnp.zeros_like(k), jnp.ones(k.shape, bool))
+    start = (key, jnp.zeros_like(k), jnp.ones_like(k, bool))
     return jax.lax.while_loop(lambda state: jnp.any(state[2]), propose, start)[1]
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check, _numerics, _random
+from .. import _check, _jaxpr, _numerics, _random
 from ..distributions import Bernoulli, Categorical, base
 from ..distributions._capabilities import FINITE
 
@@ -126,8 +126,9 @@ def _search(log_probs: jax.Array, num: int, noise: jax.Array | None) -> tuple[ja
         choices = choices[parent].at[:, i].set(value.astype(choices.dtype))
         return (best, of_children.reshape(-1)[index], choices), None
 
-    start = (score, score, choices)
-    (_, l, choices), _ = jax.lax.scan(extend, start, (jnp.arange(n), log_probs, noise))
+    rows = (jnp.arange(n), log_probs, noise)
+    start, _ = _jaxpr.varying_alike((score, score, choices), rows)
+    (_, l, choices), _ = jax.lax.scan(extend, start, rows)
     return choices, l
 
 

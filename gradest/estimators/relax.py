@@ -198,8 +198,8 @@ def _score(
 
 def _of_one_lane(key: jax.Array, point: Any) -> Any:
     """The shapes of a point of one lane of the site, of which there is a key for each."""
-    one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[key.ndim :], leaf.dtype)
-    return jax.tree.map(one, point)
+    first = lambda leaf: leaf[(0,) * key.ndim]
+    return jax.eval_shape(lambda point: jax.tree.map(first, point), point)
 
 
 def _watched(key: jax.Array, dist: Any, surrogate: Surrogate, params: Any) -> Any:

@@ -1,0 +1,98 @@
+"""Losses on several devices: what `jax.shard_map` and sharded arrays make of them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from support import cases
+from support.cases import keys
+
+import gradest as ge
+from gradest import distributions as dists
+
+split = jax.random.split
+score, rebar, enumeration = ge.score_function(), ge.rebar(), ge.enumeration()
+ESTIMATORS = [name for name, case in cases.CASES.items() if case.record.estimates]
+BERNOULLI = dists.Bernoulli
+
+
+def mesh(kind=AxisType.Auto):
+    return jax.make_mesh((4,), ("devices",), axis_types=(kind,))
+
+
+# ---- shard_map -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_types_under_shard_map(estimator):
+    """With JAX's check of what differs from device to device: keys do, and parameters do not."""
+
+    def gradient(sampler, dist, key):
+        loss = ge.expectation(lambda dist, w: cases.bowl(w, sampler(key, dist)))
+        return cases.grad(loss)(dist, cases.weights(dist))
+
+    def of_each_device(laws, keys):
+        return [
+            gradient(cell.sampler(), dist, keys[0]) for cell, dist in zip(cells, laws, strict=True)
+        ]
+
+    # JAX's own binomial draws fail in a shard_map.
+    cells = [c for c in cases.cells() if c.estimator == estimator and c.distribution != "Binomial"]
+    laws = [cell.dist() for cell in cells]
+    run = jax.shard_map(of_each_device, mesh=mesh(), in_specs=(P(), P("devices")), out_specs=P())
+    got = jax.eval_shape(run, laws, keys(4))
+    floats = lambda tree: [x.shape for x in jax.tree.leaves(tree) if x.dtype == float]
+    assert floats(got) == floats(laws)
+
+
+def program(params, shift, key):
+    """A branch, a scan, a loop of random length, costs, and draws that are given the rest."""
+    k0, k1, k2, k3 = split(key, 4)
+    x = score(k0, BERNOULLI(params["a"] + shift))
+    x = jax.lax.cond(
+        x > shift,
+        lambda: 1.5 * score(k1, BERNOULLI(params["b"])),
+        lambda: rebar(k1, BERNOULLI(params["b"] * shift)),
+    )
+    ge.cost(shift * x)
+
+    def step(total, key):
+        total = total + score(key, BERNOULLI(params["a"] - total))
+        ge.cost(0.1 * total)
+        return total, None
+
+    total, _ = jax.lax.scan(step, 0.0 * shift, split(k2, 3))
+
+    def flip(state):
+        tails, key = state
+        key, now = split(key)
+        return tails - score(now, BERNOULLI(params["b"])), key
+
+    left, (key, _) = jax.lax.stop_gradient(total), split(k3)
+    left, key = ge.while_loop(lambda state: state[0] > 0, flip, (left, key), max_steps=50)
+    noise = ge.reparameterize()(split(k3)[1], dists.Normal(params["b"], 1.0))
+    y = enumeration(key, BERNOULLI(params["a"] * noise))
+    return (x + y * noise - total + left) ** 2
+
+
+def test_program_under_shard_map():
+    """Each device draws for itself; the gradient in what they share is the sum of theirs."""
+    params = {"a": jnp.float32(0.3), "b": jnp.float32(-0.4)}
+    shifts = jnp.array([0.2, -0.5, 0.7, 0.1])
+    grad = jax.value_and_grad(ge.expectation(program), argnums=(0, 1))
+
+    def of_each_device(params, shifts, keys):
+        value, (in_params, in_shift) = grad(params, shifts[0], keys[0])
+        return jax.lax.psum(value, "devices"), in_params, in_shift[None]
+
+    each = P("devices")
+    specs = {"in_specs": (P(), each, each), "out_specs": (P(), P(), each)}
+    got = jax.jit(jax.shard_map(of_each_device, mesh=mesh(), **specs))(params, shifts, keys(4))
+    values, (in_params, in_shift) = jax.jit(jax.vmap(grad, (None, 0, 0)))(params, shifts, keys(4))
+    want = jnp.sum(values), jax.tree.map(jnp.sum, in_params), in_shift
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), got, want)
+    assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(got))
