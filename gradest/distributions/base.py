@@ -3,8 +3,8 @@
 import abc
 import functools
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, ClassVar, Self, TypeVar
 
 import jax
 import jax.core
@@ -18,6 +18,7 @@ from .._derivatives.refuse import Refusal, UnestimatedGradientError, undifferent
 from .._jaxpr import user_line
 
 Shape = tuple[int, ...]
+_Dist = TypeVar("_Dist")
 
 
 class Distribution(abc.ABC):
@@ -26,15 +27,31 @@ class Distribution(abc.ABC):
     A subclass lists its parameters' names, broadcasts them against each other when it is
     made (so that a leading axis on every leaf is a leading axis of the draw), and may be
     rebuilt by JAX with anything at all in the place of its leaves.
+
+    `sample` and `log_prob` are all that it must have. What else it has decides which estimators
+    serve it:
+
+    * `reparameterizable = True`, if `sample` is differentiable in the parameters;
+    * `enumerate_support()`, the outcomes of one independent element along a leading axis (and a
+      property `num_outcomes`, where there may be too many to list);
+    * `mean()`, of the shape of a draw, differentiable in the parameters;
+    * `reflect(x)`, the draw as probable as `x` on the other side of the centre;
+    * `perturb(key)`, the logits plus noise, and `soften(z, temperature)`, the relaxed draw there;
+    * besides, `harden(z)`, an exact draw; `conditional(key, x)`, a z of which x is the draw; and
+      `pull_back_conditional(x, z, ct)`, the cotangent of the logits given that of such a z.
     """
 
     parameters: ClassVar[tuple[str, ...]]
+    #: Names of what is no array and the same in every lane, such as a size.
+    static: ClassVar[tuple[str, ...]] = ()
     #: Whether `sample` is differentiable in the parameters, pathwise.
     reparameterizable: ClassVar[bool] = False
     #: Whether it is known that probabilities of 0 or 1 are differentiated, of what was just made.
     lost_edge: bool = False
     #: Whether the set of possible draws is the same whatever the parameters.
     fixed_support: ClassVar[bool] = True
+    #: Whether its outcomes are those of a softmax or a sigmoid of its logits.
+    categorical: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -45,20 +62,22 @@ class Distribution(abc.ABC):
                 cls, cls._flatten_with_keys, cls._unflatten, cls._flatten
             )
 
-    def _flatten(self) -> tuple[tuple[Any, ...], None]:
-        return tuple(getattr(self, name) for name in self.parameters), None
+    def _flatten(self) -> tuple[tuple[Any, ...], tuple[Hashable, ...]]:
+        leaves = tuple(getattr(self, name) for name in self.parameters)
+        return leaves, tuple(getattr(self, name) for name in self.static)
 
-    def _flatten_with_keys(self) -> tuple[tuple[Any, ...], None]:
+    def _flatten_with_keys(self) -> tuple[tuple[Any, ...], tuple[Hashable, ...]]:
         leaves, aux = self._flatten()
         keys = map(jax.tree_util.GetAttrKey, self.parameters)
         return tuple(zip(keys, leaves, strict=True)), aux
 
     @classmethod
-    def _unflatten(cls, aux: None, leaves: Iterable[Any]) -> Self:
-        del aux
+    def _unflatten(cls, aux: tuple[Hashable, ...], leaves: Iterable[Any]) -> Self:
         self = object.__new__(cls)
         for name, leaf in zip(cls.parameters, leaves, strict=True):
             setattr(self, name, leaf)
+        for name, value in zip(cls.static, aux, strict=True):
+            setattr(self, name, value)
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -67,7 +86,8 @@ class Distribution(abc.ABC):
 
     def __repr__(self) -> str:
         describe = lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else repr(x)
-        fields = (f"{name}={describe(getattr(self, name))}" for name in self.parameters)
+        names = (*self.parameters, *self.static)
+        fields = (f"{name}={describe(getattr(self, name))}" for name in names)
         return f"{type(self).__name__}({', '.join(fields)})"
 
     @property
@@ -109,6 +129,56 @@ class Distribution(abc.ABC):
     def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
         """The log-probability of the draws that are made of `u`."""
         return self.log_prob(u)
+
+    # ---- What follows from the capabilities, where a closed form does not do better ----------
+
+    @property
+    def num_outcomes(self) -> int:
+        """How many outcomes one element has, impossible ones among them."""
+        return jax.eval_shape(self.enumerate_support).shape[0]
+
+    def _outcomes(self) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities and probabilities of each element's outcomes, shape (..., outcomes).
+
+        In at least single precision, like what follows.
+        """
+        dist, values = wide(self), self.enumerate_support()
+        log_p = jax.vmap(lambda x: dist.log_prob(jnp.broadcast_to(x, self.shape)))(values)
+        log_p = jnp.moveaxis(log_p, 0, -1)
+        possible = log_p > -jnp.inf
+        return log_p, jnp.where(possible, jnp.exp(jnp.where(possible, log_p, 0)), 0)
+
+    def _score(self, x: jax.Array) -> Self:
+        """The derivative of log p(x), the sum over its elements, in each parameter."""
+        return jax.grad(log_prob, allow_int=True)(wide(self), x)
+
+    def _mean_at(self, slope: ArrayLike) -> jax.Array:
+        """The mean with the parameters, which are logits, times `slope`."""
+
+        def steeper(l: jax.Array) -> jax.Array:
+            return jnp.where(jnp.isfinite(l), jnp.where(jnp.isfinite(l), l, 0) * slope, l)
+
+        return jax.tree.map(steeper, wide(self)).mean()
+
+    def _pull_back_mean(self, ct: jax.Array) -> Self:
+        """The cotangents of the parameters, given that of the mean."""
+        mean, pull_back = jax.vjp(lambda dist: dist.mean(), wide(self))
+        return pull_back(ct.astype(mean.dtype))[0]
+
+
+def rebuilt(dist: _Dist, *leaves: Any) -> _Dist:
+    """`dist`, with these in the place of its leaves."""
+    return jax.tree.unflatten(jax.tree.structure(dist), leaves)
+
+
+def wide(dist: _Dist) -> _Dist:
+    """`dist`, with parameters of at least single precision."""
+
+    def as_wide(leaf: jax.Array) -> jax.Array:
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(_numerics.compute_dtype(leaf.dtype)) if floating else leaf
+
+    return jax.tree.map(as_wide, dist)
 
 
 def as_floats(**named: ArrayLike) -> list[jax.Array]:

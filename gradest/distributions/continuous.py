@@ -55,6 +55,14 @@ class _LocScale(Distribution):
         """Of the noise."""
 
 
+class _Symmetric(_LocScale):
+    """One whose noise is as probable as its negative."""
+
+    def reflect(self, x: jax.Array) -> jax.Array:
+        """The draw that mirrors `x` at the centre."""
+        return self.loc + (self.loc - x)
+
+
 @jax.custom_jvp
 def standardized(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:
     """(x - loc) / scale, whose derivative holds no square of the scale: that may overflow."""
@@ -68,7 +76,7 @@ def _standardized_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array
     return z, ((dx - dloc) - z * dscale) / scale
 
 
-class Normal(_LocScale):
+class Normal(_Symmetric):
     """Independent Normal variables.
 
     Args:
@@ -89,7 +97,7 @@ class Normal(_LocScale):
         return -0.5 * (z * z + math.log(2 * math.pi))
 
 
-class Laplace(_LocScale):
+class Laplace(_Symmetric):
     """Independent Laplace variables, p(x) = exp(-|x - loc| / scale) / (2 scale).
 
     Args:
@@ -105,7 +113,7 @@ class Laplace(_LocScale):
         return -jnp.abs(z) - math.log(2)
 
 
-class Logistic(_LocScale):
+class Logistic(_Symmetric):
     """Independent logistic variables, P(X <= x) = sigmoid((x - loc) / scale).
 
     Args:
@@ -146,6 +154,8 @@ class LogNormal(Normal):
     """
 
     parameters = ("loc", "scale")
+    # Its logarithm has a centre.
+    reflect = None
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return self._rounded(self._sample_wide(key, shape))
@@ -237,6 +247,11 @@ class Uniform(Distribution):
         noise, low, high = align_wide(noise, self.low, self.high)
         return (low + (high - low) * noise).astype(dtype)
 
+    def reflect(self, x: jax.Array) -> jax.Array:
+        """The draw that mirrors `x` at the centre."""
+        centre = (self.low + self.high) / 2
+        return centre + (centre - x)
+
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf where `x` is not from `low` to `high`."""
         x, low, high = align_wide(x, self.low, self.high)
@@ -297,6 +312,10 @@ class MultivariateNormal(Distribution):
         factor = jnp.tril(self.scale_tril).astype(loc.dtype)
         factor = jnp.broadcast_to(factor, (*noise.shape, noise.shape[-1]))
         return finite(loc + jnp.einsum("...ij,...j->...i", factor, noise), self.loc.dtype)
+
+    def reflect(self, x: jax.Array) -> jax.Array:
+        """The draw that mirrors `x` at the centre."""
+        return self.loc + (self.loc - x)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape (...,) of vectors `x` of shape (..., d)."""

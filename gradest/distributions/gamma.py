@@ -336,6 +336,10 @@ class StudentT(Distribution):
         limit = float(jnp.finfo(dtype).max)
         return jnp.clip(x, -limit, limit).astype(dtype)
 
+    def reflect(self, x: jax.Array) -> jax.Array:
+        """The draw that mirrors `x` at the centre."""
+        return self.loc + (self.loc - x)
+
     def log_prob(self, x: ArrayLike) -> jax.Array:
         dtype = self.loc.dtype
         x, df, loc, scale = in_compute_dtype(

@@ -1,7 +1,6 @@
 """The exact expectation of a draw with finite support, by summing over all its values."""
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,7 +60,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, max_configurations: int)
     if count > max_configurations:
         raise ValueError(
             f"enumeration: expected at most max_configurations={max_configurations} joint "
-            f"configurations, got {num_values}^{num_elements} = {_readable(count)} "
+            f"configurations, got {num_values}^{num_elements} = {_finite.readable(count)} "
             f"({num_elements} elements of {num_values} values). Enumerate fewer elements per "
             "site, raise max_configurations, or use score_function or rebar."
         )
@@ -78,10 +77,6 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, max_configurations: int)
     possible = joint != 0
     known = jax.lax.stop_gradient(jnp.where(jnp.isfinite(costs), costs, 0))
     return jnp.sum(joint * jnp.where(possible, costs, known))
-
-
-def _readable(count: int) -> str:
-    return f"{count:,}" if count < 10**15 else f"about 10^{int(math.log10(count))}"
 
 
 def _num_configurations(options: Mapping[str, Any], dist: Any) -> int:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check, _random
+from .. import _check, _numerics, _random
 from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
@@ -67,11 +67,10 @@ def _gumbel_rao(
     dist = first_order("gumbel_rao", dist)
     key_draw, key_noise = _random.split(key, 2)
     hard = jax.lax.stop_gradient(base.draw(key_draw, dist))
-    l = _relaxation.log_odds(dist)
-    logits = dist.logits.astype(l.dtype)
+    (logits,) = _numerics.in_compute_dtype(dist.logits)
 
     def relaxed(key: jax.Array) -> jax.Array:
-        z = _relaxation.conditional(key, dist, l, hard)
+        z = _relaxation.conditional(key, dist, hard)
         # Its noise is held fixed: whatever z is, it moves with the logits.
         return _relaxation.soften(dist, _relaxation.replace_value(z, logits), temperature)
 

@@ -17,8 +17,9 @@ from .._derivatives.attach import attach_gradient
 from .._jumps import Mark, complaint_of, watched
 from .._sampler import ControlVariate, Sampler, with_score
 from .._transparent import without_stops
-from ..distributions import Bernoulli, OneHotCategorical, base
-from . import _relaxation, _relaxed_control, _scores
+from ..distributions import base
+from ..distributions._capabilities import has
+from . import _needs, _relaxation, _relaxed_control, _scores
 from ._record import Record
 from .reparameterize import differentiable_draw
 
@@ -121,16 +122,12 @@ def relax(
 
 def _discrete(dist: Any) -> bool:
     """Whether draws are relaxed (RELAX), or differentiable as they are (LAX)."""
-    if isinstance(dist, (Bernoulli, OneHotCategorical)):
+    if has(type(dist), "relaxation"):
         base.check_edges("relax", dist)
         return True
     declared = getattr(dist, "reparameterizable", getattr(dist, "has_rsample", None))
     if declared is False:
-        raise TypeError(
-            "relax: expected one of gradest.distributions' Bernoulli, OneHotCategorical, or a "
-            f"reparameterizable distribution, got {_check.name_of(type(dist))}. Give "
-            "integer categories as OneHotCategorical; for other distributions use score_function."
-        )
+        _needs.check("relax", dist, "density", ("relaxation", "pathwise"))
     _scores.checked("relax", dist)
     return False
 
@@ -240,7 +237,7 @@ def _relax(
         return total.astype(dtype), lanes.astype(dtype)
 
     value, through_z = _relaxed_control.value_and_gradient(dist, noise, at)
-    score = _relaxation.score(noise.l, dist, noise.b)
+    (score,) = jax.tree.leaves(_relaxation.score(dist, noise.b))
     correction = eta * (through_z - _per_lane(value, score) * score)
     return noise.b, score.reshape(-1), correction.reshape(-1)
 

@@ -5,12 +5,12 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from .. import _check, _numerics
+from .. import _check
 from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
 from ..distributions import base
-from . import _relaxation
+from . import _needs, _relaxation
 from ._record import Record
 
 
@@ -58,19 +58,16 @@ def straight_through(*, slope: ArrayLike = 1.0) -> Sampler:
 
 
 def _straight_through(key: jax.Array, dist: Any, *, slope: ArrayLike) -> jax.Array:
-    _relaxation.check("straight_through", dist, draws_all=False)
+    _needs.check("straight_through", dist, "mean", "support")
     dist = first_order("straight_through", dist)
     hard = jax.lax.stop_gradient(base.draw(key, dist))
-    logits = dist.logits.astype(_numerics.compute_dtype(dist.logits.dtype))
-    # Multiplied by the slope, that is: divided by its inverse.
-    soft = _relaxation.soften(dist, logits, 1 / slope)
-    return _relaxation.replace_value(hard, soft)
+    return _relaxation.replace_value(hard, dist._mean_at(slope).astype(hard.dtype))
 
 
 RECORDS = (
     Record(
         straight_through,
-        needs=("mean",),
+        needs=("mean", "support"),
         unbiased="no",
         differentiable_cost=True,
         evaluations=1,
