@@ -14,7 +14,8 @@ from jax.typing import ArrayLike
 
 from .. import _random
 from .._numerics import below_top, compute_dtype, in_compute_dtype, sigmoid, softmax, tempered
-from .base import Distribution, rebuilt
+from ._derived import rebuilt
+from .base import Distribution
 
 
 class Thresholds(Distribution):

@@ -4,7 +4,7 @@ import abc
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.core
@@ -16,12 +16,12 @@ from .. import _calls, _check, _numerics
 from .._derivatives.primitives import drawn_p, scored_p
 from .._derivatives.refuse import Refusal, UnestimatedGradientError, undifferentiable
 from .._jaxpr import user_line
+from ._derived import Derived
 
 Shape = tuple[int, ...]
-_Dist = TypeVar("_Dist")
 
 
-class Distribution(abc.ABC):
+class Distribution(Derived, abc.ABC):
     """A pytree whose leaves are its parameters.
 
     A subclass lists its parameters' names, broadcasts them against each other when it is
@@ -129,56 +129,6 @@ class Distribution(abc.ABC):
     def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
         """The log-probability of the draws that are made of `u`."""
         return self.log_prob(u)
-
-    # ---- What follows from the capabilities, where a closed form does not do better ----------
-
-    @property
-    def num_outcomes(self) -> int:
-        """How many outcomes one element has, impossible ones among them."""
-        return jax.eval_shape(self.enumerate_support).shape[0]
-
-    def _outcomes(self) -> tuple[jax.Array, jax.Array]:
-        """Log-probabilities and probabilities of each element's outcomes, shape (..., outcomes).
-
-        In at least single precision, like what follows.
-        """
-        dist, values = wide(self), self.enumerate_support()
-        log_p = jax.vmap(lambda x: dist.log_prob(jnp.broadcast_to(x, self.shape)))(values)
-        log_p = jnp.moveaxis(log_p, 0, -1)
-        possible = log_p > -jnp.inf
-        return log_p, jnp.where(possible, jnp.exp(jnp.where(possible, log_p, 0)), 0)
-
-    def _score(self, x: jax.Array) -> Self:
-        """The derivative of log p(x), the sum over its elements, in each parameter."""
-        return jax.grad(log_prob, allow_int=True)(wide(self), x)
-
-    def _mean_at(self, slope: ArrayLike) -> jax.Array:
-        """The mean with the parameters, which are logits, times `slope`."""
-
-        def steeper(l: jax.Array) -> jax.Array:
-            return jnp.where(jnp.isfinite(l), jnp.where(jnp.isfinite(l), l, 0) * slope, l)
-
-        return jax.tree.map(steeper, wide(self)).mean()
-
-    def _pull_back_mean(self, ct: jax.Array) -> Self:
-        """The cotangents of the parameters, given that of the mean."""
-        mean, pull_back = jax.vjp(lambda dist: dist.mean(), wide(self))
-        return pull_back(ct.astype(mean.dtype))[0]
-
-
-def rebuilt(dist: _Dist, *leaves: Any) -> _Dist:
-    """`dist`, with these in the place of its leaves."""
-    return jax.tree.unflatten(jax.tree.structure(dist), leaves)
-
-
-def wide(dist: _Dist) -> _Dist:
-    """`dist`, with parameters of at least single precision."""
-
-    def as_wide(leaf: jax.Array) -> jax.Array:
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(_numerics.compute_dtype(leaf.dtype)) if floating else leaf
-
-    return jax.tree.map(as_wide, dist)
 
 
 def as_floats(**named: ArrayLike) -> list[jax.Array]:

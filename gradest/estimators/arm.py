@@ -11,6 +11,7 @@ from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
 from ..distributions import Bernoulli, base
+from ..distributions._derived import rebuilt
 from . import _needs
 from ._record import Record
 
@@ -128,7 +129,7 @@ def _estimate(
     # Not `cost.batch`: randomness of their own would be noise in the difference.
     costs = jax.vmap(cost)(pair)
     half = (costs[0] - costs[1]).astype(direction.dtype) / 2
-    gradient = base.rebuilt(dist, half * direction)
+    gradient = rebuilt(dist, half * direction)
     attach = lambda c, x: attach_gradient(c, dist, gradient, log_prob=base.log_prob(dist, x))
     return jnp.mean(jax.vmap(attach)(costs, pair))
 

@@ -23,7 +23,7 @@ def enumeration(*, max_configurations: int = 65_536) -> Sampler:
     .. math:: E[f(x)] = \sum_x p_\theta(x) f(x)
 
     Assumptions: finite support. The elements of a site are enumerated jointly: n elements of K
-    categories are K^n configurations.
+    categories are K^n configurations, and subsets, orders and sequences as many as there are.
     Bias: none. Variance: none from this draw. Derivatives of every order are exact.
     Cost evaluations per gradient: the number of configurations, vmapped.
 
@@ -31,8 +31,8 @@ def enumeration(*, max_configurations: int = 65_536) -> Sampler:
       max_configurations: more are refused.
 
     Returns:
-      A cost-based sampler for Bernoulli, Categorical and OneHotCategorical; its plain draws are
-      exact.
+      A cost-based sampler for Bernoulli, Categorical, OneHotCategorical, Subset,
+      PlackettLuce and LinearChainCRF; its plain draws are exact.
 
     Raises:
       ValueError: from `expect`, when there are more than `max_configurations`.

@@ -68,7 +68,9 @@ def gumbel_softmax(temperature: ArrayLike) -> Sampler:
 
     .. math:: y = \mathrm{softmax}((l + g) / t), \quad g_k \sim \mathrm{Gumbel}(0, 1)
 
-    For Bernoulli the binary concrete, y = sigmoid((l + logistic noise) / t).
+    For Bernoulli the binary concrete, y = sigmoid((l + logistic noise) / t); for PlackettLuce
+    NeuralSort of l + g; for Subset the relaxed top k of l + g, which is another law than that of
+    its draws, whatever the temperature: that of `PlackettLuce` without the order.
 
     Assumptions: the cost is differentiable, and defined between the corners of the simplex.
     Bias: of the order of the temperature; the expectation that is differentiated is that of the
@@ -81,7 +83,7 @@ def gumbel_softmax(temperature: ArrayLike) -> Sampler:
         `gradest.anneal`. Its own gradient is that of the relaxed expectation.
 
     Returns:
-      A pathwise sampler for Bernoulli and OneHotCategorical.
+      A pathwise sampler for Bernoulli, OneHotCategorical, Subset and PlackettLuce.
 
     Raises:
       ValueError: if the temperature is not positive and finite.
@@ -130,7 +132,7 @@ def st_gumbel_softmax(temperature: ArrayLike) -> Sampler:
         `gradest.anneal`.
 
     Returns:
-      A pathwise sampler for Bernoulli and OneHotCategorical.
+      A pathwise sampler for Bernoulli, OneHotCategorical and PlackettLuce.
 
     Raises:
       ValueError: if the temperature is not positive and finite.

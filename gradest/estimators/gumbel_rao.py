@@ -36,7 +36,7 @@ def gumbel_rao(temperature: ArrayLike, *, num_samples: int = 10) -> Sampler:
       num_samples: K, how often the noise is drawn given the draw.
 
     Returns:
-      A pathwise sampler for Bernoulli and OneHotCategorical.
+      A pathwise sampler for Bernoulli, OneHotCategorical and PlackettLuce.
 
     Raises:
       ValueError: if the temperature is not positive and finite, or `num_samples` is less than 1.

@@ -43,7 +43,8 @@ def muprop(*, baseline: ArrayLike | None = None) -> Sampler:
         the loss's own: put it into the parameters and it is trained with the rest.
 
     Returns:
-      A cost-based sampler for Bernoulli and OneHotCategorical.
+      A cost-based sampler for Bernoulli, OneHotCategorical, Subset, PlackettLuce (of up to 12
+      items) and LinearChainCRF.
 
     Raises:
       ValueError: if the baseline is not finite.

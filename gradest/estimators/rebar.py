@@ -14,6 +14,7 @@ from .._derivatives.attach import attach_gradient
 from .._derivatives.variance import attach_variance_gradient, with_variance_gradient
 from .._sampler import Sampler
 from ..distributions import base
+from ..distributions._derived import rebuilt
 from . import _relaxation, _relaxed_control
 from ._record import Evaluations, Record
 
@@ -61,7 +62,7 @@ def rebar(
         which n sites in sequence evaluate 3^n (coupled: 2^n) times.
 
     Returns:
-      A cost-based sampler for Bernoulli and OneHotCategorical.
+      A cost-based sampler for Bernoulli, OneHotCategorical and PlackettLuce.
 
     Raises:
       ValueError: if the temperature is not positive, or eta or the baseline not finite.
@@ -81,6 +82,8 @@ def rebar(
     Reference:
       Tucker, Mnih, Maddison, Lawson and Sohl-Dickstein 2017, "REBAR", eq. 5 and section 3.3;
       appendices B and C for the conditional draws and several layers.
+      Gadetsky et al. 2020, "Low-variance Black-box Gradient Estimates for the Plackett-Luce
+      Distribution", section 3.2, for orders.
     """
     options = {
         "temperature": _check.positive("temperature", temperature),
@@ -159,7 +162,7 @@ def _estimate(
         return (f.astype(score.dtype) - eta * at_z - baseline) * score + eta * through_z
 
     g, traced, variance_gradient = with_variance_gradient(gradient, trained)
-    value = attach_gradient(f, dist, base.rebuilt(dist, g), log_prob=base.log_prob(dist, noise.b))
+    value = attach_gradient(f, dist, rebuilt(dist, g), log_prob=base.log_prob(dist, noise.b))
     return attach_variance_gradient(value, traced, variance_gradient)
 
 

@@ -11,6 +11,7 @@ from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
 from ..distributions import base
+from ..distributions._derived import rebuilt
 from . import _needs
 from ._record import Record
 
@@ -86,7 +87,7 @@ def _attach_bwd(residuals: Any, ct: jax.Array) -> Any:
     dist, pi_0, pi_1 = residuals
     heun = 2 * dist._pull_back_mean_at(pi_1, ct)
     heun -= dist._pull_back_mean_at(pi_0, ct) / 2
-    return None, base.rebuilt(dist, heun.astype(dist.logits.dtype)), None, None
+    return None, rebuilt(dist, heun.astype(dist.logits.dtype)), None, None
 
 
 _attach.defvjp(_attach_fwd, _attach_bwd)

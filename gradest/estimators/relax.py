@@ -37,8 +37,8 @@ def relax(
 ) -> Sampler:
     r"""RELAX: unbiased for any cost and any surrogate, of low variance where they are alike.
 
-    For Bernoulli and OneHotCategorical, with z the noisy logits, b = H(z) the draw, z' a draw of z
-    given b, and c(z) the surrogate at the relaxed draw, sigmoid(z / t) or softmax(z / t),
+    For Bernoulli, OneHotCategorical and PlackettLuce, with z the noisy logits, b = H(z) the draw,
+    z' a draw of z given b, and c(z) the surrogate at the relaxed draw, such as softmax(z / t),
 
     .. math:: \nabla_l E[f(b)] = E[(f(b) - \eta c(z')) \nabla_l \log p(b)
               + \eta \nabla_l c(z) - \eta \nabla_l c(z')]
@@ -68,8 +68,8 @@ def relax(
         the surrogate; else it has noise of its own.
 
     Returns:
-      A cost-based sampler for Bernoulli, OneHotCategorical, and reparameterizable distributions,
-      other libraries' included.
+      A cost-based sampler for Bernoulli, OneHotCategorical, PlackettLuce, and reparameterizable
+      distributions, other libraries' included.
 
     Raises:
       ValueError: if the temperature is not positive, or eta not finite, or the surrogate's result
