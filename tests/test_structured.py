@@ -322,11 +322,10 @@ def test_noise_given_an_order_makes_that_order():
 
 # ---- Masks, batches, types, sizes ------------------------------------------------------------
 
+ITEMS = jnp.array([[0.5, -jnp.inf, 0.8, 0.1], [-jnp.inf, 2.0, 0.3, -1.0]])
 MASKED = {
-    "Subset": lambda: Subset(jnp.array([[0.5, -jnp.inf, 0.8, 0.1], [-jnp.inf, 2.0, 0.3, -1.0]]), 3),
-    "PlackettLuce": lambda: PlackettLuce(
-        jnp.array([[0.5, -jnp.inf, 0.8, 0.1], [-jnp.inf, 2.0, 0.3, -1.0]]), 3
-    ),
+    "Subset": lambda: Subset(ITEMS, k=2),
+    "PlackettLuce": lambda: PlackettLuce(ITEMS, k=2),
     "LinearChainCRF": lambda: LinearChainCRF(
         jnp.array([[[0.3, -jnp.inf], [1.0, 0.0], [-0.4, 0.7]], [[0.0, 0.2], [1.0, 0.0], [0.4, 0]]]),
         jnp.array([[0.5, -0.3], [0.2, -jnp.inf]]),

@@ -1,5 +1,6 @@
 """Distributions whose structure the estimators use; every one is a pytree of its parameters."""
 
+from ._divergence import kl_divergence as kl_divergence
 from .bernoulli import Bernoulli as Bernoulli
 from .bernoulli import LogitRelaxedBernoulli as LogitRelaxedBernoulli
 from .bernoulli import RelaxedBernoulli as RelaxedBernoulli

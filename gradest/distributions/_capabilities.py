@@ -65,7 +65,7 @@ CAPABILITIES = {
         "a relaxed draw, differentiable in the parameters", _methods("perturb", "soften")
     ),
     "mean": Capability(
-        "a mean between its values, differentiable in the parameters", _methods("mean")
+        "a mean of the shape of its draws, differentiable in the parameters", _methods("mean")
     ),
 }
 

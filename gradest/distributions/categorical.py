@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._numerics import below_top, in_compute_dtype, least_probability, tempered
+from ._information import OfOutcomes
 from ._thresholds import Argmax, outcomes
 from .base import Distribution, Shape, align, align_wide, as_float, finite, plain, scored
 from .bernoulli import certain, on_the_edge, weighted
@@ -100,7 +101,7 @@ class _Logits(Distribution):
         return jax.nn.softmax(self.logits, axis=-1)
 
 
-class Categorical(_Logits):
+class Categorical(OfOutcomes, _Logits):
     r"""Independent categorical variables, P(x = k) = softmax(logits)[k]; draws are integers.
 
     Args:
@@ -152,7 +153,7 @@ class Categorical(_Logits):
         return log_p.astype(self.logits.dtype)
 
 
-class OneHotCategorical(_Logits, Argmax):
+class OneHotCategorical(OfOutcomes, _Logits, Argmax):
     r"""Independent categorical variables as one-hot rows of floats, gradients can flow through.
 
     Args:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._numerics import in_compute_dtype
+from ._information import divergence, excludes, surprise
 from .base import Distribution, Shape, as_float, plain
 from .bernoulli import certain, weighted
 from .subset import WEIGHTS
@@ -117,8 +118,14 @@ class LinearChainCRF(Distribution):
     def entropy(self) -> jax.Array:
         """In nats, shape (...,)."""
         last, before = _backward(*in_compute_dtype(self.unary, self.pairwise))
-        surprise = lambda log_p: jnp.where(log_p > -jnp.inf, -log_p, 0)
         return _expected(surprise, last, before).astype(self.unary.dtype)
+
+    def _relative_entropy(self, other: "LinearChainCRF") -> jax.Array:
+        last, before = _backward(self.unary, self.pairwise)
+        others = _backward(other.unary, other.pairwise)
+        finite = _expected(divergence, last, before, *others)
+        lost = lambda log_p, log_q: excludes(log_q, log_p).astype(log_p.dtype)
+        return jnp.where(_expected(lost, last, before, *others) > 0, jnp.inf, finite)
 
 
 # ---- Messages ------------------------------------------------------------------------------
@@ -179,17 +186,17 @@ def _smoothed(last: jax.Array, before: jax.Array) -> jax.Array:
 def _expected(
     term: Callable[..., jax.Array], last: jax.Array, before: jax.Array, *others: jax.Array
 ) -> jax.Array:
-    """E[sum_t term(log P(y_t | y_{t+1}))], the last one without a condition.
+    """The sum of terms of all places' log P(y_t | y_{t+1}), the last one without a condition.
 
     Args:
-      term: of the log-probabilities of the distribution, and of other ones.
+      term: a mean's, p times what is averaged: of log p, and of those of another distribution.
       last: log-probabilities of the last label.
       before: of each label given the next.
       *others: `last` and `before` of the other distribution.
     """
     p = _smoothed(jnp.exp(last), jnp.exp(before))[1:]
-    of_last = jnp.sum(jnp.exp(last) * term(last, *others[:1]), axis=-1)
-    given = jnp.sum(jnp.exp(before) * term(before, *others[1:]), axis=-2)
+    of_last = jnp.sum(term(last, *others[:1]), axis=-1)
+    given = jnp.sum(term(before, *others[1:]), axis=-2)
     return of_last + jnp.sum(p * given, axis=(0, -1))
 
 

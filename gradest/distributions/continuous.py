@@ -13,6 +13,16 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from ._implicit import bounded_exp, inside
+from ._information import (
+    OfExponential,
+    OfGumbel,
+    OfLaplace,
+    OfLogistic,
+    OfLogNormal,
+    OfMultivariateNormal,
+    OfNormal,
+    OfUniform,
+)
 from .base import Distribution, Shape, align, align_wide, as_float, as_floats, finite
 
 
@@ -76,7 +86,7 @@ def _standardized_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array
     return z, ((dx - dloc) - z * dscale) / scale
 
 
-class Normal(_Symmetric):
+class Normal(OfNormal, _Symmetric):
     """Independent Normal variables.
 
     Args:
@@ -97,7 +107,7 @@ class Normal(_Symmetric):
         return -0.5 * (z * z + math.log(2 * math.pi))
 
 
-class Laplace(_Symmetric):
+class Laplace(OfLaplace, _Symmetric):
     """Independent Laplace variables, p(x) = exp(-|x - loc| / scale) / (2 scale).
 
     Args:
@@ -113,7 +123,7 @@ class Laplace(_Symmetric):
         return -jnp.abs(z) - math.log(2)
 
 
-class Logistic(_Symmetric):
+class Logistic(OfLogistic, _Symmetric):
     """Independent logistic variables, P(X <= x) = sigmoid((x - loc) / scale).
 
     Args:
@@ -129,7 +139,7 @@ class Logistic(_Symmetric):
         return -2 * jnp.logaddexp(z / 2, -z / 2)
 
 
-class Gumbel(_LocScale):
+class Gumbel(OfGumbel, _LocScale):
     """Independent Gumbel variables, P(X <= x) = exp(-exp(-(x - loc) / scale)).
 
     Args:
@@ -145,7 +155,7 @@ class Gumbel(_LocScale):
         return -(z + bounded_exp(-z, 0.9))
 
 
-class LogNormal(Normal):
+class LogNormal(OfLogNormal, Normal):
     """x = exp(y) with y ~ Normal(loc, scale).
 
     Args:
@@ -181,7 +191,7 @@ class LogNormal(Normal):
         return log_p.astype(self.loc.dtype)
 
 
-class Exponential(Distribution):
+class Exponential(OfExponential, Distribution):
     """Independent exponential variables, p(x) = rate * exp(-rate * x) for x >= 0.
 
     Args:
@@ -213,7 +223,7 @@ class Exponential(Distribution):
         return log_p.astype(self.rate.dtype)
 
 
-class Uniform(Distribution):
+class Uniform(OfUniform, Distribution):
     """Independent uniform variables on [low, high).
 
     Args:
@@ -259,7 +269,7 @@ class Uniform(Distribution):
         return log_p.astype(self.low.dtype)
 
 
-class MultivariateNormal(Distribution):
+class MultivariateNormal(OfMultivariateNormal, Distribution):
     """Multivariate Normal vectors, x = loc + scale_tril @ noise.
 
     Args:

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._numerics import below_top, compute_dtype, in_compute_dtype, tempered
+from ._information import divergence, excludes, surprise
 from .base import Distribution, Shape, align, as_float, plain
 from .bernoulli import certain, weighted
 from .subset import WEIGHTS
@@ -108,12 +109,21 @@ class PlackettLuce(Distribution):
 
     def mean(self) -> jax.Array:
         """The probability of each item to be drawn as number r, shape (..., k, n), for n <= 12."""
-        rows = [p for p, _ in self._steps("mean")]
-        return jnp.stack(rows, axis=-2).astype(self.logits.dtype)
+        rows = [jnp.exp(_choice(self._log_odds(), left)) for left in self._left("mean")]
+        joint = [p[..., None] * row for p, row in zip(self._before(), rows, strict=True)]
+        return jnp.stack([jnp.sum(p, axis=-2) for p in joint], axis=-2).astype(self.logits.dtype)
 
     def entropy(self) -> jax.Array:
         """In nats, shape (...,), for n <= 12."""
-        return sum(h for _, h in self._steps("entropy")).astype(self.logits.dtype)
+        l = self._log_odds()
+        rows = [surprise(_choice(l, left)) for left in self._left("entropy")]
+        return self._summed(rows).astype(self.logits.dtype)
+
+    def _relative_entropy(self, other: "PlackettLuce") -> jax.Array:
+        l, others = self._log_odds(), other._log_odds()
+        left = self._left("kl_divergence")
+        finite = self._summed([divergence(_choice(l, x), _choice(others, x)) for x in left])
+        return jnp.where(jnp.any(excludes(others, l), axis=-1), jnp.inf, finite)
 
     # ---- The noise that is sorted ------------------------------------------------------------
 
@@ -194,25 +204,34 @@ class PlackettLuce(Distribution):
 
     # ---- Sums over what was drawn before -----------------------------------------------------
 
-    def _steps(self, what: str) -> list[tuple[jax.Array, jax.Array]]:
-        """For each row the items' probabilities, and its mean entropy given the earlier rows."""
-        l, n = self._log_odds(), self.logits.shape[-1]
+    def _left(self, what: str) -> list[jax.Array]:
+        """For each row, which items each set of earlier ones has left: shape (..., sets, n)."""
+        n = self.logits.shape[-1]
         if n > _MOST_SUMMED:
             raise ValueError(
                 f"PlackettLuce.{what}: expected at most {_MOST_SUMMED} items, got {n}: it is a sum "
                 "over all their subsets. Average draws, or for the entropy -log_prob of draws, by "
                 "an estimator that needs no mean: score_function or rebar."
             )
-        found, masses = [], jnp.ones((*l.shape[:-1], 1), l.dtype)
-        for r in range(self.k):
-            left = _without(n, r)
-            left = jnp.broadcast_to(left, (*l.shape[:-1], *left.shape))
-            given = _choice(l[..., None, :], left)
-            joint = masses[..., None] * given
-            surprise = jnp.where(given > 0, -jnp.log(jnp.where(given > 0, given, 1)), 0)
-            found.append((jnp.sum(joint, axis=-2), jnp.sum(joint * surprise, axis=(-2, -1))))
-            masses = jnp.sum(joint[..., _earlier(n, r + 1), _members(n, r + 1)], axis=-1)
-        return found
+        sets = [_without(n, r) for r in range(self.k)]
+        return [jnp.broadcast_to(x, (*self.logits.shape[:-1], *x.shape)) for x in sets]
+
+    def _before(self) -> list[jax.Array]:
+        """For each row, the probability that the earlier ones are this set: shape (..., sets)."""
+        l, n = self._log_odds(), self.logits.shape[-1]
+        masses = [jnp.ones((*l.shape[:-1], 1), l.dtype)]
+        for r, left in enumerate(self._left("mean")[:-1]):
+            joint = masses[-1][..., None] * jnp.exp(_choice(l, left))
+            masses.append(jnp.sum(joint[..., _earlier(n, r + 1), _members(n, r + 1)], axis=-1))
+        return masses
+
+    def _summed(self, rows: list[jax.Array]) -> jax.Array:
+        """The mean of the sum over rows, of what is given for each earlier set and each item."""
+        total = jnp.zeros(self.logits.shape[:-1], rows[0].dtype)
+        for p, row in zip(self._before(), rows, strict=True):
+            of_sets = jnp.sum(row, axis=-1)
+            total = total + jnp.sum(p * of_sets, axis=-1)
+        return total
 
 
 # The logarithm of a time that is not to be waited for, and of one before all others.
@@ -247,11 +266,12 @@ def _log_difference(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _choice(l: jax.Array, left: jax.Array) -> jax.Array:
-    """Probabilities of the items that are left, which is all of them that are possible or none."""
+    """log-probabilities of the items that are left; -inf of the others, or if none is possible."""
+    l = l[..., None, :]
     possible = left & (l > -jnp.inf)
     some = jnp.any(possible, axis=-1, keepdims=True)
-    y = jnp.where(possible, l, -jnp.inf)
-    return jnp.where(some, jax.nn.softmax(jnp.where(some, y, 0), axis=-1), 0)
+    y = jnp.where(some, jnp.where(possible, l, -jnp.inf), 0)
+    return jnp.where(possible, jax.nn.log_softmax(y, axis=-1), -jnp.inf)
 
 
 def _sets(n: int, size: int) -> list[tuple[int, ...]]:

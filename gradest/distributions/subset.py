@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._numerics import below_top, in_compute_dtype, tempered
+from ._information import excludes
 from .base import Distribution, Shape, align_wide, as_float, plain
 from .bernoulli import certain, weighted
 
@@ -128,6 +129,17 @@ class Subset(Distribution):
 
         of_items = _expected(self.k, of_choice, _choices(l, self.k))
         return jnp.sum(of_items, axis=-1).astype(self.logits.dtype)
+
+    def _relative_entropy(self, other: "Subset") -> jax.Array:
+        def of_choice(a: jax.Array, b: jax.Array) -> jax.Array:
+            is_in = jax.nn.log_sigmoid(a) - jax.nn.log_sigmoid(b)
+            is_out = jax.nn.log_sigmoid(-a) - jax.nn.log_sigmoid(-b)
+            return jax.nn.sigmoid(a) * is_in + jax.nn.sigmoid(-a) * is_out
+
+        l, others = self.logits, other.logits
+        of_items = _expected(self.k, of_choice, _choices(l, self.k), _choices(others, self.k))
+        infinite = jnp.any(excludes(others, l), axis=-1) & (self.k > 0)
+        return jnp.where(infinite, jnp.inf, jnp.sum(of_items, axis=-1))
 
     def perturb(self, key: jax.Array) -> jax.Array:
         """z = logits + Gumbel noise, up to a constant."""

@@ -69,12 +69,12 @@ def muprop(*, baseline: ArrayLike | None = None) -> Sampler:
 def _relaxed(key: jax.Array, dist: Any, **_: Any) -> jax.Array:
     """The mean, which the relaxed draw of this estimator is."""
     del key
-    _needs.check("muprop", dist, "mean", "density")
+    _needs.check("muprop", dist, "mean", "support", "density")
     return dist.mean()
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, **hyper: ArrayLike) -> jax.Array:
-    _needs.check("muprop", dist, "mean", "density")
+    _needs.check("muprop", dist, "mean", "support", "density")
     base.check_edges("muprop", dist)
     fixed = jax.lax.stop_gradient(dist)
     b, m = base.draw(key, fixed), fixed.mean()
@@ -103,7 +103,7 @@ def _where_finite(at_mean: jax.Array, slope: jax.Array) -> tuple[jax.Array, jax.
 RECORDS = (
     Record(
         muprop,
-        needs=("mean", "density"),
+        needs=("mean", "support", "density"),
         unbiased="yes",
         differentiable_cost=False,
         cost_note="the less variance, the smoother",
