@@ -31,7 +31,7 @@ def worst(samples):
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("name", cases.FIXED_SUPPORT)
+@pytest.mark.parametrize("name", [*cases.FIXED_SUPPORT, *cases.STRUCTURED])
 def test_score_has_mean_zero(name):
     """And has not at the draws of what has other parameters."""
     dist = cases.DISTRIBUTIONS[name]()
