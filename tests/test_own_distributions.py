@@ -38,7 +38,7 @@ class TruncatedGeometric(Distribution):
         return self._over_support().sample(key, shape).astype(self.rate.dtype)
 
     def log_prob(self, x):
-        return self._over_support().log_prob(x.astype(int))
+        return self._over_support().log_prob(jnp.asarray(x, int))
 
     def enumerate_support(self):
         return jnp.arange(self.n, dtype=self.rate.dtype)

@@ -165,7 +165,7 @@ class LogNormal(OfLogNormal, Normal):
 
     parameters = ("loc", "scale")
     # Its logarithm has a centre.
-    reflect = None
+    reflect = None  # pyright: ignore[reportAssignmentType]
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return self._rounded(self._sample_wide(key, shape))
