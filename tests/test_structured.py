@@ -167,7 +167,7 @@ UNBIASED = {
 }
 OF_ORDERS = {
     "rebar": ge.rebar(1.0),
-    "rebar, independent": ge.rebar(2.0, coupled=False),
+    "rebar, independent": ge.rebar(1.0, coupled=False),
     "relax": ge.relax(lambda w, x: jnp.tanh(w * jnp.sum(x[0] * x[1])) + x[0, 1], 0.8),
 }
 
@@ -224,6 +224,9 @@ def test_the_other_estimators_are_unbiased(name):
     want = [np.asarray(g) for g in case.gradient]
     for label in samplers:
         assert_unbiased(got[label], want)
+        if label == "rebar, independent":
+            # A fifth more than with the best baseline, a third less than without one.
+            assert_trace(got[label], case, 52.6)
         with pytest.raises(AssertionError, match="standard errors off"):
             assert_unbiased([1.05 * g for g in got[label]], want)
 
