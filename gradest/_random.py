@@ -112,7 +112,8 @@ def words(key: jax.Array, shape: Sequence[int]) -> Words:
     return Words(data[..., 0], data[..., 1])
 
 
-def _words_of(keys: jax.Array, shape: Sequence[int]) -> Words:
+def words_of(keys: jax.Array, shape: Sequence[int]) -> Words:
+    """`words`, of keys whose axes are the first ones of `shape`."""
     return Words(*per_lane(words, keys, shape))
 
 
@@ -133,7 +134,7 @@ def logistic(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Arra
 
 @functools.partial(jax.jit, static_argnames="shape")
 def _categorical(key: jax.Array, logits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return category_at(_words_of(key, (*shape, *logits.shape[:-1])), logits)
+    return category_at(words_of(key, (*shape, *logits.shape[:-1])), logits)
 
 
 def category_at(u: Words, logits: jax.Array) -> jax.Array:
@@ -166,7 +167,7 @@ def categorical(key: ArrayLike, logits: jax.Array, shape: Sequence[int] = ()) ->
 @functools.partial(jax.jit, static_argnames="shape")
 def _bernoulli(key: jax.Array, logits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     full = (*shape, *logits.shape)
-    return antithetic_at(_words_of(key, full), jnp.broadcast_to(logits, full))[1]
+    return antithetic_at(words_of(key, full), jnp.broadcast_to(logits, full))[1]
 
 
 def bernoulli(key: ArrayLike, logits: jax.Array, shape: Sequence[int] = ()) -> jax.Array:
@@ -181,7 +182,7 @@ def antithetic(key: ArrayLike, logits: jax.Array) -> tuple[jax.Array, jax.Array,
 
     Never are both on the rarer side.
     """
-    return antithetic_at(_words_of(keys_of(key, logits.shape), logits.shape), logits)
+    return antithetic_at(words_of(keys_of(key, logits.shape), logits.shape), logits)
 
 
 def antithetic_at(u: Words, logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

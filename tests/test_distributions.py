@@ -16,6 +16,7 @@ import pytest
 import scipy.stats
 import test_counts
 import test_implicit
+import test_structured
 from scipy.special import expit, logit, softmax
 
 import gradest as ge
@@ -137,8 +138,8 @@ def standard_promotion():
 
 def test_the_table_has_every_distribution():
     public = {name for name, value in vars(dists).items() if isinstance(value, type)}
-    elsewhere = {*test_implicit.PARAMETERS, *test_counts.PARAMETERS, "MixtureSameFamily"}
-    assert public == {*PARAMETERS, *elsewhere}
+    elsewhere = {*test_implicit.PARAMETERS, *test_counts.PARAMETERS, *test_structured.CASES}
+    assert public == {*PARAMETERS, *elsewhere, "MixtureSameFamily"}
 
 
 # ---- Densities and probabilities -------------------------------------------------------------

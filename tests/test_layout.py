@@ -241,6 +241,8 @@ PRIVATE = {
     # The budget within which a choice is looked at.
     "test_explain": {"gradest._downstream.probe"},
     "test_mixture": {"gradest.distributions.mixture"},
+    # What a user derives a distribution from.
+    "test_own_distributions": {"gradest.distributions.base"},
     # Its version, and how evaluations of a cost are counted.
     "test_records": {"gradest._diagnostics.evaluations", "gradest._version"},
     # How often a program is read.

@@ -27,7 +27,9 @@ def laws_of(estimator):
     return [name for name in cases.KINDS if name in served] or served[:1]
 
 
-@pytest.mark.parametrize("estimator", [name for name, c in cases.CASES.items() if c.record.estimates])
+@pytest.mark.parametrize(
+    "estimator", [name for name, c in cases.CASES.items() if c.record.estimates]
+)
 def test_estimators_lower(estimator):
     """Value and gradient, in an expectation: by its first options, with keys of both kinds."""
     sampler = next(iter(cases.CASES[estimator].variants.values())).sampler()

@@ -89,6 +89,11 @@ def test_example(name):
         ("0 or 1", lambda x: np.isin(x, [0, 1])),
         ("integers from 0 to K - 1", lambda x: np.isin(x, [0, 1, 2])),
         ("rows with one 1 among K - 1 zeros", lambda x: np.sum(x == 1, axis=-1) == 1),
+        ("vectors of k ones among n - k zeros", lambda x: np.sum(x == 1, axis=-1) == 3),
+        (
+            "k rows with one 1 each, in columns of their own",
+            lambda x: (np.sum(x, axis=-1) == 1).all(-1) & (np.sum(x, axis=-2) <= 1).all(-1),
+        ),
         ("integers from 0", lambda x: x >= 0),
         ("integers from 0 to `total_count`", lambda x: (x >= 0) & (x <= 3)),
         ("positive reals", lambda x: x > 0),

@@ -45,12 +45,12 @@ _attach_variance.defvjp(_attach_variance_fwd, _attach_variance_bwd)
 
 
 def with_variance_gradient(
-    gradient: Callable[[Mapping[str, jax.Array]], jax.Array], hyper: Mapping[str, Any]
-) -> tuple[jax.Array, dict[str, Any], dict[str, jax.Array]]:
+    gradient: Callable[[Mapping[str, jax.Array]], Any], hyper: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any], dict[str, jax.Array]]:
     """A gradient estimate, and the gradient of its squared norm.
 
     Args:
-      gradient: from what affects variance only to the estimate.
+      gradient: from what affects variance only to the estimate, a pytree.
       hyper: its argument, numbers or arrays.
 
     Returns:
@@ -63,9 +63,10 @@ def with_variance_gradient(
         if not _check.is_concrete(x) and jnp.issubdtype(jax.dtypes.result_type(x), jnp.floating)
     }
 
-    def squared_norm(traced: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    def squared_norm(traced: Mapping[str, Any]) -> tuple[jax.Array, Any]:
         g = gradient({name: jnp.asarray(x) for name, x in {**hyper, **traced}.items()})
-        return jnp.sum(g * g), g
+        first, *others = (jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(g))
+        return sum(others, start=first), g
 
     if not traced:
         return squared_norm(traced)[1], {}, {}

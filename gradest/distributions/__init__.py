@@ -1,5 +1,6 @@
 """Distributions whose structure the estimators use; every one is a pytree of its parameters."""
 
+from ._divergence import kl_divergence as kl_divergence
 from .bernoulli import Bernoulli as Bernoulli
 from .bernoulli import LogitRelaxedBernoulli as LogitRelaxedBernoulli
 from .bernoulli import RelaxedBernoulli as RelaxedBernoulli
@@ -7,6 +8,7 @@ from .categorical import Categorical as Categorical
 from .categorical import ExpRelaxedOneHotCategorical as ExpRelaxedOneHotCategorical
 from .categorical import OneHotCategorical as OneHotCategorical
 from .categorical import RelaxedOneHotCategorical as RelaxedOneHotCategorical
+from .chain import LinearChainCRF as LinearChainCRF
 from .continuous import Exponential as Exponential
 from .continuous import Gumbel as Gumbel
 from .continuous import Laplace as Laplace
@@ -24,5 +26,7 @@ from .gamma import Dirichlet as Dirichlet
 from .gamma import Gamma as Gamma
 from .gamma import StudentT as StudentT
 from .mixture import MixtureSameFamily as MixtureSameFamily
+from .plackett_luce import PlackettLuce as PlackettLuce
+from .subset import Subset as Subset
 from .vonmises import VonMises as VonMises
 from .weibull import Weibull as Weibull

@@ -1,6 +1,7 @@
 """What estimators need of a distribution, by name, and which distributions have it.
 
-An estimator's record names its needs; the distributions that it serves follow from here.
+An estimator's record names its needs; the distributions that it serves follow from here. Most are
+methods: a user's own distribution that has them is served as gradest's are.
 """
 
 import dataclasses
@@ -9,25 +10,11 @@ from collections.abc import Callable
 from .base import Distribution
 from .bernoulli import Bernoulli
 from .categorical import Categorical, OneHotCategorical
-from .continuous import (
-    Exponential,
-    Laplace,
-    Logistic,
-    LogNormal,
-    MultivariateNormal,
-    Normal,
-    Uniform,
-)
+from .continuous import Exponential, LogNormal, Normal
 from .counts import Geometric, Poisson
-from .gamma import Gamma, StudentT
+from .gamma import Gamma
 from .weibull import Weibull
 
-#: Those whose values can be listed.
-FINITE = (Bernoulli, Categorical, OneHotCategorical)
-#: Those whose draws are the sign or the argmax of continuous noise, and lie between floats.
-RELAXABLE = (Bernoulli, OneHotCategorical)
-#: Those that a reflection at their centre leaves as they are.
-SYMMETRIC = (Normal, MultivariateNormal, Laplace, Logistic, StudentT, Uniform)
 #: Those whose derivative is known as a difference of two distributions.
 WEAKLY_DIFFERENTIABLE = (
     *(Bernoulli, Categorical, OneHotCategorical, Poisson, Geometric),
@@ -41,11 +28,16 @@ class Capability:
 
     Attributes:
       meaning: what it is, in a few words.
-      of: whether a class of distributions has it.
+      of: whether a class of gradest's distributions, or one derived from theirs, has it.
     """
 
     meaning: str
     of: Callable[[type[Distribution]], bool]
+
+
+def _methods(*names: str) -> Callable[[type[Distribution]], bool]:
+    """Whether a class has all of these methods; one that it inherits may be None in it."""
+    return lambda kind: all(callable(getattr(kind, name, None)) for name in names)
 
 
 CAPABILITIES = {
@@ -56,20 +48,31 @@ CAPABILITIES = {
     "pathwise": Capability(
         "draws that are differentiable in the parameters", lambda kind: kind.reparameterizable
     ),
-    "reflection": Capability(
-        "a centre at which it can be mirrored", lambda kind: kind in SYMMETRIC
-    ),
+    "reflection": Capability("a centre at which it can be mirrored", _methods("reflect")),
     "weak derivative": Capability(
         "a derivative that is a difference of two distributions",
         lambda kind: kind in WEAKLY_DIFFERENTIABLE,
     ),
-    "support": Capability("finitely many values, which can be listed", lambda kind: kind in FINITE),
-    "categorical": Capability("logits of a softmax or a sigmoid", lambda kind: kind in FINITE),
+    "support": Capability(
+        "finitely many values, which can be listed", _methods("enumerate_support")
+    ),
+    "categorical": Capability("logits of a softmax or a sigmoid", lambda kind: kind.categorical),
     "relaxation": Capability(
-        "draws that are a threshold of continuous noise", lambda kind: kind in RELAXABLE
+        "draws that are a threshold of continuous noise",
+        _methods("perturb", "harden", "soften", "conditional", "pull_back_conditional"),
+    ),
+    "relaxed draw": Capability(
+        "a relaxed draw, differentiable in the parameters", _methods("perturb", "soften")
     ),
     "mean": Capability(
-        "a mean between its values, differentiable in the parameters",
-        lambda kind: kind in RELAXABLE,
+        "a mean of the shape of its draws, differentiable in the parameters", _methods("mean")
     ),
 }
+
+
+def has(kind: type, need: str | tuple[str, ...]) -> bool:
+    """Whether a class, of any library, has a capability; of several names in a tuple, one."""
+    if not issubclass(kind, Distribution):
+        return False
+    names = (need,) if isinstance(need, str) else need
+    return any(CAPABILITIES[name].of(kind) for name in names)

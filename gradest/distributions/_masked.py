@@ -23,6 +23,7 @@ from .categorical import (
     OneHotCategorical,
     RelaxedOneHotCategorical,
 )
+from .chain import LinearChainCRF
 from .continuous import (
     Exponential,
     Gumbel,
@@ -36,6 +37,8 @@ from .continuous import (
 from .counts import Binomial, Geometric, NegativeBinomial, Poisson
 from .gamma import Beta, Dirichlet, Gamma, StudentT
 from .mixture import MixtureSameFamily
+from .plackett_luce import PlackettLuce
+from .subset import Subset
 from .vonmises import VonMises
 from .weibull import Weibull
 
@@ -63,8 +66,10 @@ def _elementwise(point: float, *parameters: float, certain: bool = False) -> Cal
 
 
 def _first(dist: Any) -> np.ndarray:
-    """Logits of the first category for certain."""
-    return np.where(np.arange(dist.num_categories) == 0, 0.0, -np.inf)
+    """Logits of the first category for certain; of a subset, of the first k items."""
+    logits = dist.unary if isinstance(dist, LinearChainCRF) else dist.logits
+    k = dist.k if isinstance(dist, Subset) else 1
+    return np.where(np.arange(logits.shape[-1]) < k, 0.0, -np.inf)
 
 
 def _of_rows(point: Callable[[int], float], *parameters: float) -> Callable[..., StandIn]:
@@ -83,6 +88,11 @@ _STAND_INS: Mapping[type[Distribution], Callable[..., StandIn]] = {
     Bernoulli: _elementwise(0.0, -np.inf, certain=True),
     Categorical: lambda dist: StandIn(0, (_first(dist),), certain=True),
     OneHotCategorical: lambda dist: StandIn(np.exp(_first(dist)), (_first(dist),), 1, certain=True),
+    Subset: lambda dist: StandIn(np.exp(_first(dist)), (_first(dist),), 1, certain=True),
+    PlackettLuce: lambda dist: StandIn(np.eye(*dist.shape[-2:]), (0.0,), 2),
+    LinearChainCRF: lambda dist: StandIn(
+        np.exp(_first(dist)), (_first(dist), 0.0), 2, certain=True
+    ),
     Poisson: _elementwise(0, 1.0),
     Geometric: _elementwise(0, 0.0),
     Binomial: _elementwise(0, 1, 0.0),

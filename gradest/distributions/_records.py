@@ -14,6 +14,7 @@ from .categorical import (
     OneHotCategorical,
     RelaxedOneHotCategorical,
 )
+from .chain import LinearChainCRF
 from .continuous import (
     Exponential,
     Gumbel,
@@ -27,6 +28,8 @@ from .continuous import (
 from .counts import Binomial, Geometric, NegativeBinomial, Poisson
 from .gamma import Beta, Dirichlet, Gamma, StudentT
 from .mixture import MixtureSameFamily
+from .plackett_luce import PlackettLuce
+from .subset import Subset
 from .vonmises import VonMises
 from .weibull import Weibull
 
@@ -107,6 +110,26 @@ RECORDS = (
         NegativeBinomial,
         "integers from 0",
         lambda: NegativeBinomial(jnp.array([1.8, 2.5]), jnp.array([-0.4, -1.0])),
+        discrete=True,
+    ),
+    DistributionRecord(
+        Subset,
+        "vectors of k ones among n - k zeros",
+        lambda: Subset(jnp.array([0.5, -0.3, 0.8, 0.0, -1.1]), k=3),
+        discrete=True,
+    ),
+    DistributionRecord(
+        PlackettLuce,
+        "k rows with one 1 each, in columns of their own",
+        lambda: PlackettLuce(jnp.array([0.4, -0.6, 1.0]), k=2),
+        discrete=True,
+    ),
+    DistributionRecord(
+        LinearChainCRF,
+        "rows with one 1 among K - 1 zeros",
+        lambda: LinearChainCRF(
+            jnp.array([[0.3, -0.2], [1.0, 0.0], [-0.4, 0.7]]), jnp.array([[0.5, -0.3], [0.2, 0.4]])
+        ),
         discrete=True,
     ),
     DistributionRecord(

@@ -3,7 +3,7 @@
 import abc
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ClassVar, Self
 
 import jax
@@ -16,25 +16,42 @@ from .. import _calls, _check, _numerics
 from .._derivatives.primitives import drawn_p, scored_p
 from .._derivatives.refuse import Refusal, UnestimatedGradientError, undifferentiable
 from .._jaxpr import user_line
+from ._derived import Derived
 
 Shape = tuple[int, ...]
 
 
-class Distribution(abc.ABC):
+class Distribution(Derived, abc.ABC):
     """A pytree whose leaves are its parameters.
 
     A subclass lists its parameters' names, broadcasts them against each other when it is
     made (so that a leading axis on every leaf is a leading axis of the draw), and may be
     rebuilt by JAX with anything at all in the place of its leaves.
+
+    `sample` and `log_prob` are all that it must have. What else it has decides which estimators
+    serve it:
+
+    * `reparameterizable = True`, if `sample` is differentiable in the parameters;
+    * `enumerate_support()`, the outcomes of one independent element along a leading axis (and a
+      property `num_outcomes`, where there may be too many to list);
+    * `mean()`, of the shape of a draw, differentiable in the parameters;
+    * `reflect(x)`, the draw as probable as `x` on the other side of the centre;
+    * `perturb(key)`, the logits plus noise, and `soften(z, temperature)`, the relaxed draw there;
+    * besides, `harden(z)`, an exact draw; `conditional(key, x)`, a z of which x is the draw; and
+      `pull_back_conditional(x, z, ct)`, the cotangent of the logits given that of such a z.
     """
 
     parameters: ClassVar[tuple[str, ...]]
+    #: Names of what is no array and the same in every lane, such as a size.
+    static: ClassVar[tuple[str, ...]] = ()
     #: Whether `sample` is differentiable in the parameters, pathwise.
     reparameterizable: ClassVar[bool] = False
     #: Whether it is known that probabilities of 0 or 1 are differentiated, of what was just made.
     lost_edge: bool = False
     #: Whether the set of possible draws is the same whatever the parameters.
     fixed_support: ClassVar[bool] = True
+    #: Whether its outcomes are those of a softmax or a sigmoid of its logits.
+    categorical: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -45,20 +62,22 @@ class Distribution(abc.ABC):
                 cls, cls._flatten_with_keys, cls._unflatten, cls._flatten
             )
 
-    def _flatten(self) -> tuple[tuple[Any, ...], None]:
-        return tuple(getattr(self, name) for name in self.parameters), None
+    def _flatten(self) -> tuple[tuple[Any, ...], tuple[Hashable, ...]]:
+        leaves = tuple(getattr(self, name) for name in self.parameters)
+        return leaves, tuple(getattr(self, name) for name in self.static)
 
-    def _flatten_with_keys(self) -> tuple[tuple[Any, ...], None]:
+    def _flatten_with_keys(self) -> tuple[tuple[Any, ...], tuple[Hashable, ...]]:
         leaves, aux = self._flatten()
         keys = map(jax.tree_util.GetAttrKey, self.parameters)
         return tuple(zip(keys, leaves, strict=True)), aux
 
     @classmethod
-    def _unflatten(cls, aux: None, leaves: Iterable[Any]) -> Self:
-        del aux
+    def _unflatten(cls, aux: tuple[Hashable, ...], leaves: Iterable[Any]) -> Self:
         self = object.__new__(cls)
         for name, leaf in zip(cls.parameters, leaves, strict=True):
             setattr(self, name, leaf)
+        for name, value in zip(cls.static, aux, strict=True):
+            setattr(self, name, value)
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -67,7 +86,8 @@ class Distribution(abc.ABC):
 
     def __repr__(self) -> str:
         describe = lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else repr(x)
-        fields = (f"{name}={describe(getattr(self, name))}" for name in self.parameters)
+        names = (*self.parameters, *self.static)
+        fields = (f"{name}={describe(getattr(self, name))}" for name in names)
         return f"{type(self).__name__}({', '.join(fields)})"
 
     @property

@@ -13,6 +13,8 @@ from jax.typing import ArrayLike
 from .. import _check, _random
 from .._numerics import least_probability, tempered
 from ._implicit import inside
+from ._information import OfOutcomes
+from ._thresholds import Sign
 from .base import Distribution, Shape, align_wide, as_float, as_floats, finite, plain
 
 
@@ -64,7 +66,7 @@ def on_the_edge(p: ArrayLike | None, edges: Callable[[Any], Any]) -> bool:
         return False
 
 
-class Bernoulli(Distribution):
+class Bernoulli(OfOutcomes, Sign):
     r"""Independent Bernoulli variables, P(x = 1) = sigmoid(logits).
 
     Draws are floats, 0 or 1, so that gradients can flow through them.

@@ -11,6 +11,8 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._numerics import below_top, in_compute_dtype, least_probability, tempered
+from ._information import OfOutcomes
+from ._thresholds import Argmax, outcomes
 from .base import Distribution, Shape, align, align_wide, as_float, finite, plain, scored
 from .bernoulli import certain, on_the_edge, weighted
 
@@ -82,6 +84,7 @@ class _Logits(Distribution):
     """Holds logits of shape (..., K)."""
 
     parameters = ("logits",)
+    categorical = True
     logits: jax.Array
 
     def __init__(self, logits: ArrayLike | None = None, *, probs: ArrayLike | None = None):
@@ -98,7 +101,7 @@ class _Logits(Distribution):
         return jax.nn.softmax(self.logits, axis=-1)
 
 
-class Categorical(_Logits):
+class Categorical(OfOutcomes, _Logits):
     r"""Independent categorical variables, P(x = k) = softmax(logits)[k]; draws are integers.
 
     Args:
@@ -122,6 +125,13 @@ class Categorical(_Logits):
     def shape(self) -> Shape:
         return self.logits.shape[:-1]
 
+    def enumerate_support(self) -> jax.Array:
+        """The values of one element, shape (K,)."""
+        return jnp.arange(self.num_categories)
+
+    def _outcomes(self) -> tuple[jax.Array, jax.Array]:
+        return outcomes(self.logits)
+
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
 
@@ -143,7 +153,7 @@ class Categorical(_Logits):
         return log_p.astype(self.logits.dtype)
 
 
-class OneHotCategorical(_Logits):
+class OneHotCategorical(OfOutcomes, _Logits, Argmax):
     r"""Independent categorical variables as one-hot rows of floats, gradients can flow through.
 
     Args:

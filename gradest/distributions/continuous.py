@@ -13,6 +13,16 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from ._implicit import bounded_exp, inside
+from ._information import (
+    OfExponential,
+    OfGumbel,
+    OfLaplace,
+    OfLogistic,
+    OfLogNormal,
+    OfMultivariateNormal,
+    OfNormal,
+    OfUniform,
+)
 from .base import Distribution, Shape, align, align_wide, as_float, as_floats, finite
 
 
@@ -55,6 +65,14 @@ class _LocScale(Distribution):
         """Of the noise."""
 
 
+class _Symmetric(_LocScale):
+    """One whose noise is as probable as its negative."""
+
+    def reflect(self, x: jax.Array) -> jax.Array:
+        """The draw that mirrors `x` at the centre."""
+        return self.loc + (self.loc - x)
+
+
 @jax.custom_jvp
 def standardized(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:
     """(x - loc) / scale, whose derivative holds no square of the scale: that may overflow."""
@@ -68,7 +86,7 @@ def _standardized_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array
     return z, ((dx - dloc) - z * dscale) / scale
 
 
-class Normal(_LocScale):
+class Normal(OfNormal, _Symmetric):
     """Independent Normal variables.
 
     Args:
@@ -89,7 +107,7 @@ class Normal(_LocScale):
         return -0.5 * (z * z + math.log(2 * math.pi))
 
 
-class Laplace(_LocScale):
+class Laplace(OfLaplace, _Symmetric):
     """Independent Laplace variables, p(x) = exp(-|x - loc| / scale) / (2 scale).
 
     Args:
@@ -105,7 +123,7 @@ class Laplace(_LocScale):
         return -jnp.abs(z) - math.log(2)
 
 
-class Logistic(_LocScale):
+class Logistic(OfLogistic, _Symmetric):
     """Independent logistic variables, P(X <= x) = sigmoid((x - loc) / scale).
 
     Args:
@@ -121,7 +139,7 @@ class Logistic(_LocScale):
         return -2 * jnp.logaddexp(z / 2, -z / 2)
 
 
-class Gumbel(_LocScale):
+class Gumbel(OfGumbel, _LocScale):
     """Independent Gumbel variables, P(X <= x) = exp(-exp(-(x - loc) / scale)).
 
     Args:
@@ -137,7 +155,7 @@ class Gumbel(_LocScale):
         return -(z + bounded_exp(-z, 0.9))
 
 
-class LogNormal(Normal):
+class LogNormal(OfLogNormal, Normal):
     """x = exp(y) with y ~ Normal(loc, scale).
 
     Args:
@@ -146,6 +164,8 @@ class LogNormal(Normal):
     """
 
     parameters = ("loc", "scale")
+    # Its logarithm has a centre.
+    reflect = None  # pyright: ignore[reportAssignmentType]
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return self._rounded(self._sample_wide(key, shape))
@@ -171,7 +191,7 @@ class LogNormal(Normal):
         return log_p.astype(self.loc.dtype)
 
 
-class Exponential(Distribution):
+class Exponential(OfExponential, Distribution):
     """Independent exponential variables, p(x) = rate * exp(-rate * x) for x >= 0.
 
     Args:
@@ -203,7 +223,7 @@ class Exponential(Distribution):
         return log_p.astype(self.rate.dtype)
 
 
-class Uniform(Distribution):
+class Uniform(OfUniform, Distribution):
     """Independent uniform variables on [low, high).
 
     Args:
@@ -237,6 +257,11 @@ class Uniform(Distribution):
         noise, low, high = align_wide(noise, self.low, self.high)
         return (low + (high - low) * noise).astype(dtype)
 
+    def reflect(self, x: jax.Array) -> jax.Array:
+        """The draw that mirrors `x` at the centre."""
+        centre = (self.low + self.high) / 2
+        return centre + (centre - x)
+
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf where `x` is not from `low` to `high`."""
         x, low, high = align_wide(x, self.low, self.high)
@@ -244,7 +269,7 @@ class Uniform(Distribution):
         return log_p.astype(self.low.dtype)
 
 
-class MultivariateNormal(Distribution):
+class MultivariateNormal(OfMultivariateNormal, Distribution):
     """Multivariate Normal vectors, x = loc + scale_tril @ noise.
 
     Args:
@@ -297,6 +322,10 @@ class MultivariateNormal(Distribution):
         factor = jnp.tril(self.scale_tril).astype(loc.dtype)
         factor = jnp.broadcast_to(factor, (*noise.shape, noise.shape[-1]))
         return finite(loc + jnp.einsum("...ij,...j->...i", factor, noise), self.loc.dtype)
+
+    def reflect(self, x: jax.Array) -> jax.Array:
+        """The draw that mirrors `x` at the centre."""
+        return self.loc + (self.loc - x)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape (...,) of vectors `x` of shape (..., d)."""

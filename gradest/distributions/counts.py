@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from .. import _check, _random
 from .._numerics import in_compute_dtype
 from ._implicit import implicit, per_lane
+from ._information import OfGeometric, OfPoisson
 from ._special import STIRLING, log_beta, simplex_log_density
 from .base import Distribution, Shape, align, as_float, as_floats, plain, scored
 from .bernoulli import logits_from, weighted
@@ -18,7 +19,7 @@ from .gamma import by_stirling, log_gamma
 HIGHEST = 10**9
 
 
-class Poisson(Distribution):
+class Poisson(OfPoisson, Distribution):
     """Independent Poisson counts, P(x) = rate^x exp(-rate) / x!.
 
     Draws are exact up to rates of about 1e5 (at 1e6 and 1e7 their variance is off by 2 to 3%, at
@@ -83,7 +84,7 @@ class _Logits(Distribution):
         return self.logits.shape
 
 
-class Geometric(_Logits):
+class Geometric(OfGeometric, _Logits):
     """Independent counts of failures before the first success, P(x) = (1 - probs)^x probs.
 
     The smallest count is 0, the mean (1 - probs) / probs. Draws are at most 1e9.

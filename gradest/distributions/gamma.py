@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from .. import _check, _random
 from .._numerics import in_compute_dtype
 from ._implicit import bounded_exp, first_order_only, implicit, inside, per_lane
+from ._information import OfBeta, OfDirichlet, OfGamma
 from ._special import STIRLING, log_beta, simplex_log_density, stirling_remainder
 from .base import Distribution, Shape, align, align_wide, as_float, as_floats
 
@@ -87,7 +88,7 @@ _TERMS = _terms(count=5, degree=14)
 # ---- Distributions -------------------------------------------------------------------------
 
 
-class Gamma(Distribution):
+class Gamma(OfGamma, Distribution):
     r"""Independent Gamma variables, p(x) = rate^a x^(a-1) exp(-rate x) / Gamma(a) for x > 0.
 
     Draws are differentiable in both parameters, once in the concentration a: implicitly, with
@@ -163,7 +164,7 @@ def by_stirling(x: jax.Array, a: jax.Array, rate: jax.Array) -> jax.Array:
     return a * (w - jnp.expm1(w)) + peak - jnp.log(x)
 
 
-class Beta(Distribution):
+class Beta(OfBeta, Distribution):
     r"""Independent Beta variables, p(x) = x^(a-1) (1-x)^(b-1) / B(a, b) on (0, 1).
 
     A draw is g / (g + h) with g ~ Gamma(a, 1) and h ~ Gamma(b, 1), taken in log space, whose
@@ -225,7 +226,7 @@ class Beta(Distribution):
         return simplex_log_density(logs, concentrations)
 
 
-class Dirichlet(Distribution):
+class Dirichlet(OfDirichlet, Distribution):
     r"""Dirichlet vectors on the open simplex, p(x) = prod_k x_k^(a_k - 1) / B(a).
 
     A draw is g / sum(g) with g_k ~ Gamma(a_k, 1), taken in log space, whose implicit derivatives
@@ -335,6 +336,10 @@ class StudentT(Distribution):
         x = loc + scale * n * jnp.exp(stretch)
         limit = float(jnp.finfo(dtype).max)
         return jnp.clip(x, -limit, limit).astype(dtype)
+
+    def reflect(self, x: jax.Array) -> jax.Array:
+        """The draw that mirrors `x` at the centre."""
+        return self.loc + (self.loc - x)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         dtype = self.loc.dtype

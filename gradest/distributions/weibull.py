@@ -8,10 +8,11 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from ._implicit import bounded_exp, inside
+from ._information import OfWeibull
 from .base import Distribution, Shape, align_wide, as_floats
 
 
-class Weibull(Distribution):
+class Weibull(OfWeibull, Distribution):
     """Independent Weibull variables, P(X > x) = exp(-(x / scale)^concentration) for x > 0.
 
     Args:

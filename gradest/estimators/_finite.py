@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _jaxpr, _numerics, _random
-from ..distributions import Bernoulli, Categorical, base
-from ..distributions._capabilities import FINITE
+from ..distributions import base
+from . import _needs
 
 
 class Finite(NamedTuple):
@@ -36,19 +36,11 @@ class Finite(NamedTuple):
         Impossible values have `least_probability` where there are `at_most` so many joint draws:
         who meets all of them estimates the derivatives of their probabilities too.
         """
-        remedy = "It needs a finite support: use score_function, or reparameterize."
-        _check.supported(estimator, dist, FINITE, remedy)
-        dtype = dist.logits.dtype
-        l = dist.logits.astype(_numerics.compute_dtype(dtype))
-        if isinstance(dist, Bernoulli):
-            values = jnp.arange(2, dtype=dtype)
-            log_probs = jnp.stack([jax.nn.log_sigmoid(-l), jax.nn.log_sigmoid(l)], axis=-1)
-            probs = jnp.stack([_numerics.sigmoid(-l), _numerics.sigmoid(l)], axis=-1)
-        else:
-            k = dist.num_categories
-            values = jnp.arange(k) if isinstance(dist, Categorical) else jnp.eye(k, dtype=dtype)
-            log_probs, probs = jax.nn.log_softmax(l, axis=-1), _numerics.softmax(l)
-        least = _numerics.least_probability(dtype)
+        _needs.check(estimator, dist, "support")
+        _limited(estimator, dist)
+        values, (log_probs, probs) = dist.enumerate_support(), dist._outcomes()
+        floats = [x.dtype for x in jax.tree.leaves(dist) if jnp.issubdtype(x.dtype, jnp.floating)]
+        least = _numerics.least_probability(jnp.result_type(*floats))
         *rows, num_values = log_probs.shape
         if least and num_values ** math.prod(rows) <= at_most:
             log_probs = jnp.maximum(log_probs, math.log(least))
@@ -93,6 +85,24 @@ class Finite(NamedTuple):
         shape = (*self.rows, num, num_values)
         noise = _random.noise(_random.gumbel, key, shape, self.log_probs.dtype)
         return _search(self.log_probs, num, noise.reshape(n, num, num_values))
+
+
+def _limited(estimator: str, dist: Any) -> None:
+    """Raises for an element of too many outcomes to list."""
+    if dist.num_outcomes > _MAX_OUTCOMES:
+        raise ValueError(
+            f"{estimator}: expected a distribution of at most {_MAX_OUTCOMES:,} outcomes, which "
+            f"are listed, got {_check.name_of(type(dist))} of {readable(dist.num_outcomes)}. Use "
+            f"{', '.join(n for n in _needs.estimators_of(type(dist)) if n not in _LISTING)}."
+        )
+
+
+_MAX_OUTCOMES = 2**20
+_LISTING = ("enumeration", "sum_and_sample", "unordered_set")
+
+
+def readable(count: int) -> str:
+    return f"{count:,}" if count < 10**15 else f"about 10^{int(math.log10(count))}"
 
 
 def log_mass(l: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from .._sampler import Sampler
 from ..distributions import _records
-from ..distributions._capabilities import CAPABILITIES
+from ..distributions._capabilities import has
 from ..distributions.base import Distribution
 
 #: What the mean of the gradient is: that of the expectation ("exact": without any variance), of
@@ -86,13 +86,13 @@ class Record:
     def distributions(self) -> tuple[str, ...]:
         """The names of those that it serves."""
         kinds = [record.kind for record in _records.RECORDS]
-        return tuple(kind.__name__ for kind in kinds if self._serves(kind))
+        return tuple(kind.__name__ for kind in kinds if self.serves(kind))
 
-    def _serves(self, kind: type[Distribution]) -> bool:
+    def serves(self, kind: type[Distribution]) -> bool:
+        """Whether it takes distributions of that class."""
         if self.only is not None and kind not in self.only:
             return False
-        alternatives = [(need,) if isinstance(need, str) else need for need in self.needs]
-        return all(any(CAPABILITIES[name].of(kind) for name in names) for names in alternatives)
+        return all(has(kind, need) for need in self.needs)
 
     @property
     def options(self) -> dict[str, Any]:

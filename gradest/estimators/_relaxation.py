@@ -1,117 +1,59 @@
 """Discrete draws as functions of continuous noise, shared by the estimators that relax them.
 
-A Bernoulli draw is the sign, and a one-hot draw the argmax, of z = logits + noise, with logistic
-and Gumbel noise. Everything here is differentiable by JAX as it stands, to any order; infinite
-logits give certain outcomes and finite derivatives.
+What a draw is relaxed by, and what a draw of the noise given it is, the distribution says: see
+`gradest.distributions.base.Distribution`. Its one parameter are the logits, and z = logits + noise
+moves as they do.
 """
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check, _numerics, _random
-from .._numerics import below_top, tempered
-from ..distributions import Bernoulli, OneHotCategorical, base
-from ..distributions._capabilities import RELAXABLE
-
-Relaxable = Bernoulli | OneHotCategorical
+from ..distributions import base
+from ..distributions.base import Distribution
+from . import _needs
 
 
-def check(estimator: str, dist: Any, *, draws_all: bool = True) -> None:
-    """Raises unless `dist` can be relaxed.
-
-    Args:
-      estimator: its name.
-      dist: a distribution.
-      draws_all: whether the gradient needs every outcome to be drawn.
-    """
-    if draws_all:
-        base.check_edges(estimator, dist)
-    _check.supported(
-        estimator,
-        dist,
-        RELAXABLE,
-        "Give integer categories as OneHotCategorical; for other distributions use "
-        "score_function, or reparameterize where it applies.",
-    )
+def check(estimator: str, dist: Any) -> None:
+    """Raises unless `dist` can be relaxed, and every outcome be drawn, as the gradient needs."""
+    base.check_edges(estimator, dist)
+    _needs.check(estimator, dist, "relaxation")
 
 
-def perturb(key: jax.Array, dist: Relaxable) -> jax.Array:
-    """z = log-odds + logistic noise, or z = log-probabilities + Gumbel noise."""
-    (logits,) = _numerics.in_compute_dtype(dist.logits)
-    if isinstance(dist, Bernoulli):
-        return logits + _random.noise(_random.logistic, key, dist.shape, logits.dtype)
-    # Less the largest, which is exact where it matters, so that the sums have digits.
-    return below_top(logits) + _random.noise(_random.gumbel, key, dist.shape, logits.dtype)
+def perturb(key: jax.Array, dist: Any) -> jax.Array:
+    """z, the logits plus noise."""
+    return dist.perturb(key)
 
 
-def harden(dist: Relaxable, z: jax.Array) -> jax.Array:
-    """The draw that `z` stands for, exactly 0 or 1."""
-    if isinstance(dist, Bernoulli):
-        return (z > 0).astype(dist.logits.dtype)
-    return jax.nn.one_hot(jnp.argmax(z, axis=-1), z.shape[-1], dtype=dist.logits.dtype)
+def harden(dist: Any, z: jax.Array) -> jax.Array:
+    """The draw that `z` stands for."""
+    return dist.harden(z)
 
 
-def soften(dist: Relaxable, z: jax.Array, temperature: ArrayLike) -> jax.Array:
-    """The relaxed draw: sigmoid(z / temperature), or softmax(z / temperature)."""
-    t = jnp.asarray(temperature, z.dtype)
-    if isinstance(dist, Bernoulli):
-        return jax.nn.sigmoid(tempered(z, t)).astype(dist.logits.dtype)
-    weights = jnp.exp(tempered(below_top(z), t))
-    return (weights / jnp.sum(weights, axis=-1, keepdims=True)).astype(dist.logits.dtype)
+def soften(dist: Any, z: jax.Array, temperature: ArrayLike) -> jax.Array:
+    """The relaxed draw."""
+    return dist.soften(z, temperature)
 
 
-def log_odds(dist: Relaxable) -> jax.Array:
-    """Log-odds, or normalised log-probabilities, in the type of the noise."""
-    l = dist.logits.astype(_numerics.compute_dtype(dist.logits.dtype))
-    return l if isinstance(dist, Bernoulli) else jax.nn.log_softmax(l, axis=-1)
+def conditional(key: jax.Array, dist: Any, b: jax.Array) -> jax.Array:
+    """A draw of z given b."""
+    return dist.conditional(key, b)
 
 
-def mean(dist: Relaxable, l: jax.Array) -> jax.Array:
-    """Of the draw: the probabilities, from the log-odds."""
-    return jax.nn.sigmoid(l) if isinstance(dist, Bernoulli) else jnp.exp(l)
+def pull_back_conditional(dist: Any, b: jax.Array, z: jax.Array, ct: jax.Array) -> jax.Array:
+    """The cotangent of the logits, given that of z, a draw given b with its noise held fixed."""
+    return dist.pull_back_conditional(b, z, ct)
 
 
-def pull_back_mean(dist: Relaxable, p: jax.Array, ct: jax.Array) -> jax.Array:
-    """The cotangent of the logits, given that of the mean p: J(p) = diag(p) - p p^T times it."""
-    ct = ct.astype(p.dtype)
-    if isinstance(dist, Bernoulli):
-        return p * (1 - p) * ct
-    return p * (ct - jnp.sum(p * ct, axis=-1, keepdims=True))
+def score(dist: Distribution, b: jax.Array) -> Any:
+    """The derivative of log p(b) in each parameter, of the structure of `dist`."""
+    return dist._score(b)
 
 
-def score(l: jax.Array, dist: Relaxable, b: jax.Array) -> jax.Array:
-    """Derivative of log p(b) with respect to the logits."""
-    return b.astype(l.dtype) - mean(dist, l)
-
-
-def conditional(key: jax.Array, dist: Relaxable, l: jax.Array, b: jax.Array) -> jax.Array:
-    """A draw of z given b: Tucker et al. 2017, appendices B (one-hot) and C (Bernoulli)."""
-    if isinstance(dist, Bernoulli):
-        noise = _random.noise(_random.logistic, key, l.shape, l.dtype)
-        positive = jax.nn.softplus(noise - jax.nn.log_sigmoid(-l))
-        return jnp.where(b > 0, positive, -jax.nn.softplus(noise - jax.nn.log_sigmoid(l)))
-    noise = _random.noise(_random.gumbel, key, l.shape, l.dtype)
-    # The winner's z is a Gumbel around log 1 = 0; each other one's is cut off there.
-    top = jnp.sum(jnp.where(b > 0, noise, 0), axis=-1, keepdims=True)
-    return jnp.where(b > 0, top, -jnp.logaddexp(-top, -(l + noise)))
-
-
-def pull_back_conditional(
-    dist: Relaxable, l: jax.Array, b: jax.Array, z: jax.Array, ct: jax.Array
-) -> jax.Array:
-    """The cotangent of the logits, given that of z, a draw given b with its noise held fixed.
-
-    Bernoulli: dz/dl = P(b) (1 - exp(-|z|)).
-    One-hot: dz_i/dl_j = w_i p_j + [i = j] (1 - w_i) with w_i = exp(z_i - max z).
-    """
-    if isinstance(dist, Bernoulli):
-        prob_of_b = jax.nn.sigmoid(jnp.where(b > 0, l, -l))
-        return prob_of_b * -jnp.expm1(-jnp.abs(z)) * ct
-    w = jnp.exp(z - jnp.max(z, axis=-1, keepdims=True))
-    return jnp.exp(l) * jnp.sum(w * ct, axis=-1, keepdims=True) + (1 - w) * ct
+def pull_back_mean(dist: Distribution, ct: jax.Array) -> Any:
+    """The cotangent of each parameter, given that of the mean."""
+    return dist._pull_back_mean(ct)
 
 
 @jax.custom_vjp

@@ -10,27 +10,24 @@ REBAR and RELAX differ in where c comes from.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from .. import _random
 from . import _relaxation
-from ._relaxation import Relaxable
 
 
 class Noise(NamedTuple):
     """A draw with the noise that made it.
 
     Attributes:
-      l: the logits, normalised.
-      z: with noise added.
+      z: the logits with noise added.
       b: the draw, H(z).
       z_given_b: z', which is z itself if it is coupled.
       coupled: whether it is; the control variate is then evaluated once.
     """
 
-    l: jax.Array
     z: jax.Array
     b: jax.Array
     z_given_b: jax.Array
@@ -42,16 +39,16 @@ def keys(key: jax.Array) -> jax.Array:
     return _random.split(key, 2)
 
 
-def noise(key: jax.Array, dist: Relaxable, coupled: bool) -> Noise:
+def noise(key: jax.Array, dist: Any, coupled: bool) -> Noise:
     key_z, key_conditional = keys(key)
-    l, z = _relaxation.log_odds(dist), _relaxation.perturb(key_z, dist)
+    z = _relaxation.perturb(key_z, dist)
     b = _relaxation.harden(dist, z)
-    z_given_b = z if coupled else _relaxation.conditional(key_conditional, dist, l, b)
-    return Noise(l, z, b, z_given_b, coupled)
+    z_given_b = z if coupled else _relaxation.conditional(key_conditional, dist, b)
+    return Noise(z, b, z_given_b, coupled)
 
 
 def value_and_gradient(
-    dist: Relaxable, noise: Noise, c: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    dist: Any, noise: Noise, c: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 ) -> tuple[jax.Array, jax.Array]:
     """c(z') and the logits' d c(z) - d c(z').
 
@@ -61,11 +58,12 @@ def value_and_gradient(
       c: `c(z, l)`, a scalar to be differentiated, and the value that is taken from the cost, which
         is the same number unless draws of several lanes are made at once.
     """
-    l, z, b, z_given_b, coupled = noise
+    z, b, z_given_b, coupled = noise
+    l = dist._log_odds()
     of = jax.value_and_grad(c, argnums=(0, 1), has_aux=True)
     (_, value), (dz, dl) = of(z, l)
     dz_given_b, dl_given_b = dz, dl
     if not coupled:
         (_, value), (dz_given_b, dl_given_b) = of(z_given_b, l)
-    pulled_back = _relaxation.pull_back_conditional(dist, l, b, z_given_b, dz_given_b)
+    pulled_back = _relaxation.pull_back_conditional(dist, b, z_given_b, dz_given_b)
     return value, (dz + dl) - (pulled_back + dl_given_b)

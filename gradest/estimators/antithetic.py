@@ -5,12 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _check
 from .._calls import estimator
 from .._cost import Cost
 from .._sampler import Sampler
-from ..distributions import Uniform, _foreign, base
-from ..distributions._capabilities import SYMMETRIC
+from ..distributions import _foreign, base
+from . import _needs
 from ._record import Record
 
 
@@ -55,10 +54,9 @@ def antithetic() -> Sampler:
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
     dist = _foreign.own(dist, moving=True)
-    _check.supported("antithetic", dist, SYMMETRIC, "Use reparameterize, which takes one draw.")
+    _needs.check("antithetic", dist, "reflection", "pathwise")
     x = base.draw(key, dist)
-    centre = (dist.low + dist.high) / 2 if isinstance(dist, Uniform) else dist.loc
-    return jnp.mean(cost.batch(jnp.stack([x, centre + (centre - x)])))
+    return jnp.mean(cost.batch(jnp.stack([x, dist.reflect(x)])))
 
 
 RECORDS = (

@@ -5,13 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _check, _random
+from .. import _random
 from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
 from ..distributions import Bernoulli, base
-from . import _relaxation
+from ..distributions._derived import rebuilt
+from . import _needs
 from ._record import Record
 
 
@@ -102,10 +103,9 @@ def disarm() -> Sampler:
 
 
 def _arm(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
-    remedy = "Use disarm for OneHotCategorical; for other distributions use score_function."
-    _check.supported("arm", dist, [Bernoulli], remedy)
+    _needs.check("arm", dist, "categorical", only=(Bernoulli,))
     base.check_edges("arm", dist)
-    l = _relaxation.log_odds(jax.lax.stop_gradient(dist))
+    l = jax.lax.stop_gradient(dist)._log_odds()
     p, q = jax.nn.sigmoid(l), jax.nn.sigmoid(-l)
     first, second, u = _random.antithetic(key, l)
     # An element that is certain has no gradient, hence no noise from the others' costs.
@@ -114,8 +114,9 @@ def _arm(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
 
 
 def _disarm(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
-    _relaxation.check("disarm", dist)
-    l = _relaxation.log_odds(jax.lax.stop_gradient(dist))
+    _needs.check("disarm", dist, "categorical", "mean")
+    base.check_edges("disarm", dist)
+    l = jax.lax.stop_gradient(dist)._log_odds()
     walk = _bernoulli if isinstance(dist, Bernoulli) else _tree
     return _estimate(dist, cost, *walk(key, l))
 
@@ -128,7 +129,7 @@ def _estimate(
     # Not `cost.batch`: randomness of their own would be noise in the difference.
     costs = jax.vmap(cost)(pair)
     half = (costs[0] - costs[1]).astype(direction.dtype) / 2
-    gradient = type(dist)(half * direction)
+    gradient = rebuilt(dist, half * direction)
     attach = lambda c, x: attach_gradient(c, dist, gradient, log_prob=base.log_prob(dist, x))
     return jnp.mean(jax.vmap(attach)(costs, pair))
 

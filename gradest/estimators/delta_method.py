@@ -12,6 +12,7 @@ from .._derivatives.attach import attach_gradient
 from .._derivatives.refuse import second_order_counts_as_zero
 from .._sampler import Sampler
 from ..distributions import Normal, base
+from . import _needs
 from ._record import Evaluations, Record
 
 
@@ -64,12 +65,12 @@ def delta_method(*, num_samples: int = 1) -> Sampler:
 def _relaxed(key: jax.Array, dist: Any, **_: Any) -> jax.Array:
     """The mean: any expansion will do, whose coefficients do not depend on the draws."""
     del key
-    _check.supported("delta_method", dist, [Normal], _REMEDY)
+    _needs.check("delta_method", dist, "density", only=(Normal,))
     return dist.loc
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax.Array:
-    _check.supported("delta_method", dist, [Normal], _REMEDY)
+    _needs.check("delta_method", dist, "density", only=(Normal,))
     fixed = jax.lax.stop_gradient(dist)
     draws = jax.vmap(lambda k: base.draw(k, fixed))(_random.split(key, num_samples))
     costs = cost.batch(draws)
@@ -103,9 +104,6 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     mean_gradient = jax.tree.map(lambda g: jnp.mean(g, axis=0), jax.vmap(gradient)(draws, costs))
     attach = lambda x, f: attach_gradient(f, dist, mean_gradient, log_prob=base.log_prob(dist, x))
     return jnp.mean(jax.vmap(attach)(draws, costs))
-
-
-_REMEDY = "Use score_function, or reparameterize."
 
 
 RECORDS = (

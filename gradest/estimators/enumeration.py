@@ -1,7 +1,6 @@
 """The exact expectation of a draw with finite support, by summing over all its values."""
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +23,7 @@ def enumeration(*, max_configurations: int = 65_536) -> Sampler:
     .. math:: E[f(x)] = \sum_x p_\theta(x) f(x)
 
     Assumptions: finite support. The elements of a site are enumerated jointly: n elements of K
-    categories are K^n configurations.
+    categories are K^n configurations, and subsets, orders and sequences as many as there are.
     Bias: none. Variance: none from this draw. Derivatives of every order are exact.
     Cost evaluations per gradient: the number of configurations, vmapped.
 
@@ -32,8 +31,8 @@ def enumeration(*, max_configurations: int = 65_536) -> Sampler:
       max_configurations: more are refused.
 
     Returns:
-      A cost-based sampler for Bernoulli, Categorical and OneHotCategorical; its plain draws are
-      exact.
+      A cost-based sampler for Bernoulli, Categorical, OneHotCategorical, Subset,
+      PlackettLuce and LinearChainCRF; its plain draws are exact.
 
     Raises:
       ValueError: from `expect`, when there are more than `max_configurations`.
@@ -61,7 +60,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, max_configurations: int)
     if count > max_configurations:
         raise ValueError(
             f"enumeration: expected at most max_configurations={max_configurations} joint "
-            f"configurations, got {num_values}^{num_elements} = {_readable(count)} "
+            f"configurations, got {num_values}^{num_elements} = {_finite.readable(count)} "
             f"({num_elements} elements of {num_values} values). Enumerate fewer elements per "
             "site, raise max_configurations, or use score_function or rebar."
         )
@@ -78,10 +77,6 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, max_configurations: int)
     possible = joint != 0
     known = jax.lax.stop_gradient(jnp.where(jnp.isfinite(costs), costs, 0))
     return jnp.sum(joint * jnp.where(possible, costs, known))
-
-
-def _readable(count: int) -> str:
-    return f"{count:,}" if count < 10**15 else f"about 10^{int(math.log10(count))}"
 
 
 def _num_configurations(options: Mapping[str, Any], dist: Any) -> int:

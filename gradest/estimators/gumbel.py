@@ -11,9 +11,8 @@ from .._calls import estimator
 from .._derivatives.refuse import Refusal, first_order, undifferentiable
 from .._jaxpr import user_line
 from .._sampler import Sampler
-from ..distributions import Categorical, OneHotCategorical
-from ..distributions._capabilities import FINITE
-from . import _relaxation
+from ..distributions import Categorical, OneHotCategorical, base
+from . import _needs, _relaxation
 from ._record import Record
 
 
@@ -48,7 +47,7 @@ def gumbel_max() -> Sampler:
 
 
 def _gumbel_max(key: jax.Array, dist: Any) -> jax.Array:
-    _check.supported("gumbel_max", dist, FINITE, "It draws from finite supports only.")
+    _needs.check("gumbel_max", dist, "categorical")
     refusal = Refusal("gumbel_max", user_line(), _REMEDIES)
     if isinstance(dist, Categorical):
         x = jnp.argmax(_relaxation.perturb(key, OneHotCategorical(dist.logits)), axis=-1)
@@ -69,7 +68,9 @@ def gumbel_softmax(temperature: ArrayLike) -> Sampler:
 
     .. math:: y = \mathrm{softmax}((l + g) / t), \quad g_k \sim \mathrm{Gumbel}(0, 1)
 
-    For Bernoulli the binary concrete, y = sigmoid((l + logistic noise) / t).
+    For Bernoulli the binary concrete, y = sigmoid((l + logistic noise) / t); for PlackettLuce
+    NeuralSort of l + g; for Subset the relaxed top k of l + g, which is another law than that of
+    its draws, whatever the temperature: that of `PlackettLuce` without the order.
 
     Assumptions: the cost is differentiable, and defined between the corners of the simplex.
     Bias: of the order of the temperature; the expectation that is differentiated is that of the
@@ -82,7 +83,7 @@ def gumbel_softmax(temperature: ArrayLike) -> Sampler:
         `gradest.anneal`. Its own gradient is that of the relaxed expectation.
 
     Returns:
-      A pathwise sampler for Bernoulli and OneHotCategorical.
+      A pathwise sampler for Bernoulli, OneHotCategorical, Subset and PlackettLuce.
 
     Raises:
       ValueError: if the temperature is not positive and finite.
@@ -106,7 +107,8 @@ def gumbel_softmax(temperature: ArrayLike) -> Sampler:
 
 
 def _gumbel_softmax(key: jax.Array, dist: Any, *, temperature: ArrayLike) -> jax.Array:
-    _relaxation.check("gumbel_softmax", dist)
+    base.check_edges("gumbel_softmax", dist)
+    _needs.check("gumbel_softmax", dist, "relaxed draw")
     dist = first_order("gumbel_softmax", dist)
     return _relaxation.soften(dist, _relaxation.perturb(key, dist), temperature)
 
@@ -130,7 +132,7 @@ def st_gumbel_softmax(temperature: ArrayLike) -> Sampler:
         `gradest.anneal`.
 
     Returns:
-      A pathwise sampler for Bernoulli and OneHotCategorical.
+      A pathwise sampler for Bernoulli, OneHotCategorical and PlackettLuce.
 
     Raises:
       ValueError: if the temperature is not positive and finite.
@@ -172,7 +174,7 @@ RECORDS = (
     ),
     Record(
         gumbel_softmax,
-        needs=("relaxation",),
+        needs=("relaxed draw",),
         draws="relaxed",
         unbiased="no",
         differentiable_cost=True,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check, _random
+from .. import _check, _numerics, _random
 from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
@@ -36,7 +36,7 @@ def gumbel_rao(temperature: ArrayLike, *, num_samples: int = 10) -> Sampler:
       num_samples: K, how often the noise is drawn given the draw.
 
     Returns:
-      A pathwise sampler for Bernoulli and OneHotCategorical.
+      A pathwise sampler for Bernoulli, OneHotCategorical and PlackettLuce.
 
     Raises:
       ValueError: if the temperature is not positive and finite, or `num_samples` is less than 1.
@@ -67,11 +67,10 @@ def _gumbel_rao(
     dist = first_order("gumbel_rao", dist)
     key_draw, key_noise = _random.split(key, 2)
     hard = jax.lax.stop_gradient(base.draw(key_draw, dist))
-    l = _relaxation.log_odds(dist)
-    logits = dist.logits.astype(l.dtype)
+    (logits,) = _numerics.in_compute_dtype(dist.logits)
 
     def relaxed(key: jax.Array) -> jax.Array:
-        z = _relaxation.conditional(key, dist, l, hard)
+        z = _relaxation.conditional(key, dist, hard)
         # Its noise is held fixed: whatever z is, it moves with the logits.
         return _relaxation.soften(dist, _relaxation.replace_value(z, logits), temperature)
 

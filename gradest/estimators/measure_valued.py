@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, _numerics, _random
+from .. import _numerics, _random
 from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
@@ -28,9 +28,9 @@ from ..distributions import (
     Weibull,
     base,
 )
-from ..distributions._capabilities import WEAKLY_DIFFERENTIABLE
 from ..distributions._implicit import inside
 from ..distributions.weibull import from_log, log_ratio
+from . import _needs
 from ._record import Evaluations, Record
 
 
@@ -122,7 +122,7 @@ class _Pair(NamedTuple):
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool) -> jax.Array:
-    _check.supported("measure_valued", dist, WEAKLY_DIFFERENTIABLE, _REMEDY)
+    _needs.check("measure_valued", dist, "weak derivative")
     # Nothing is differentiated through the draws: the gradient is estimated here.
     fixed = jax.lax.stop_gradient(dist)
     if not _numerics.least_probability(jnp.result_type(*jax.tree.leaves(dist))):
@@ -292,9 +292,6 @@ def _(dist: Weibull, x: jax.Array, key: jax.Array, coupled: bool) -> Sequence[_P
 
 def _exponential(key: jax.Array, like: jax.Array) -> jax.Array:
     return _random.noise(jax.random.exponential, key, like.shape, like.dtype)
-
-
-_REMEDY = "Use score_function, which takes any distribution with a log_prob."
 
 
 def _num_evaluations(options: Mapping[str, Any], dist: Any) -> int:

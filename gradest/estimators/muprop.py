@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check
+from .. import _check, _numerics
 from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.variance import attach_variance_gradient, with_variance_gradient
 from .._sampler import Sampler
 from ..distributions import base
-from . import _relaxation
+from . import _needs, _relaxation
 from ._record import Evaluations, Record
 
 
@@ -43,7 +43,8 @@ def muprop(*, baseline: ArrayLike | None = None) -> Sampler:
         the loss's own: put it into the parameters and it is trained with the rest.
 
     Returns:
-      A cost-based sampler for Bernoulli and OneHotCategorical.
+      A cost-based sampler for Bernoulli, OneHotCategorical, Subset, PlackettLuce (of up to 12
+      items) and LinearChainCRF.
 
     Raises:
       ValueError: if the baseline is not finite.
@@ -68,28 +69,28 @@ def muprop(*, baseline: ArrayLike | None = None) -> Sampler:
 def _relaxed(key: jax.Array, dist: Any, **_: Any) -> jax.Array:
     """The mean, which the relaxed draw of this estimator is."""
     del key
-    _relaxation.check("muprop", dist)
-    return _relaxation.mean(dist, _relaxation.log_odds(dist)).astype(dist.logits.dtype)
+    _needs.check("muprop", dist, "mean", "support", "density")
+    return dist.mean()
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, **hyper: ArrayLike) -> jax.Array:
-    _relaxation.check("muprop", dist)
+    _needs.check("muprop", dist, "mean", "support", "density")
+    base.check_edges("muprop", dist)
     fixed = jax.lax.stop_gradient(dist)
-    l = _relaxation.log_odds(fixed)
-    p = _relaxation.mean(fixed, l)
-    b, m = base.draw(key, fixed), p.astype(fixed.logits.dtype)
+    b, m = base.draw(key, fixed), fixed.mean()
     f = cost(b)
     at_mean, slope = _where_finite(*jax.value_and_grad(cost.relaxed)(m))
-    expansion = at_mean.astype(l.dtype) + jnp.sum(slope.astype(l.dtype) * (b - m).astype(l.dtype))
-    signal = f.astype(l.dtype) - expansion
-    score, of_mean = _relaxation.score(l, fixed, b), _relaxation.pull_back_mean(fixed, p, slope)
+    (s,) = _numerics.in_compute_dtype(slope)
+    expansion = at_mean.astype(s.dtype) + jnp.sum(s * (b - m).astype(s.dtype))
+    signal = f.astype(s.dtype) - expansion
+    score, of_mean = _relaxation.score(fixed, b), _relaxation.pull_back_mean(fixed, slope)
 
-    def gradient(hyper: Mapping[str, jax.Array]) -> jax.Array:
-        centred = signal - hyper["baseline"].astype(l.dtype) if hyper else signal
-        return centred * score + of_mean
+    def gradient(hyper: Mapping[str, jax.Array]) -> Any:
+        centred = signal - hyper["baseline"].astype(s.dtype) if hyper else signal
+        return jax.tree.map(lambda score, mean: centred * score + mean, score, of_mean)
 
     g, traced, variance_gradient = with_variance_gradient(gradient, hyper)
-    value = attach_gradient(f, dist, type(dist)(g), log_prob=base.log_prob(dist, b))
+    value = attach_gradient(f, dist, g, log_prob=base.log_prob(dist, b))
     return attach_variance_gradient(value, traced, variance_gradient)
 
 
@@ -102,7 +103,7 @@ def _where_finite(at_mean: jax.Array, slope: jax.Array) -> tuple[jax.Array, jax.
 RECORDS = (
     Record(
         muprop,
-        needs=("mean",),
+        needs=("mean", "support", "density"),
         unbiased="yes",
         differentiable_cost=False,
         cost_note="the less variance, the smoother",

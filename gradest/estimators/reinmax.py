@@ -10,10 +10,10 @@ from .. import _check, _numerics
 from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
-from ..distributions import Bernoulli, base
-from . import _relaxation
+from ..distributions import base
+from ..distributions._derived import rebuilt
+from . import _needs
 from ._record import Record
-from ._relaxation import Relaxable
 
 
 @estimator
@@ -63,31 +63,31 @@ def reinmax(temperature: ArrayLike = 1.0) -> Sampler:
 
 
 def _reinmax(key: jax.Array, dist: Any, *, temperature: ArrayLike) -> jax.Array:
-    _relaxation.check("reinmax", dist)
+    _needs.check("reinmax", dist, "categorical", "mean")
+    base.check_edges("reinmax", dist)
     dist = first_order("reinmax", dist)
     x = jax.lax.stop_gradient(base.draw(key, dist))
-    l = _relaxation.log_odds(dist)
-    t = _numerics.positive(jnp.asarray(temperature, l.dtype))
-    softened = jax.nn.sigmoid(l / t) if isinstance(dist, Bernoulli) else jax.nn.softmax(l / t)
-    return _attach(x, dist, _relaxation.mean(dist, l), (x.astype(l.dtype) + softened) / 2)
+    pi_0 = dist._wide_mean()
+    t = _numerics.positive(jnp.asarray(temperature, pi_0.dtype))
+    return _attach(x, dist, pi_0, (x.astype(t.dtype) + dist._softened_mean(t)) / 2)
 
 
 @jax.custom_vjp
-def _attach(x: jax.Array, dist: Relaxable, pi_0: jax.Array, pi_1: jax.Array) -> jax.Array:
+def _attach(x: jax.Array, dist: Any, pi_0: jax.Array, pi_1: jax.Array) -> jax.Array:
     """`x`, whose derivative with respect to the logits is 2 J(pi_1) - J(pi_0) / 2."""
     del dist, pi_0, pi_1
     return x
 
 
-def _attach_fwd(x: jax.Array, dist: Relaxable, pi_0: jax.Array, pi_1: jax.Array) -> Any:
+def _attach_fwd(x: jax.Array, dist: Any, pi_0: jax.Array, pi_1: jax.Array) -> Any:
     return x, (dist, pi_0, pi_1)
 
 
 def _attach_bwd(residuals: Any, ct: jax.Array) -> Any:
     dist, pi_0, pi_1 = residuals
-    heun = 2 * _relaxation.pull_back_mean(dist, pi_1, ct)
-    heun -= _relaxation.pull_back_mean(dist, pi_0, ct) / 2
-    return None, type(dist)(heun.astype(dist.logits.dtype)), None, None
+    heun = 2 * dist._pull_back_mean_at(pi_1, ct)
+    heun -= dist._pull_back_mean_at(pi_0, ct) / 2
+    return None, rebuilt(dist, heun.astype(dist.logits.dtype)), None, None
 
 
 _attach.defvjp(_attach_fwd, _attach_bwd)

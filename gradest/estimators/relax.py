@@ -17,8 +17,9 @@ from .._derivatives.attach import attach_gradient
 from .._jumps import Mark, complaint_of, watched
 from .._sampler import ControlVariate, Sampler, with_score
 from .._transparent import without_stops
-from ..distributions import Bernoulli, OneHotCategorical, base
-from . import _relaxation, _relaxed_control, _scores
+from ..distributions import base
+from ..distributions._capabilities import has
+from . import _needs, _relaxation, _relaxed_control, _scores
 from ._record import Record
 from .reparameterize import differentiable_draw
 
@@ -36,8 +37,8 @@ def relax(
 ) -> Sampler:
     r"""RELAX: unbiased for any cost and any surrogate, of low variance where they are alike.
 
-    For Bernoulli and OneHotCategorical, with z the noisy logits, b = H(z) the draw, z' a draw of z
-    given b, and c(z) the surrogate at the relaxed draw, sigmoid(z / t) or softmax(z / t),
+    For Bernoulli, OneHotCategorical and PlackettLuce, with z the noisy logits, b = H(z) the draw,
+    z' a draw of z given b, and c(z) the surrogate at the relaxed draw, such as softmax(z / t),
 
     .. math:: \nabla_l E[f(b)] = E[(f(b) - \eta c(z')) \nabla_l \log p(b)
               + \eta \nabla_l c(z) - \eta \nabla_l c(z')]
@@ -67,8 +68,8 @@ def relax(
         the surrogate; else it has noise of its own.
 
     Returns:
-      A cost-based sampler for Bernoulli, OneHotCategorical, and reparameterizable distributions,
-      other libraries' included.
+      A cost-based sampler for Bernoulli, OneHotCategorical, PlackettLuce, and reparameterizable
+      distributions, other libraries' included.
 
     Raises:
       ValueError: if the temperature is not positive, or eta not finite, or the surrogate's result
@@ -121,16 +122,12 @@ def relax(
 
 def _discrete(dist: Any) -> bool:
     """Whether draws are relaxed (RELAX), or differentiable as they are (LAX)."""
-    if isinstance(dist, (Bernoulli, OneHotCategorical)):
+    if has(type(dist), "relaxation"):
         base.check_edges("relax", dist)
         return True
     declared = getattr(dist, "reparameterizable", getattr(dist, "has_rsample", None))
     if declared is False:
-        raise TypeError(
-            "relax: expected one of gradest.distributions' Bernoulli, OneHotCategorical, or a "
-            f"reparameterizable distribution, got {_check.name_of(type(dist))}. Give "
-            "integer categories as OneHotCategorical; for other distributions use score_function."
-        )
+        _needs.check("relax", dist, "density", ("relaxation", "pathwise"))
     _scores.checked("relax", dist)
     return False
 
@@ -240,7 +237,7 @@ def _relax(
         return total.astype(dtype), lanes.astype(dtype)
 
     value, through_z = _relaxed_control.value_and_gradient(dist, noise, at)
-    score = _relaxation.score(noise.l, dist, noise.b)
+    (score,) = jax.tree.leaves(_relaxation.score(dist, noise.b))
     correction = eta * (through_z - _per_lane(value, score) * score)
     return noise.b, score.reshape(-1), correction.reshape(-1)
 

@@ -5,12 +5,12 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from .. import _check, _numerics
+from .. import _check
 from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
 from ..distributions import base
-from . import _relaxation
+from . import _needs, _relaxation
 from ._record import Record
 
 
@@ -20,7 +20,8 @@ def straight_through(*, slope: ArrayLike = 1.0) -> Sampler:
 
     .. math:: x \sim p_l, \quad dx := d\,\mathrm{softmax}(s\,l)
 
-    (sigmoid(s l) for Bernoulli), with slope s.
+    (sigmoid(s l) for Bernoulli; for the others their mean at s l), with slope s. Of a Subset it is
+    SIMPLE, whose gradient is Cov(x) times that of the cost at the draw.
 
     Assumptions: the cost is differentiable at the corners of the simplex.
     Bias: zero for a cost linear in the draw, of second order in the cost otherwise: for one
@@ -33,7 +34,8 @@ def straight_through(*, slope: ArrayLike = 1.0) -> Sampler:
         It may be traced, and annealed with `gradest.anneal`.
 
     Returns:
-      A pathwise sampler for Bernoulli and OneHotCategorical. One uniform number per draw.
+      A pathwise sampler for Bernoulli, OneHotCategorical, Subset, PlackettLuce (of up to 12 items)
+      and LinearChainCRF.
 
     Raises:
       ValueError: if the slope is not positive and finite.
@@ -50,6 +52,8 @@ def straight_through(*, slope: ArrayLike = 1.0) -> Sampler:
       Bengio, Leonard and Courville 2013, "Estimating or Propagating Gradients Through Stochastic
       Neurons for Conditional Computation", section 3.1 (there with derivative 1 in place of the
       sigmoid's); Chung, Ahn and Bengio 2017, section 2.4, for the slope.
+      Ahmed, Zeng, Niepert and Van den Broeck 2023, "SIMPLE: A Gradient Estimator for k-Subset
+      Sampling", eq. 4.
     """
     options = {"slope": _check.positive("slope", slope)}
     return Sampler(
@@ -58,19 +62,16 @@ def straight_through(*, slope: ArrayLike = 1.0) -> Sampler:
 
 
 def _straight_through(key: jax.Array, dist: Any, *, slope: ArrayLike) -> jax.Array:
-    _relaxation.check("straight_through", dist, draws_all=False)
+    _needs.check("straight_through", dist, "mean", "support")
     dist = first_order("straight_through", dist)
     hard = jax.lax.stop_gradient(base.draw(key, dist))
-    logits = dist.logits.astype(_numerics.compute_dtype(dist.logits.dtype))
-    # Multiplied by the slope, that is: divided by its inverse.
-    soft = _relaxation.soften(dist, logits, 1 / slope)
-    return _relaxation.replace_value(hard, soft)
+    return _relaxation.replace_value(hard, dist._mean_at(slope).astype(hard.dtype))
 
 
 RECORDS = (
     Record(
         straight_through,
-        needs=("mean",),
+        needs=("mean", "support"),
         unbiased="no",
         differentiable_cost=True,
         evaluations=1,

@@ -36,8 +36,8 @@ def sum_and_sample(*, num_summed: int = 1, num_samples: int = 1) -> Sampler:
       num_samples: number of independent draws outside of C.
 
     Returns:
-      A cost-based sampler for Bernoulli, Categorical and OneHotCategorical; its plain draws are
-      exact.
+      A cost-based sampler for Bernoulli, Categorical, OneHotCategorical, Subset,
+      PlackettLuce and LinearChainCRF; its plain draws are exact.
 
     Raises:
       ValueError: if either number is less than 1.

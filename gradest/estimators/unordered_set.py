@@ -38,7 +38,8 @@ def unordered_set(num_samples: int) -> Sampler:
       num_samples: K, at least 2.
 
     Returns:
-      A cost-based sampler for Bernoulli, Categorical and OneHotCategorical.
+      A cost-based sampler for Bernoulli, Categorical, OneHotCategorical, Subset,
+      PlackettLuce and LinearChainCRF.
 
     Raises:
       ValueError: if `num_samples` is less than 2: the baseline needs another draw.

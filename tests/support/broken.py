@@ -105,8 +105,8 @@ def with_factor(sampler: ge.Sampler, factor: Any) -> ge.Sampler:
 def noise_not_given_the_draw(make: Make) -> Broken:
     """z' is drawn as z is, whatever was drawn."""
 
-    def unconditional(key: jax.Array, dist: Any, l: jax.Array, b: jax.Array) -> jax.Array:
-        del l, b
+    def unconditional(key: jax.Array, dist: Any, b: jax.Array) -> jax.Array:
+        del b
         return _relaxation.perturb(key, dist)
 
     return replaced(_relaxation, "conditional", unconditional, make)
@@ -114,13 +114,13 @@ def noise_not_given_the_draw(make: Make) -> Broken:
 
 def conditional_not_differentiated(make: Make) -> Broken:
     """The parameters' effect on z' is left out."""
-    nothing = lambda dist, l, b, z, ct: jnp.zeros_like(ct)
+    nothing = lambda dist, b, z, ct: jnp.zeros_like(ct)
     return replaced(_relaxation, "pull_back_conditional", nothing, make)
 
 
 def mean_not_added_back(make: Make) -> Broken:
     """The control variate's own gradient, at the mean, is left out."""
-    nothing = lambda dist, p, ct: jnp.zeros_like(p)
+    nothing = lambda dist, ct: jax.tree.map(jnp.zeros_like, dist)
     return replaced(_relaxation, "pull_back_mean", nothing, make)
 
 

@@ -67,6 +67,11 @@ DISTRIBUTIONS: dict[str, Callable[[], Any]] = {
         dists.Categorical(jnp.array([[-0.2, 0.0], [-0.2, 0.6]])),
         dists.Normal(jnp.array([[-0.2, -1.3], [0.8, -0.6]]), jnp.array([[0.6, 1.0], [0.4, 0.7]])),
     ),
+    "Subset": lambda: dists.Subset(jnp.array([0.5, -0.3, 0.8, 0.0, -1.1]), k=3),
+    "PlackettLuce": lambda: dists.PlackettLuce(jnp.array([0.4, -0.6, 1.0]), k=2),
+    "LinearChainCRF": lambda: dists.LinearChainCRF(
+        jnp.array([[0.3, -0.2], [1.0, 0.0], [-0.4, 0.7]]), jnp.array([[0.5, -0.3], [0.2, 0.4]])
+    ),
     "Poisson": lambda: dists.Poisson(jnp.array([0.8, 1.7])),
     "Geometric": lambda: dists.Geometric(jnp.array([0.4, 0.8])),
     "Binomial": lambda: dists.Binomial(jnp.array([3, 2]), jnp.array([0.4, -0.9])),
@@ -77,9 +82,12 @@ DISTRIBUTIONS: dict[str, Callable[[], Any]] = {
 
 
 def _of(has: Callable[[records.DistributionRecord], bool]) -> tuple[str, ...]:
-    return tuple(name for name in DISTRIBUTIONS if has(records.DISTRIBUTIONS[name]))
+    names = (name for name in DISTRIBUTIONS if name not in STRUCTURED)
+    return tuple(name for name in names if has(records.DISTRIBUTIONS[name]))
 
 
+# Not of independent elements: sampled in a file of their own, here traced.
+STRUCTURED = ("Subset", "PlackettLuce", "LinearChainCRF")
 FINITE = _of(lambda record: "support" in record.capabilities)
 COUNTS = _of(lambda record: record.discrete and "support" not in record.capabilities)
 RELAXABLE = _of(lambda record: "relaxation" in record.capabilities)
@@ -172,8 +180,8 @@ class Case:
       variants: by a name for their options. The first is tested with every distribution, the
         others with one of each kind.
       broken: wrong implementations by what is wrong, each a function of a pytest.MonkeyPatch.
-      matrix: names of those distributions that it is sampled with, if not all: for a formula that
-        is the same for every distribution. The others are traced.
+      matrix: names of those distributions that it is sampled with, if not all but the structured
+        ones: for a formula that is the same for every distribution. The others are traced.
     """
 
     estimator: Callable[..., ge.Sampler]
@@ -184,6 +192,11 @@ class Case:
     @property
     def record(self) -> records.Record:
         return records.ESTIMATORS[self.estimator.__name__]
+
+    @property
+    def sampled(self) -> tuple[str, ...]:
+        """Names of the distributions that it is sampled with."""
+        return self.matrix or tuple(n for n in self.record.distributions if n not in STRUCTURED)
 
 
 _rebar = lambda **options: Variant(lambda: ge.rebar(**options))
@@ -427,6 +440,6 @@ def cells() -> Iterator[Cell]:
         if not row.record.estimates:
             continue
         for i, variant in enumerate(row.variants):
-            for distribution in row.matrix or row.record.distributions:
+            for distribution in row.sampled:
                 if i == 0 or distribution in KINDS:
                     yield Cell(estimator, variant, distribution)

@@ -81,6 +81,32 @@ def _(dist: dists.OneHotCategorical) -> Points:
     return _joint(jnp.eye(dist.logits.shape[-1]), _normalised(dist.logits), dist.shape)
 
 
+@points.register
+def _(dist: dists.Subset) -> Points:
+    rows = np.array(list(itertools.product([0, 1], repeat=dist.logits.size)))
+    values = _as(rows[rows.sum(axis=1) == dist.k], dist.logits)
+    return Points(values, jax.nn.softmax(values @ dist.logits))
+
+
+@points.register
+def _(dist: dists.PlackettLuce) -> Points:
+    """One order: each item in proportion to its weight among those that are left."""
+    orders = np.array(list(itertools.permutations(range(dist.logits.size), dist.k)))
+    weights, left = jnp.exp(dist.logits)[orders], jnp.sum(jnp.exp(dist.logits))
+    probs = [weights[:, r] / (left - weights[:, :r].sum(axis=1)) for r in range(dist.k)]
+    values = _as(np.eye(dist.logits.size)[orders], dist.logits)
+    return Points(values, functools.reduce(jnp.multiply, probs))
+
+
+@points.register
+def _(dist: dists.LinearChainCRF) -> Points:
+    length, num = dist.unary.shape
+    labels = np.array(list(itertools.product(range(num), repeat=length)))
+    score = dist.unary[np.arange(length), labels].sum(axis=1)
+    score += dist.pairwise[labels[:, :-1], labels[:, 1:]].sum(axis=1)
+    return Points(_as(np.eye(num)[labels], dist.unary), jax.nn.softmax(score))
+
+
 def _normalised(logits: jax.Array) -> jax.Array:
     """Probabilities of the categories, shape (rows, K)."""
     weights = jnp.exp(logits.reshape(-1, logits.shape[-1]))

@@ -1,0 +1,66 @@
+"""Whether a distribution has what an estimator needs, and what to do where it has not."""
+
+import functools
+import importlib
+import pkgutil
+from typing import Any
+
+from .. import _check
+from ..distributions import _records
+from ..distributions._capabilities import CAPABILITIES, has
+from ..distributions.base import Distribution
+from ._record import Record
+
+Need = str | tuple[str, ...]
+
+
+def check(
+    estimator: str, dist: Any, *needs: Need, only: tuple[type[Distribution], ...] | None = None
+) -> None:
+    """Raises unless `dist` has what `estimator` needs.
+
+    Args:
+      estimator: its name.
+      dist: a distribution.
+      *needs: names of capabilities, as in the estimator's record.
+      only: the classes that it serves of those that have them; all if None. A subclass is another
+        distribution: LogNormal is a Normal to Python only.
+    """
+    kind = type(dist)
+    lacking = [need for need in needs if not has(kind, need)]
+    if not lacking and (only is None or kind in only):
+        return
+    served = [record.kind for record in _records.RECORDS]
+    served = [own for own in served if all(has(own, need) for need in needs)]
+    names = ", ".join(own.__name__ for own in (served if only is None else only))
+    others = estimators_of(kind)
+    raise TypeError(
+        f"{estimator}: expected one of gradest.distributions' {names}{_or_another(lacking)}, got "
+        f"{_check.name_of(kind)}. "
+        + (f"For that there are {', '.join(others)}." if others else "Use score_function.")
+    )
+
+
+def _or_another(lacking: list[Need]) -> str:
+    """What a user's own distribution would have to have."""
+    if not lacking:
+        return ""
+    of = lambda need: CAPABILITIES[need if isinstance(need, str) else need[0]].meaning
+    return f", or another with {' and '.join(map(of, lacking))}"
+
+
+def estimators_of(kind: type) -> list[str]:
+    """Names of those that estimate gradients of draws from a class of distributions."""
+    if not issubclass(kind, Distribution):
+        return ["score_function", "reparameterize"]
+    return [record.name for record in all_records() if record.estimates and record.serves(kind)]
+
+
+@functools.cache
+def all_records() -> tuple[Record, ...]:
+    """Of all the modules of estimators; what serves most distributions first."""
+    package = importlib.import_module(__package__ or "")
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    modules = [importlib.import_module(f"{__package__}.{name}") for name in names]
+    records = [record for module in modules for record in getattr(module, "RECORDS", ())]
+    return tuple(sorted(records, key=lambda record: (-len(record.distributions), record.name)))

@@ -1,0 +1,221 @@
+"""A user's own distribution gets every estimator for which it has what that needs."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.cases import assert_unbiased, keys
+
+import gradest as ge
+from gradest import records
+from gradest.distributions import Categorical
+from gradest.distributions.base import Distribution
+
+# ---- Three of them -------------------------------------------------------------------------
+
+
+class TruncatedGeometric(Distribution):
+    """P(x) proportional to exp(-rate x), x from 0 to n - 1: a support, a mean, and a size."""
+
+    parameters = ("rate",)
+    static = ("n",)
+
+    def __init__(self, rate, n):
+        self.rate, self.n = jnp.asarray(rate), n
+
+    @property
+    def shape(self):
+        return self.rate.shape
+
+    def _over_support(self):
+        values = self.enumerate_support()
+        return Categorical(-self.rate[..., None] * values.reshape((1,) * self.rate.ndim + (-1,)))
+
+    def sample(self, key, shape=()):
+        return self._over_support().sample(key, shape).astype(self.rate.dtype)
+
+    def log_prob(self, x):
+        return self._over_support().log_prob(jnp.asarray(x, int))
+
+    def enumerate_support(self):
+        return jnp.arange(self.n, dtype=self.rate.dtype)
+
+    def mean(self):
+        return self._over_support().probs @ self.enumerate_support()
+
+
+class VonMisesFisher(Distribution):
+    """Directions x in space, p(x) proportional to exp(concentration mean . x): draws are smooth."""
+
+    parameters = ("direction", "concentration")
+    reparameterizable = True
+
+    def __init__(self, direction, concentration):
+        self.direction, self.concentration = jnp.asarray(direction), jnp.asarray(concentration)
+
+    @property
+    def shape(self):
+        return self.direction.shape
+
+    @property
+    def unit(self):
+        return self.direction / jnp.linalg.norm(self.direction)
+
+    def sample(self, key, shape=()):
+        keys, k, m = jax.random.split(key), self.concentration, self.unit
+        u = jax.random.uniform(keys[0], (*shape, 1))
+        height = 1 + jnp.log(u + (1 - u) * jnp.exp(-2 * k)) / k
+        g = jax.random.normal(keys[1], (*shape, 3))
+        m = jnp.broadcast_to(m, g.shape)
+        side = g - m * jnp.sum(g * m, axis=-1, keepdims=True)
+        side /= jnp.linalg.norm(side, axis=-1, keepdims=True)
+        return height * m + jnp.sqrt(1 - height**2) * side
+
+    def log_prob(self, x):
+        k = self.concentration
+        log_sinh = k + jnp.log(-jnp.expm1(-2 * k)) - jnp.log(2.0)
+        return k * (x @ self.unit) + jnp.log(k) - log_sinh - jnp.log(4 * jnp.pi)
+
+
+class SpanningTree(Distribution):
+    """Spanning trees of a graph of four nodes, by the weights of its edges: a density, no more."""
+
+    parameters = ("logits",)
+    edges = np.array([(0, 1), (0, 2), (1, 2), (1, 3), (2, 3)])
+    incidence = np.eye(4)[edges[:, 0]] - np.eye(4)[edges[:, 1]]
+    subsets = np.array([s for s in itertools.product([0, 1], repeat=5) if sum(s) == 3], float)
+    laplacians = np.einsum("se,ei,ej->sij", subsets, incidence[:, 1:], incidence[:, 1:])
+    trees = subsets[np.linalg.det(laplacians) > 0.5]
+
+    def __init__(self, logits):
+        self.logits = jnp.asarray(logits)
+
+    @property
+    def shape(self):
+        return self.logits.shape
+
+    def sample(self, key, shape=()):
+        trees = jnp.asarray(self.trees, self.logits.dtype)
+        return trees[Categorical(trees @ self.logits).sample(key, shape)]
+
+    def log_prob(self, x):
+        # Of all trees together, by the matrix-tree theorem.
+        incidence = jnp.asarray(self.incidence[:, 1:], self.logits.dtype)
+        laplacian = jnp.einsum("e,ei,ej->ij", jnp.exp(self.logits), incidence, incidence)
+        return x @ self.logits - jnp.linalg.slogdet(laplacian)[1]
+
+
+# ---- Which estimators they get, and that those are right ------------------------------------
+
+MAKE = {
+    "TruncatedGeometric": lambda: TruncatedGeometric(jnp.array([0.4, -0.3]), 4),
+    "VonMisesFisher": lambda: VonMisesFisher(jnp.array([0.3, -1.0, 0.5]), jnp.array(2.5)),
+    "SpanningTree": lambda: SpanningTree(jnp.array([0.3, -0.5, 0.8, 0.1, -0.2])),
+}
+SERVED = {
+    "TruncatedGeometric": {
+        *("score_function", "vimco", "enumeration", "sum_and_sample", "unordered_set"),
+        *("muprop", "straight_through"),
+    },
+    "VonMisesFisher": {"score_function", "vimco", "reparameterize", "relax", "dreg"},
+    "SpanningTree": {"score_function", "vimco"},
+}
+BOUNDS = ("vimco", "dreg")
+
+
+def cost(x):
+    w = jnp.array([0.9, -0.6, 0.5, 0.7, -0.8])[: x.size]
+    return (jnp.sum(w * x) - 0.8) ** 2 + w[0] * x[0] * x[1]
+
+
+def sphere():
+    """Points with the weights of their areas: by Gauss-Legendre in height, evenly around."""
+    heights, weights = np.polynomial.legendre.leggauss(24)
+    angles = 2 * np.pi * np.arange(24) / 24
+    z, a = np.repeat(heights, 24), np.tile(angles, 24)
+    ring = np.sqrt(1 - z**2)
+    area = np.repeat(weights, 24) * 2 * np.pi / 24
+    return np.stack([ring * np.cos(a), ring * np.sin(a), z], axis=1), area
+
+
+def points(dist):
+    """Values, and probabilities from the density."""
+    if isinstance(dist, VonMisesFisher):
+        values, area = sphere()
+    elif isinstance(dist, SpanningTree):
+        values, area = dist.trees, np.ones(len(dist.trees))
+    else:
+        values, area = np.array(list(itertools.product(range(4), repeat=2))), np.ones(16)
+    values, area = jnp.asarray(values, jnp.float32), jnp.asarray(area, jnp.float32)
+    return values, area * jnp.exp(jax.vmap(lambda x: jnp.sum(dist.log_prob(x)))(values))
+
+
+def expected(name, dist):
+    values, probs = points(dist)
+    costs = jax.vmap(cost)(values)
+    if name not in BOUNDS:
+        return jnp.sum(probs * costs)
+    pairs = jnp.logaddexp(costs[:, None], costs[None, :]) - jnp.log(2.0)
+    return jnp.sum(probs[:, None] * probs[None, :] * pairs)
+
+
+SAMPLERS = {
+    "relax": lambda: ge.relax(lambda w, x: w * x[0] ** 2, 0.5),
+    "score_function": lambda: ge.score_function(num_samples=4, baseline="leave_one_out"),
+    **{name: functools.partial(getattr(ge, name), 2) for name in (*BOUNDS, "unordered_set")},
+}
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_gets_the_estimators_that_it_has_enough_for(name):
+    dist = MAKE[name]()
+    served = {n for n, record in records.ESTIMATORS.items() if record.serves(type(dist))}
+    assert served == SERVED[name]
+    np.testing.assert_allclose(points(dist)[1].sum(), 1, rtol=1e-5)
+    for other in set(records.ESTIMATORS) - served:
+        sampler = records.ESTIMATORS[other].sampler()
+        with pytest.raises(TypeError, match=f"^{other}: .*{name}") as error:
+            jax.eval_shape(lambda dist: sampler.expect(keys(1)[0], dist, cost), dist)  # noqa: B023
+        assert "score_function" in str(error.value)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", MAKE)
+def test_what_it_gets_is_right(name):
+    """Unbiased, but for straight_through, which is right of what is linear."""
+    dist = MAKE[name]()
+    names = sorted(SERVED[name] - {"straight_through"})
+    samplers = {n: SAMPLERS.get(n, getattr(ge, n))() for n in names}
+
+    def run(dist, key):
+        of = lambda sampler: jax.grad(lambda dist: sampler.expect(key, dist, cost))(dist)
+        return {n: jax.tree.leaves(of(sampler)) for n, sampler in samplers.items()}
+
+    num = 200_000 if name == "SpanningTree" else 50_000
+    got = jax.jit(jax.vmap(run, (None, 0)))(dist, keys(num))
+    for n in samplers:
+        want = jax.tree.leaves(jax.grad(functools.partial(expected, n))(dist))
+        if n == "enumeration":
+            np.testing.assert_allclose(got[n][0][0], want[0], rtol=1e-4)
+            continue
+        assert_unbiased(got[n], want)
+        with pytest.raises(AssertionError, match="standard errors off"):
+            assert_unbiased([1.05 * g for g in got[n]], want)
+
+
+def test_straight_through_has_the_derivative_of_the_mean():
+    dist = MAKE["TruncatedGeometric"]()
+    gradient = jax.grad(lambda dist: jnp.sum(ge.straight_through()(keys(1)[0], dist)))(dist)
+    want = jax.grad(lambda dist: jnp.sum(dist.mean()))(dist)
+    np.testing.assert_allclose(gradient.rate, want.rate, rtol=1e-6)
+
+
+def test_what_is_lacking_is_named():
+    with pytest.raises(
+        TypeError, match=r"another with finitely many values.*SpanningTree"
+    ) as error:
+        ge.enumeration().expect(keys(1)[0], MAKE["SpanningTree"](), cost)
+    assert "score_function, vimco" in str(error.value)
