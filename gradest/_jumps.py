@@ -63,8 +63,7 @@ class Mark:
         """The draw as the analysis follows it, if what follows it has to have a slope."""
         if not self.slope_in:
             return None
-        discrete = self.slope_in == "discrete draw"
-        return Draw(name, self.slope_in != "draw", discrete, self.at_relaxed_points)
+        return Draw(name, self.slope_in != "draw", self.at_relaxed_points)
 
 
 class Complaint:
@@ -253,6 +252,7 @@ def named(what: str) -> str:
 _NAMES = {
     "convert_element_type": "a cast",
     "rem": "a remainder",
+    "atan2": "the wrap of an angle",
     "while": "the number of a loop's steps",
     "mask": "a mask by a large constant or an infinite one",
 }

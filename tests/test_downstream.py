@@ -324,3 +324,21 @@ def test_how_a_draw_is_made_is_not_looked_into():
 )
 def test_a_discrete_draw_is_compared_with_its_own_values(compared):
     assert fates(lambda z: jnp.sum(compared(z)))["st_gumbel_softmax"] == "jump"
+
+
+@pytest.mark.parametrize("draw", ["gumbel_softmax", "st_gumbel_softmax", "rebar"])
+def test_an_equality_of_a_discrete_draw_is_one_of_its_relaxed_draw_too(draw):
+    equal = lambda z: jnp.sum(jnp.where(z == 1, Y, 0.0))
+    of_booleans = lambda z: jnp.sum(z.astype(bool) * Y)
+    guarded = lambda z: jnp.sum(Y / jnp.where(z == 0, 1.0, 1.0 + z))
+    assert fates(equal)[draw] == fates(of_booleans)[draw] == "jump"
+    assert fates(guarded)[draw] == "kinked"
+
+
+@pytest.mark.parametrize(
+    "mask", [lambda z: z > 0.5, lambda z: z == 1, lambda z: jnp.cumsum(z) > 0.5], ids=str
+)
+def test_a_mask_by_an_infinite_constant(mask):
+    found = fates(lambda z: jax.nn.softmax(jnp.where(mask(z), -jnp.inf, Y))[0])
+    del found["reparameterize"], found["antithetic"]
+    assert set(found.values()) == {"jump"}

@@ -1,4 +1,4 @@
-"""How single elements of shaped, chosen and reduced arrays are computed."""
+"""How single elements of shaped and reduced arrays are computed."""
 
 import itertools
 import math
@@ -8,25 +8,18 @@ from typing import Any
 import numpy as np
 
 from .. import _jaxpr
-from .elements import Elements, Index, Rule, TooLong, varies
+from . import indexing
+from .elements import Elements, Index, Rule, TooLong, registering, varies
+from .indexing import WIDE, clipped
 from .values import Value, is_float
 
-# A reduction over more elements is one over a few of them.
-_WIDE, _FEW = 24, 6
+# How many elements a reduction is over, if it is over more than is wide.
+_FEW = 6
 # A loop of more steps, or of more equations in all, is not unrolled.
 _STEPS, _EQUATIONS = 12, 400
 
-RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Says how an element of the result of a primitive is computed."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+RULES: dict[str, Rule] = dict(indexing.RULES)
+rule = registering(RULES)
 
 
 # ---- Elementwise ---------------------------------------------------------------------------
@@ -172,7 +165,7 @@ def _pad(e: Elements, v: Value, index: Index, depth: int) -> Any:
         j = i - low
         last = size + (size - 1) * gap
         within = within & (j >= 0) & (j < last) & (j % (gap + 1) == 0)
-        of.append(_clipped(j // (gap + 1), size))
+        of.append(clipped(j // (gap + 1), size))
     if np.ndim(within):
         return np.where(within, e.at(x, tuple(of), depth), e.at(filling, (), depth))
     return e.at(x, tuple(of), depth) if within else e.at(filling, (), depth)
@@ -181,71 +174,6 @@ def _pad(e: Elements, v: Value, index: Index, depth: int) -> Any:
 @rule("iota")
 def _iota(e: Elements, v: Value, index: Index, depth: int) -> Any:
     return np.asarray(index[v.params["dimension"]], float if is_float(v.dtype) else np.int64)
-
-
-def _clipped(i: Any, size: int) -> Any:
-    i = np.clip(i, 0, max(size - 1, 0))
-    return i if np.ndim(i) else int(i)
-
-
-# ---- Choices -------------------------------------------------------------------------------
-
-
-@rule("dynamic_slice")
-def _dynamic_slice(e: Elements, v: Value, index: Index, depth: int) -> Any:
-    x, *starts = v.ins
-    of = []
-    for start, i, size, width in zip(starts, index, x.shape, v.shape, strict=True):
-        of.append(_plus(e, np.clip(e.at(start, (), depth), 0, size - width), i))
-    return _taken(e, x, of, depth)
-
-
-@rule("dynamic_update_slice")
-def _dynamic_update_slice(e: Elements, v: Value, index: Index, depth: int) -> Any:
-    x, update, *starts = v.ins
-    within, of = True, []
-    for start, i, size, width in zip(starts, index, x.shape, update.shape, strict=True):
-        first = np.clip(e.at(start, (), depth), 0, size - width)
-        within = within & (i >= first) & (i < first + width)
-        j = _clipped(i - first, width)
-        of.append(j if isinstance(j, int) else e.spread(j))
-    return np.where(within, e.at(update, tuple(of), depth), e.at(x, index, depth))
-
-
-@rule("gather")
-def _gather(e: Elements, v: Value, index: Index, depth: int) -> Any:
-    x, where = v.ins
-    numbers, sizes = v.params["dimension_numbers"], v.params["slice_sizes"]
-    batch = [i for d, i in enumerate(index) if d not in numbers.offset_dims]
-    offsets = iter([index[d] for d in numbers.offset_dims])
-    single = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
-    of: list[Any] = [0 if d in single else next(offsets) for d in range(len(x.shape))]
-    for k, d in enumerate(numbers.start_index_map):
-        start = np.clip(e.at(where, (*batch, k), depth), 0, x.shape[d] - sizes[d])
-        of[d] = _plus(e, start, of[d])
-    for d, b in zip(
-        numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True
-    ):
-        of[d] = batch[b]
-    return _taken(e, x, of, depth)
-
-
-def _plus(e: Elements, start: Any, i: Any) -> Any:
-    if np.ndim(start) == 0 and not isinstance(i, np.ndarray):
-        return int(start) + i
-    return e.spread(start).astype(np.int64) + i
-
-
-def _taken(e: Elements, x: Value, index: Sequence[Any], depth: int) -> Any:
-    """The element at an index that may differ from point to point."""
-    varying = [d for d, i in enumerate(index) if isinstance(i, np.ndarray)]
-    computed = x.name not in ("leaf", "const", "draw") and x.number is None
-    if len(varying) == 1 and computed and x.shape[varying[0]] <= _WIDE:
-        (d,) = varying
-        at = lambda j: (*index[:d], j, *index[d + 1 :])
-        xs = e.many(x, [at(j) for j in range(x.shape[d])], depth)
-        return np.take_along_axis(xs, index[d][None], 0)[0]
-    return e.at(x, tuple(index), depth)
 
 
 # ---- Reductions ----------------------------------------------------------------------------
@@ -295,7 +223,7 @@ def _places(sizes: Sequence[int], kept: Iterable[Index] = ()) -> list[Index]:
     total = math.prod(sizes)
     if total == 0:
         raise TooLong
-    if total <= _WIDE:
+    if total <= WIDE:
         return list(np.ndindex(*sizes))
     picked = np.random.default_rng(total).choice(total, _FEW, replace=False)
     few = (tuple(map(int, np.unravel_index(j, sizes))) for j in sorted(picked))
@@ -314,7 +242,7 @@ _CUMULATIVE: Mapping[str, Callable[..., Any]] = {
 @rule(*_CUMULATIVE)
 def _cumulate(e: Elements, v: Value, index: Index, depth: int) -> Any:
     d = v.params["axis"]
-    if isinstance(index[d], np.ndarray) or v.shape[d] > _WIDE:
+    if isinstance(index[d], np.ndarray) or v.shape[d] > WIDE:
         return e.leaf(v, index)
     steps = range(index[d], v.shape[d]) if v.params["reverse"] else range(index[d] + 1)
     xs = e.many(v.ins[0], [(*index[:d], j, *index[d + 1 :]) for j in steps], depth)
@@ -325,7 +253,7 @@ def _cumulate(e: Elements, v: Value, index: Index, depth: int) -> Any:
 def _sort(e: Elements, v: Value, index: Index, depth: int) -> Any:
     d = v.params["dimension"] if v.name == "sort" else len(index) - 1
     size = v.ins[0].shape[d]
-    if size > _WIDE:
+    if size > WIDE:
         return e.leaf(v, index)
     row = [(*index[:d], j, *index[d + 1 :]) for j in range(size)]
     rows = [e.many(x, row, depth) for x in v.ins]

@@ -18,6 +18,8 @@ _CONTINUOUS = {"interp", "_interp"}
 _DISCRETE = {"_bernoulli", "_poisson", "_geometric", "_binomial", "binomial", "_multinomial"}
 # Constructs whose one jaxpr has the operands and the results of the equation, or parts of them.
 _PARTS = {"shard_map", "custom_vmap_call"}
+# What compares by the bits of a number.
+_SIGNS = {"signbit"}
 # A jaxpr that is larger is not walked again for operands like those of an earlier call.
 _LARGE = 64
 
@@ -62,10 +64,11 @@ class Analysis(Walk):
         used: Sequence[bool],
     ) -> list[Any]:
         name = eqn.params.get("name")
-        known = name in _DISCRETE or name in _CONTINUOUS
+        known = name in _DISCRETE or name in _CONTINUOUS or name in _SIGNS
         if known and any(x.depends for x in ins) and _jaxpr.is_of_jax(called):
-            flow = lambda i: self._of_known(eqn, ins, i, name in _DISCRETE)
-            return [self.result(eqn, ins, i, flow(i), "leaf") for i in range(len(used))]
+            flow = lambda i: self._of_known(eqn, ins, i, name not in _CONTINUOUS)
+            operation = name if name in _SIGNS else "leaf"
+            return [self.result(eqn, ins, i, flow(i), operation) for i in range(len(used))]
         if not _jaxpr.has_rule(eqn):
             return self.inside(eqn, called, ins, used)
         self.quiet += 1

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import scipy.special
 
+from .elementwise import BINARY, UNARY
+from .rules import EQUALITIES
 from .values import Draws, Origin, Value, is_float
 
 # An index into an array; where it depends on the draw, an array with that of each point.
@@ -18,6 +19,10 @@ Index = tuple[Any, ...]
 
 # Operations in sequence, beyond which an element is not followed.
 _DEPTH = 100
+# How far beyond its values a draw of a discrete law may be.
+_MARGIN = 0.1
+# What compares with single values.
+_EQUALS = {*EQUALITIES, "convert_element_type"}
 # Numbers of the program around which points are chosen.
 _NUMBERS = 64
 
@@ -58,6 +63,8 @@ class Elements:
       origin: the place whose steps are looked for.
       lines: how many.
       budget: how many elements may be computed for one.
+      hard: whether draws of a discrete law may be at the values of that, or beyond, where an
+        equality of them may hold.
 
     Attributes:
       seen: whether the origin is among what was computed.
@@ -75,14 +82,17 @@ class Elements:
         origin: Origin,
         lines: int,
         budget: int,
+        *,
+        hard: bool = False,
     ):
         self.program, self.rules, self.value, self.origin = program, rules, value, origin
-        self.lines, self.budget = lines, budget
+        self.lines, self.budget, self.hard = lines, budget, hard
         self.seen, self.cut, self.total = False, False, 0
         self.terms: np.ndarray | None = None
         self.touched: dict[int, list[Index]] = {}
-        self._numbers = {0.0}
+        self._numbers, self._integers = {0.0}, {0}
         self._around: np.ndarray | None = None
+        self._around_integers = np.zeros(1, int)
         self._ends: dict[Any, Any] = {}
         self._draws: set[Any] = set()
         line = np.arange(lines)
@@ -99,6 +109,7 @@ class Elements:
         """Collects the numbers of the program, around which points are then chosen."""
         self.evaluate(index, np.zeros((self.lines, 1)))
         self._around = np.array(sorted(self._numbers))[:_NUMBERS]
+        self._around_integers = np.array(sorted(self._integers))[:_NUMBERS]
 
     def evaluate(self, index: Index, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The value's element where the lines are at `t`, and a number that steps as the origin."""
@@ -148,16 +159,24 @@ class Elements:
         if not (value.key == self.origin or value.name == "leaf" or integer):
             return
         self.seen = True
-        if integer or value.name in ("floor", "ceil", "round", "sign"):
+        if self.hard and value.key == self.origin and value.name in _EQUALS:
+            a, *b = (self.at(operand, index, depth) for operand in value.ins)
+            self.mark(np.sign(np.subtract(a, b[0] if b else 0)))
+        elif integer or value.name in ("floor", "ceil", "round", "sign"):
             self.mark(x)
         elif value.name == "rem":
             a, b = (self.at(x, index, depth) for x in value.ins)
             self.mark(np.trunc(a / b))
+        elif value.name == "atan2":
+            angle = self.spread(x)
+            self.mark(np.round((angle - np.unwrap(angle, axis=1)) / (2 * np.pi)))
 
     def mark(self, x: Any) -> None:
         """Has `x` among what steps; weighted, so that no two steps cancel."""
         self._weights += 1
-        self._steps = self._steps + np.asarray(x, float) * (0.1 + self._weights * 0.618034 % 1)
+        self._steps = self._steps + np.nan_to_num(np.asarray(x, float)) * (
+            0.1 + self._weights * 0.618034 % 1
+        )
 
     def spread(self, x: Any) -> np.ndarray:
         """An element at each of the points."""
@@ -196,6 +215,8 @@ class Elements:
     def _note(self, number: Any) -> Any:
         if isinstance(number, float) and np.isfinite(number) and abs(number) < 1e6:
             self._numbers.add(number)
+        elif isinstance(number, int) and abs(number) < 1e6:
+            self._integers.add(number)
         return number
 
     def _constant(self, value: Value, index: Index) -> Any:
@@ -247,7 +268,8 @@ class Elements:
         if kind == "b":
             return u[0] < 0.5
         if kind in "iu":
-            return np.floor(u[0] * 5).astype(np.int64)
+            of_program = self._around_integers[(u[1] * len(self._around_integers)).astype(int)]
+            return np.where(u[0] < 0.5, np.floor(u[0] * 10).astype(int), of_program)
         if value.name == "bitcast_convert_type":  # as jax.random does: a mantissa
             return 1 + u[0]
         z = np.sqrt(-2 * np.log(np.maximum(u[0], 1e-300))) * np.cos(2 * np.pi * u[1]) * self._scale
@@ -261,6 +283,7 @@ class Elements:
         if margin is None:
             moves = value.depends and salt < 3
             return x + self._common * (1 if salt == 1 else -1) if moves else x
+        margin = max(margin, _MARGIN) if self.hard else margin
         # With all elements going from near one end to the other, on some lines.
         shift = np.linspace(-3, 3, self.lines)[:, None] * (1 if salt == 1 else -1)
         return (1 + 2 * margin) / (1 + np.exp(-x - shift)) - margin
@@ -287,52 +310,17 @@ def _uniform(x: np.ndarray) -> np.ndarray:
     return (_mixed(x) >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
-# ---- Elementwise ---------------------------------------------------------------------------
-
-
-def _same(x: Any) -> Any:
-    return x
-
-
-UNARY: Mapping[str, Callable[[Any], Any]] = {
-    "neg": np.negative,
-    **{name: getattr(np, name) for name in ("exp", "exp2", "log", "log1p", "expm1", "sqrt")},
-    **{name: getattr(np, name) for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh")},
-    **{name: getattr(np, f"arc{name[1:]}") for name in ("asin", "acos", "atan")},
-    **{name: getattr(np, f"arc{name[1:]}") for name in ("asinh", "acosh", "atanh")},
-    **{name: getattr(np, name) for name in ("cbrt", "sign", "floor", "ceil", "square", "abs")},
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-    "logistic": lambda x: 1 / (1 + np.exp(-x)),
-    "is_finite": np.isfinite,
-    "not": np.logical_not,
-    "erf": scipy.special.erf,
-    "erfc": scipy.special.erfc,
-    "erf_inv": scipy.special.erfinv,
-    "lgamma": scipy.special.gammaln,
-    "digamma": scipy.special.digamma,
-    "bessel_i0e": scipy.special.i0e,
-    "bessel_i1e": scipy.special.i1e,
-    **dict.fromkeys(("copy", "copy_p", "stop_gradient", "reduce_precision", "real"), _same),
-    **dict.fromkeys(("optimization_barrier", "pvary", "pcast"), _same),
-}
-BINARY: Mapping[str, Callable[[Any, Any], Any]] = {
-    **dict.fromkeys(("add", "add_any"), np.add),
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "max": np.maximum,
-    "min": np.minimum,
-    "atan2": np.arctan2,
-    "pow": lambda x, y: np.power(np.asarray(x, float), y),
-    "nextafter": lambda x, y: x,
-    "and": np.bitwise_and,
-    "or": np.bitwise_or,
-    "xor": np.bitwise_xor,
-    "ne": np.not_equal,
-    "ge": np.greater_equal,
-    "gt": np.greater,
-    **dict.fromkeys(("eq", "eq_to"), np.equal),
-    **dict.fromkeys(("lt", "lt_to"), np.less),
-    **dict.fromkeys(("le", "le_to"), np.less_equal),
-}
-
 Rule = Callable[[Elements, Value, Index, int], Any]
+
+
+def registering(rules: dict[str, Rule]) -> Callable[..., Callable[[Rule], Rule]]:
+    """A decorator that enters in `rules` how an element of the result of primitives is computed."""
+
+    def rule(*names: str) -> Callable[[Rule], Rule]:
+        def register(function: Rule) -> Rule:
+            rules.update(dict.fromkeys(names, function))
+            return function
+
+        return register
+
+    return rule

@@ -22,16 +22,14 @@ class Draw:
 
     Attributes:
       name: its identity.
-      relaxed: whether it is of a discrete law, and differentiated as if that were continuous: a
-        mask by a large constant is a step for it.
-      hard: whether it takes the values of the discrete law.
+      relaxed: whether it is of a discrete law, and differentiated as if that were continuous:
+        equality with a value, and a mask by a large constant, are steps for it.
       transparent: whether a stop_gradient is not obeyed, as where the cost is evaluated at points
         that no draw can be at.
     """
 
     name: Hashable
     relaxed: bool = False
-    hard: bool = False
     transparent: bool = False
 
 
@@ -61,7 +59,7 @@ class Graph:
         bit = self.bits.setdefault(draw.name, 1 << len(self.bits))
         self.relaxed |= bit * draw.relaxed
         self.transparent |= bit * draw.transparent
-        value = self._depending("draw", shape, dtype, ins, bit, draw.hard)
+        value = self._depending("draw", shape, dtype, ins, bit, draw.relaxed)
         if draw.relaxed:
             # A draw may be 0 or 1 itself, and a comparison with these may tell it from others.
             value.params = {"margin": 0.0 if draw.transparent else 0.1}

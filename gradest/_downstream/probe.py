@@ -13,6 +13,7 @@ import numpy as np
 
 from .arrays import RULES
 from .elements import Elements, Program, TooLong
+from .likeness import Likeness
 from .values import Origin, Value, is_float
 
 # Lines, points on each; how often a bracket is narrowed, by how much.
@@ -23,8 +24,13 @@ _ELEMENTS, _ALL_ELEMENTS = 600, 40_000
 _PLACES, _PROBES = 6, 30
 # How often what takes too long is taken for any number.
 _CUTS = 4
-# How many operations, and values, around a place are looked at for one that is like it.
-_NEAR, _MANY = 8, 200
+# Of how many elements a probe is, where they may be computed in different ways.
+_SOME = 12
+# What does not change where a value steps.
+_THROUGH = {
+    *("add", "sub", "add_any", "neg", "mul", "div", "copy", "reshape", "squeeze"),
+    *("convert_element_type", "broadcast_in_dim"),
+}
 
 
 class Prober:
@@ -39,49 +45,52 @@ class Prober:
         self._spent = 0
         self._probes: dict[Origin, int] = {}
         self._seen: dict[Any, str] = {}
+        self._likeness = Likeness(program.array)
 
     def verdicts(self, value: Value, times: int = 1) -> Mapping[Origin, str]:
         """Of places at which `value` may step: "jump", "continuous", "constant" or "unknown"."""
         return {o: self._verdict(value, o, times) for o in list(value.jumps)[:_PLACES]}
 
+    def may_mask(self, select: Value) -> bool:
+        """Whether the predicate of `select` may change between relaxed draws, and hard ones.
+
+        A density's edge does not, where it is of something positive.
+        """
+        predicate = select.ins[0]
+        if self._spent > _ALL_ELEMENTS:
+            return True
+        some = _SOME if self._likeness.by_position(predicate) else 2
+        for origin in predicate.jumps:
+            e = Elements(self._program, RULES, predicate, origin, _LINES, _ELEMENTS, hard=True)
+            try:
+                changes = any(_changes(e, index) for index in _indices(predicate.shape, some))
+            except Exception:
+                changes = True
+            self._spent += e.total
+            if changes:
+                return True
+        return False
+
     def _verdict(self, value: Value, origin: Origin, times: int) -> str:
         # An infinite case masks a relaxed draw; for others it is the edge of a support.
         masks = bool(value.jumps[origin] & self._program.relaxed)
-        like = _likeness(value, origin)
+        value = _stepping(value, origin)
+        like = self._likeness.of(value, origin)
         like = like and (times, masks, *like)
         if like in self._seen:
             return self._seen[like]
         self._probes[origin] = self._probes.get(origin, 0) + 1
         if self._probes[origin] > _PROBES or self._spent > _ALL_ELEMENTS:
             return "unknown"
+        some = 2
+        if self._spent < _ALL_ELEMENTS // 2 and self._likeness.by_position(value):
+            some = _SOME
         probe = _Probe(self._program, value, origin, masks, times * _ELEMENTS)
-        verdict = probe.verdict()
+        verdict = probe.verdict(some)
         self._spent += probe.total
         if like is not None:
             self._seen[like] = verdict
         return verdict
-
-
-def _likeness(value: Value, origin: Origin) -> tuple[Any, ...] | None:
-    """Something that is equal for values that are computed alike; None if they are not alike.
-
-    As those in the layers of a network are.
-    """
-    numbers, queue, shape, found = {value.id: 0}, [(value, 0)], [], False
-    for v, depth in queue:
-        operands = []
-        for x in v.ins if depth < _NEAR else ():
-            if x.id not in numbers:
-                numbers[x.id] = len(numbers)
-                queue.append((x, depth + 1))
-            operands.append(numbers[x.id])
-        found = found or v.key == origin
-        inside = id(v.body[1].jaxpr) if v.body is not None and v.name != "const" else None
-        known = v.name, v.out, v.number, v.params.get("y"), v.params.get("margin"), inside
-        shape.append((*known, v.flow > 0, v.hard, origin in v.jumps, tuple(operands)))
-        if len(queue) > _MANY:
-            return None
-    return tuple(shape) if found else None
 
 
 class _Probe:
@@ -95,22 +104,20 @@ class _Probe:
     def total(self) -> int:
         return self.elements.total
 
-    def verdict(self) -> str:
-        size = math.prod(self.value.shape)
-        if size == 0 or not is_float(self.value.dtype):
+    def verdict(self, some: int) -> str:
+        """That on as many as `some` elements."""
+        if math.prod(self.value.shape) == 0 or not is_float(self.value.dtype):
             return "unknown"
-        rng = np.random.default_rng(0)
         found = set()
         with np.errstate(all="ignore"):
-            for _ in range(2 if size > 1 else 1):
-                index = tuple(int(rng.integers(n)) for n in self.value.shape)
+            for index in _indices(self.value.shape, some):
                 try:
                     found.add(self._at(index))
                 except Exception:
                     # A probe that fails has seen nothing; it must not break the program.
                     found.add("unknown")
-        if "jump" in found:
-            return "jump"
+                if "jump" in found:
+                    return "jump"
         if "continuous" in found:
             return "continuous"
         return "constant" if found == {"constant"} else "unknown"
@@ -119,7 +126,7 @@ class _Probe:
         """The verdict on one element."""
         e = self.elements
         self._look_around(index)
-        t = np.broadcast_to(np.linspace(0, 1, _POINTS), (_LINES, _POINTS))
+        t = _along()
         f, steps = e.evaluate(index, t)
         changes = steps[:, 1:] != steps[:, :-1]
         rows = np.flatnonzero(changes.any(1))
@@ -183,6 +190,45 @@ class _Probe:
         chosen = self.value.name in ("select_n", "cond")
         least = 3e-4 * size * chosen + 1e-8 * size + 1e-5 * typical
         return _majority((gap > 1e-3 * spread) & (gap > least) & ok, ok)
+
+
+def _changes(e: Elements, index: tuple[int, ...]) -> bool:
+    with np.errstate(all="ignore"):
+        e.look_around(index)
+        _, steps = e.evaluate(index, _along())
+    return e.cut or not e.seen or bool((steps[:, 1:] != steps[:, :-1]).any())
+
+
+def _along() -> np.ndarray:
+    """Points on each line."""
+    return np.broadcast_to(np.linspace(0, 1, _POINTS), (_LINES, _POINTS))
+
+
+def _stepping(value: Value, origin: Origin) -> Value:
+    """The only term of a sum that steps, beside which others may be large."""
+    while value.name in _THROUGH:
+        steps = [x for x in value.ins if origin in x.jumps]
+        alone = len(steps) == 1 and is_float(steps[0].dtype)
+        others = [x for x in value.ins if x is not steps[0]] if alone else []
+        scaled = value.name in ("mul", "div") and any(x.number is None for x in others)
+        if not alone or scaled:
+            break
+        value = steps[0]
+    return value
+
+
+def _indices(shape: tuple[int, ...], some: int) -> list[tuple[int, ...]]:
+    """Of two elements, or, where they differ, of all or of those at the ends and a few more."""
+    size = math.prod(shape)
+    rng = np.random.default_rng(0)
+    picked = [tuple(int(rng.integers(n)) for n in shape) for _ in range(2 if size > 1 else 1)]
+    if some > 2:
+        if size <= some:
+            picked += list(np.ndindex(*shape))
+        else:
+            picked += [tuple(n - 1 for n in shape), (0,) * len(shape)]
+            picked += [tuple(int(rng.integers(n)) for n in shape) for _ in range(some - 4)]
+    return list(dict.fromkeys(picked))
 
 
 def _size(f: np.ndarray) -> np.ndarray:

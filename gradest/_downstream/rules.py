@@ -31,11 +31,11 @@ _FOLDED = {
 _ROW_ORDERS = {"lu", "lu_pivots_to_permutation"}
 _WITHOUT_VALUE = {"random_wrap", "random_seed", "axis_index", "create_token"}
 _SUMS = {"add", "sub", "add_any"}
-_OF_TWO = {*_SUMS, "mul", "div", "max", "min", "atan2"}
+_OF_TWO = {*_SUMS, "mul", "div", "max", "min"}
 # Where a step of an operand may vanish. Elsewhere a value steps where its operand does.
 _MEETINGS = {
     *(*_OF_TWO, "gather", "dynamic_slice", "reduce_sum", "reduce_max", "reduce_min"),
-    *("reduce_prod", "dot_general", "cos", "sin", "abs", "integer_pow", "pow", "square", "rem"),
+    *("reduce_prod", "dot_general", "cos", "sin", "abs", "integer_pow", "pow", "square"),
     "clamp",
 }
 # Through these what is steep in a draw stays so without harm: the slope of a mean is right,
@@ -130,7 +130,7 @@ def flow_of(
         infinite = any(map(_is_infinite, ins))
         smooth = flow and not (kinked or jumps or any(x.hard for x in dependent))
         return Flow(number=np.bool_(name != "eq")) if infinite or smooth else Flow(0, stepped)
-    if name == "rem":
+    if name in ("rem", "atan2"):
         return Flow(flow, joined(jumps, steps), kinked=kinked, meets=True)
     if name in STEPS or not is_float(dtype):  # casts, indices of sort and top_k, unknown integers
         return Flow(0, stepped)
@@ -157,6 +157,7 @@ def flow_of(
     apart = name in _SUMS and not (ins[0].jumps.keys() & ins[1].jumps.keys())
     all_depend = name not in _OF_TWO or len(dependent) == len(ins)
     meets = name == "select_n" or (name in _MEETINGS and all_depend and not apart)
+    meets = meets or (name.startswith("scatter") and bool(ins[1].jumps))
     return Flow(flow, jumps, kinked=kinked, steep=steep, meets=meets and bool(jumps))
 
 
@@ -178,7 +179,7 @@ def _scaled(
     for x, by in ((ins[0], ins[1]), (ins[1], ins[0])):
         if by.number is None or not (x.flow & relaxed):
             continue
-        size = abs(float(by.number))
+        size = float(abs(by.number))
         if name == "div" and by is ins[1]:
             size = 1 / size if size else np.inf
         if size >= LARGE:

@@ -45,7 +45,7 @@ class Value:
       jumps: for each place at which it steps, the draws that take it there. A value without
         `flow`, as an integer, is constant in between.
       steep: for each product with a large constant, the relaxed draws that are multiplied.
-      hard: whether it takes single values with positive probability.
+      hard: whether it depends on a draw of a discrete law, which is compared with single values.
       number: what it is in all its elements, if that is known.
       key: it as an origin.
       body: what can be looked into: an array; (equation, jaxpr, path) of a call or a scan.

@@ -10,7 +10,7 @@ from .. import _jaxpr
 from .._jaxpr import is_var
 from .graph import Draw, Graph, compares_within
 from .probe import Prober
-from .rules import STEPS, Flow, continuous, flow_of, folded
+from .rules import STEEP, STEPS, Flow, continuous, flow_of, folded
 from .values import NONE, Draws, Origin, Value, is_float, joined, only
 
 
@@ -152,7 +152,7 @@ class Walk(Graph):
             return self.result(eqn, (case,), out, flow, "copy")
         if name == "stop_gradient" and _jaxpr.is_own(eqn):
             return self.result(eqn, ins, out, Flow())
-        may_step = name in STEPS or name in ("rem", "sort") or not is_float(dtype)
+        may_step = name in STEPS or name in ("rem", "sort", "atan2") or not is_float(dtype)
         within = self.trusted or (may_step and compares_within(eqn))
         step = None if within else self.key(eqn, out)
         operands = tuple(_identity(x) for x in ins)
@@ -163,7 +163,9 @@ class Walk(Graph):
         value = self.result(eqn, ins, out, flow)
         if flow.meets:
             select = name == "select_n"
-            self.meet(value, ins[0].jumps if select else NONE, ins[1:] if select else ins)
+            # What cannot be seen of an angle is seldom where it goes from pi to -pi.
+            wraps = {value.key: flow.flow} if name == "atan2" and value.key is not None else NONE
+            self.meet(value, ins[0].jumps if select else wraps, ins[1:] if select else ins)
         self._same[same] = value
         return value
 
@@ -175,6 +177,9 @@ class Walk(Graph):
         """
         if self.quiet or not value.jumps:
             return
+        mask = STEEP, value.key
+        if mask in value.jumps and not self._prober.may_mask(value):
+            value.jumps = {o: d for o, d in value.jumps.items() if o != mask}
         for origin, verdict in self._prober.verdicts(value).items():
             draws = value.jumps[origin]
             kinked = verdict == "unknown" and any(case.flow & draws for case in cases)

@@ -14,6 +14,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from gradest import distributions as dists
+
 KEY = jax.random.key(0)
 _RNG = np.random.default_rng(0)
 Y = jnp.asarray(_RNG.normal(size=6), jnp.float32)
@@ -21,6 +23,7 @@ W = jnp.asarray(_RNG.normal(size=(6, 6)) * 0.5, jnp.float32)
 POSITIVE = jnp.abs(Y) + 0.1
 LABELS = np.array([0, 2])
 MASK = np.asarray(Y) > 0
+THRESHOLDS = jnp.array([0.0, 0.5])
 
 
 def logits(x):
@@ -133,6 +136,17 @@ def interpolated(x):
     return jnp.sum(grid[i] * (1 - t) + grid[i + 1] * t)
 
 
+def binned(x):
+    """A histogram in which each point is shared between two bins."""
+    at = jnp.clip(x[:2] + 2, 0, 3.999)
+    i = jnp.floor(at).astype(int)
+    return jnp.zeros(5).at[i].add(1 - (at - i)).at[i + 1].add(at - i)
+
+
+def gated(x, threshold):
+    return jnp.where(x > threshold, x, 0.0)
+
+
 def safe_norm(x):
     s = jnp.sum(x**2)
     zero = s == 0
@@ -199,6 +213,15 @@ SILENT = {
     "switch": lambda x: lax.switch((x[0] > 0).astype(int), [lambda v: -v, lambda v: v], x[0]),
     "interp": lambda x: total(jnp.interp(x, jnp.arange(4.0), jnp.arange(4.0) ** 2)),
     "interpolated": interpolated,
+    "binned": lambda x: total(binned(x) ** 2 * Y[:5]),
+    "copysign": lambda x: total(jnp.copysign(jnp.sqrt(jnp.abs(x)), x) * Y),
+    "cosine of an angle": lambda x: total(jnp.cos(jnp.arctan2(x - 0.5, x[::-1] - 0.7))),
+    "count likelihood": lambda x: total(dists.Poisson(jnp.exp(W @ x)).log_prob(np.arange(6.0))),
+    "mixture likelihood": lambda x: dists.MixtureSameFamily(
+        dists.Categorical(x[:2]), dists.Normal(x[2:4], 1.0)
+    ).log_prob(0.3),
+    "density of what is positive": lambda x: total(dists.Gamma(2.0, 1.0).log_prob(jnp.exp(x))),
+    "complex": lambda x: total(jnp.abs(x + 1j * Y) ** 2),
     "nan guard": lambda x: total(jnp.where(jnp.isnan(x), 0.0, x) ** 2),
     "safe norm": safe_norm,
     "logsumexp": lambda x: jsp.special.logsumexp(x, b=POSITIVE),
@@ -300,6 +323,24 @@ JUMPS = {
     "binary layer": lambda x: total(jnp.tanh(W @ jnp.where(W @ x > 0, 1.0, -1.0))),
     "checkpoint": lambda x: jax.checkpoint(lambda x: total(jnp.where(x > 0.5, 1.0, 0.0)) ** 2)(x),
     "bits": lambda x: total((lax.bitcast_convert_type(x, jnp.int32) >> 20).astype(jnp.float32)),
+    "one of two arrays of thresholds": lambda x: total(
+        gated(x, np.zeros(6)) * Y + gated(x, np.full(6, 0.5)) * POSITIVE
+    ),
+    "one of two thresholds in an array": lambda x: total(
+        gated(x, THRESHOLDS[0]) * Y + gated(x, THRESHOLDS[1]) * POSITIVE
+    ),
+    "one element of many": lambda x: total(gated(jnp.tile(x, 50), np.arange(300) // 299 * 0.5)),
+    "what an element is compared with": lambda x: total(
+        jnp.where(jnp.arange(6) < 3 * x[0], jnp.arange(6) % 3, 0.0)
+    ),
+    "last step of a scan": lambda x: lax.scan(
+        lambda c, v: (c + jnp.where((v[0] == 5) & (v[1] > 0.5), 1.0, v[1]), None),
+        jnp.zeros(()),
+        (jnp.arange(6), x),
+    )[0],
+    "beside what is large": lambda x: 1e4 * total(x**2) + total(jnp.where(x > 0.5, 1.0, 0.0)),
+    "angle": lambda x: total((jnp.arctan2(x - 0.5, x[::-1] - 0.7) - 0.3) ** 2),
+    "signbit": lambda x: total(jnp.signbit(x - 0.5) * Y),
     "wrong huber": lambda x: total(jnp.where(jnp.abs(x) < 0.5, 0.5 * x * x, jnp.abs(x))),
     "small": lambda x: total(jnp.where(x > 0.5, x**2 + 0.01, x**2)),
     "mean of a wide layer": lambda x: jnp.where(
