@@ -41,6 +41,7 @@ FLOORS = (
         [
             Room("problems/", ["trainings and tables of", "python -m gradest"], 1, "__init__"),
             Room("__main__", ["its command line"]),
+            Room("nnx", ["flax.nnx modules"]),
         ],
     ),
     Floor("front", "", [Room("__init__", ["the public names, a line each"])]),

@@ -106,7 +106,7 @@ ROOMS = {"_annealing", "_diagnostics", "_monte_carlo", "_transform", "estimators
 #: What is built on the rooms, and shown by the front too.
 ABOVE_ROOMS = {"_explain", "records"}
 #: What uses the package, and nothing of it uses.
-PROGRAMS = {"__main__", "problems"}
+PROGRAMS = {"__main__", "nnx", "problems"}
 
 
 def allowed(module: Module) -> set[str]:
@@ -276,7 +276,7 @@ TEST_MODULES = {
 
 @pytest.mark.parametrize("name", TEST_MODULES)
 def test_private_modules_that_a_test_imports_are_listed(name):
-    public = {"gradest", "gradest.distributions", "gradest.records"}
+    public = {"gradest", "gradest.distributions", "gradest.nnx", "gradest.records"}
     inside = lambda module: module not in public and not module.startswith("gradest.problems")
     modules = {m for m in MODULES if m != "gradest.__main__" and inside(m)}
     names = imports_of(TEST_MODULES[name])
