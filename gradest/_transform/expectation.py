@@ -232,7 +232,7 @@ class Staged:
 
     def _value(self, program: Program, mode: Mode) -> jax.Array:
         try:
-            return value_of(program, self.values, mode, lambda outs, _: outs[0])
+            return value_of(program, self.values, mode, lambda outs, _: jnp.asarray(outs[0]))
         except RecursionError:
             raise complaints.nested_too_deep(len(program.marks)) from None
 
