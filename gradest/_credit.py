@@ -63,6 +63,11 @@ class Place:
                 return axis
         return None
 
+    def axes(self, plates: Iterable[str]) -> list[tuple[int, str]]:
+        """Those plates that the site has all lanes of, with their axes, from the first on."""
+        found = [(self.axis(plate), plate) for plate in plates]
+        return sorted((axis, plate) for axis, plate in found if axis is not None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Latent:
@@ -252,16 +257,16 @@ class Staged:
         def draw(name: str) -> None:
             latent = self.latents[name]
             law = self.results(self._law(name), values)
-            axes = [(latent.place.axis(plate), plate) for plate in lanes]
-            if name not in per_lane or not axes:
+            if name not in per_lane:
                 values[name] = latent.sampler(latent.key, law)
                 return
+            axes = latent.place.axes(lanes)
             # From the last axis on, so that those before it stay where they are.
-            for axis, plate in sorted(axes, reverse=True):
+            for axis, plate in reversed(axes):
                 law = jax.tree.map(functools.partial(pick, lanes[plate], axis=axis), law)
             key = functools.reduce(jax.random.fold_in, lanes.values(), latent.key)
             x = latent.sampler(key, law)
-            for axis, plate in sorted(axes):
+            for axis, plate in axes:
                 x = spread(lanes[plate], x, sizes[plate], axis)
             values[name] = x
 
@@ -276,8 +281,7 @@ class Staged:
             waiting = [term for term in waiting if term not in ready]
             for term in ready:
                 x = self.results(term.result, values)
-                axes = sorted(((term.place.axis(p), p) for p in lanes), reverse=True)
-                for axis, plate in axes:
+                for axis, plate in reversed(term.place.axes(lanes)):
                     x = pick(lanes[plate], x, axis)
                 cost(jnp.sum(x))
 

@@ -8,6 +8,7 @@ plate, `pick` takes what a lane has from it. Between the two the program is not 
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
