@@ -27,10 +27,11 @@ class ELBO(elbo.ELBO):
     .. math:: L = E_{q(z)}[\log p(x, z) - \log q(z)]
 
     Each latent site of the guide is drawn by the sampler that is named for it, the others by
-    `default`; discrete and continuous ones may be together. The terms of the bound are costs of
-    their own: a cost-based draw is credited with those that depend on it, directly or through
-    what is drawn after it, as in numpyro's `TraceGraph_ELBO`. In a plate, each lane is credited
-    with its own terms, and estimated by itself, if all terms that depend on the draw are in the
+    `default`; discrete and continuous ones may be together. The terms of the bound, log p and
+    -log q of each site, are costs of their own. Cost-based draws that share no term, directly or
+    through other draws, are estimated apart, as in numpyro's `TraceGraph_ELBO`; of those that do,
+    each is credited with the terms that need it or a later one. In a plate, each lane is
+    estimated by itself, with its own terms, if all terms that depend on the draw are in the
     plate: plates are taken at their word.
 
     Assumptions, bias and variance are those of the samplers, for first derivatives: the score of a
@@ -51,17 +52,17 @@ class ELBO(elbo.ELBO):
       NotImplementedError: if a discrete site of the guide is drawn inside numpyro's `scan`.
 
     Example:
-      >>> import gradest as ge, gradest.numpyro, jax, numpyro, numpyro.distributions as dist, optax
+      >>> import gradest as ge, gradest.numpyro, jax, numpyro, numpyro.distributions as dist
       >>> def model(x):
       ...     rain = numpyro.sample("rain", dist.Bernoulli(0.3))
       ...     numpyro.sample("x", dist.Normal(2.0 * rain, 1.0), obs=x)
       >>> def guide(x):
       ...     numpyro.sample("rain", dist.Bernoulli(logits=numpyro.param("logit", 0.0)))
-      >>> bound = gradest.numpyro.ELBO({"rain": ge.enumeration()}, default=ge.reparameterize())
-      >>> svi = numpyro.infer.SVI(model, guide, optax.adam(0.1), bound)
-      >>> result = svi.run(jax.random.key(0), 200, 1.4, progress_bar=False)
-      >>> print(f"{result.params['logit']:.2f}")    # log(0.3 / 0.7) + (1.4^2 - 0.6^2) / 2
-      -0.05
+      >>> elbo = gradest.numpyro.ELBO({"rain": ge.enumeration()}, default=ge.reparameterize())
+      >>> svi = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(0.1), elbo)   # and svi.run
+      >>> loss = lambda logit: elbo.loss(jax.random.key(0), {"logit": logit}, model, guide, 1.4)
+      >>> print(f"{jax.grad(loss)(0.0):.4f}")  # (0 - the logit of the posterior) / 4
+      0.0118
 
     Reference:
       Schulman, Heess, Weber and Abbeel 2015, "Gradient Estimation Using Stochastic Computation
