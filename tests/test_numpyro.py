@@ -228,7 +228,7 @@ def test_a_subsampled_plate_is_unbiased():
         return -jnp.sum(total)
 
     params = {"p": jnp.asarray([-0.5, 0.3, 1.0, 0.1]), "m": jnp.asarray(0.3)}
-    bound = ELBO({"z": ge.disarm()}, default=ge.reparameterize())
+    bound = ELBO({"z": ge.rebar()}, default=ge.reparameterize())
     values, got = gradients(bound, model, guide, params, (x,), 40_000)
     value, want = jax.value_and_grad(whole)(params)
     assert_unbiased(values, value)
