@@ -57,12 +57,12 @@ class ELBO(elbo.ELBO):
       ...     rain = numpyro.sample("rain", dist.Bernoulli(0.3))
       ...     numpyro.sample("x", dist.Normal(2.0 * rain, 1.0), obs=x)
       >>> def guide(x):
-      ...     numpyro.sample("rain", dist.Bernoulli(logits=numpyro.param("logit", 0.0)))
+      ...     numpyro.sample("rain", dist.Bernoulli(numpyro.param("p", 0.5)))
       >>> elbo = gradest.numpyro.ELBO({"rain": ge.enumeration()}, default=ge.reparameterize())
       >>> svi = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(0.1), elbo)   # and svi.run
-      >>> loss = lambda logit: elbo.loss(jax.random.key(0), {"logit": logit}, model, guide, 1.4)
-      >>> print(f"{jax.grad(loss)(0.0):.4f}")  # (0 - the logit of the posterior) / 4
-      0.0118
+      >>> loss = lambda p: elbo.loss(jax.random.key(0), {"p": p}, model, guide, 1.4)
+      >>> print(f"{jax.grad(loss)(0.5):.4f}")  # minus the logit of the posterior
+      0.0473
 
     Reference:
       Schulman, Heess, Weber and Abbeel 2015, "Gradient Estimation Using Stochastic Computation
