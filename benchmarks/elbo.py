@@ -79,7 +79,7 @@ def milliseconds(gradient: Callable[..., Any], num: int) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="ELBO beside TraceGraph_ELBO")
     parser.add_argument("--quick", action="store_true", help="few steps and draws")
     quick = parser.parse_args(argv).quick
     pixels: Any = load_digits(return_X_y=True)[0]
