@@ -55,8 +55,10 @@ def replaces(x, seen):
 )
 def test_raises(loss, make, name):
     message = rf"expectation: the loss changed its argument.*{name}.*auxiliary output"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         ge.expectation(loss)(*make())
+    of_nnx = loss in (of_module, of_rngs)
+    assert ("Use gradest.nnx.expectation(loss)" in str(raised.value)) == of_nnx
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: ge.expectation(loss)(*make()))
 

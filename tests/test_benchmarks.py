@@ -39,6 +39,15 @@ BENCHMARKS = {
 }
 
 
+@pytest.mark.slow
+def test_bounds_are_compared(capsys):
+    elbo = importlib.import_module("benchmarks.elbo")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        elbo.main(["--quick"])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == list(elbo.bounds())
+
+
 @pytest.mark.parametrize("name", speed.CASES)
 def test_hand_written_versions_equal_gradest(name, x64):
     """To the last digits, so that no term is missing on either side."""

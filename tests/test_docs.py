@@ -1,10 +1,12 @@
 """What the documents say of the code: files, links, nodes and rooms that are there."""
 
+import doctest
 import inspect
 import pathlib
 import re
 import xml.etree.ElementTree
 
+import jax
 import pytest
 
 from gradest._transform import program
@@ -46,6 +48,24 @@ def test_files_that_are_named_exist(page):
     written = [pathlib.Path(module).stem for module in re.findall("<!-- module: (.*) -->", text)]
     told = [path for path in named if not any(name in path for name in written)]
     assert [path for path in told if not (ROOT / path).exists()] == []
+
+
+NEEDS = {
+    page: needed
+    for page in PAGES
+    for needed in re.findall("<!-- needs: (.*) -->", page.read_text(encoding="utf-8"))
+}
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("page", NEEDS, ids=lambda page: page.stem)
+def test_programs_of_a_library_run(page):
+    """As a user runs them, without the tests' strictness."""
+    pytest.importorskip(NEEDS[page])
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        found = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert found.attempted > 5
+    assert found.failed == 0
 
 
 def test_the_design_tells_every_node():

@@ -92,6 +92,7 @@ FLOORS = (
         "_installation",
         "_jaxpr",
         "_numerics",
+        "_plates",
         "_random",
         "_transparent",
         "_typing",
@@ -106,7 +107,7 @@ ROOMS = {"_annealing", "_diagnostics", "_monte_carlo", "_transform", "estimators
 #: What is built on the rooms, and shown by the front too.
 ABOVE_ROOMS = {"_explain", "records"}
 #: What uses the package, and nothing of it uses.
-PROGRAMS = {"__main__", "problems"}
+PROGRAMS = {"__main__", "_credit", "nnx", "numpyro", "problems"}
 
 
 def allowed(module: Module) -> set[str]:
@@ -278,7 +279,10 @@ TEST_MODULES = {
 
 @pytest.mark.parametrize("name", TEST_MODULES)
 def test_private_modules_that_a_test_imports_are_listed(name):
-    public = {"gradest", "gradest.distributions", "gradest.records"}
+    public = {
+        *("gradest", "gradest.distributions", "gradest.records"),
+        *("gradest.nnx", "gradest.numpyro"),
+    }
     inside = lambda module: module not in public and not module.startswith("gradest.problems")
     modules = {m for m in MODULES if m != "gradest.__main__" and inside(m)}
     names = imports_of(TEST_MODULES[name])

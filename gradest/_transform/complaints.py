@@ -108,13 +108,20 @@ def nested_too_deep(num: int) -> Exception:
 # ---- Arguments -----------------------------------------------------------------------------
 
 
-def argument_changed(name: str) -> Exception:
+def argument_changed(name: str, of_nnx: bool) -> Exception:
     what = f" {name}" if name else ""
+    remedy = (
+        "Use gradest.nnx.expectation(loss), which carries out what the loss changes in flax.nnx "
+        "modules and Rngs; or return it as auxiliary output, nnx.state(module), with "
+        "expectation(loss, has_aux=True), and put it in place outside."
+        if of_nnx
+        else "Return what is new as auxiliary output, with expectation(loss, has_aux=True), and "
+        "put it in place outside."
+    )
     return ValueError(
         f"expectation: the loss changed its argument{what} (the state of a module, of Rngs, a list "
-        "or a dictionary). It is given copies, as under jax.jit: the change would be lost. Return "
-        "what is new as auxiliary output, with expectation(loss, has_aux=True), and put it in "
-        "place outside; the state of a flax.nnx module is nnx.state(module)."
+        f"or a dictionary). It is given copies, as under jax.jit: the change would be lost. "
+        f"{remedy}"
     )
 
 

@@ -18,6 +18,7 @@ from .. import _check, _jaxpr, _numerics, _random
 from .._cost import Mode
 from .._lockstep import Lockstep, in_lockstep
 from . import complaints
+from .arguments import Arguments
 from .continuation import value_of
 from .downstream import complaints_of
 from .keys import shared_keys
@@ -231,7 +232,7 @@ class Staged:
 
     def _value(self, program: Program, mode: Mode) -> jax.Array:
         try:
-            return value_of(program, self.values, mode, lambda outs, _: outs[0])
+            return value_of(program, self.values, mode, lambda outs, _: jnp.asarray(outs[0]))
         except RecursionError:
             raise complaints.nested_too_deep(len(program.marks)) from None
 
@@ -258,7 +259,7 @@ def stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> St
         for i, value in zip(dynamic, values, strict=True):
             filled[i] = value
         args, kwargs = jax.tree.unflatten(treedef, filled)
-        watched = _Arguments(args, kwargs)
+        watched = Arguments(args, kwargs)
         out = loss(*args, **kwargs)
         watched.check(out[1:] if has_aux and isinstance(out, tuple) else ())
         if not has_aux:
@@ -278,43 +279,6 @@ def stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> St
     except jax.errors.TracerBoolConversionError as error:
         raise complaints.with_way_out_of_if(error) from None
     return Staged(jaxpr, values, jax.tree.structure(aux))
-
-
-class _Arguments:
-    """The arguments that the loss is given, which it must not change: nobody would see it.
-
-    They are copies, as under `jax.jit`, whose leaves are traced.
-    """
-
-    def __init__(self, *arguments: Any):
-        self._arguments = arguments
-        self._before = jax.tree_util.tree_flatten_with_path(arguments)
-        # Some class makes its leaves anew whenever it is asked.
-        again = jax.tree.leaves(arguments)
-        self._kept = [a is b for (_, a), b in zip(self._before[0], again, strict=True)]
-
-    def check(self, aux: Any) -> None:
-        """Raises for what has changed, and is not part of the auxiliary output."""
-        returned = set(map(id, jax.tree.leaves(aux)))
-        leaves, treedef = self._before
-        after, treedef_after = jax.tree_util.tree_flatten_with_path(self._arguments)
-        if treedef_after != treedef:
-            known = {path for path, _ in leaves}
-            new = [path for path, leaf in after if path not in known and id(leaf) not in returned]
-            if new or len(after) < len(leaves):
-                raise complaints.argument_changed(self._name(new[0] if new else ()))
-            return
-        for (path, leaf), (_, leaf_after), kept in zip(leaves, after, self._kept, strict=True):
-            if kept and leaf is not leaf_after and id(leaf_after) not in returned:
-                raise complaints.argument_changed(self._name(path))
-
-    @staticmethod
-    def _name(path: Any) -> str:
-        """Such as 'args[0].bn.mean', or nothing."""
-        if not path:
-            return ""
-        of_args = path[0].idx == 0
-        return ("args" if of_args else "kwargs") + jax.tree_util.keystr(path[1:])
 
 
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
