@@ -1,6 +1,11 @@
 """Losses on several devices: what `jax.shard_map` and sharded arrays make of them."""
 
 import functools
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -96,3 +101,40 @@ def test_program_under_shard_map():
     want = jnp.sum(values), jax.tree.map(jnp.sum, in_params), in_shift
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), got, want)
     assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(got))
+
+
+# ---- Processes -----------------------------------------------------------------------------
+
+TRAINING = pathlib.Path(__file__).parent / "support" / "trains_together.py"
+
+
+def trained(num_processes, devices_each):
+    """The number of devices and the parameters at the end, as each process prints them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={devices_each}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    commands = [
+        [sys.executable, str(TRAINING), address, str(num_processes), str(rank)]
+        for rank in range(num_processes)
+    ]
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * num_processes
+    # The last line: the library that sends the numbers says that it is there.
+    return [[float(number) for number in lines.splitlines()[-1].split()] for lines in printed]
+
+
+@pytest.mark.slow
+def test_two_processes_train_to_the_parameters_of_one():
+    """With donated parameters; each process has two devices of its own."""
+    (alone,) = trained(1, 1)
+    first, second = trained(2, 2)
+    assert first == second
+    assert (alone[0], first[0]) == (1, 4)
+    np.testing.assert_allclose(first[1:], alone[1:], rtol=1e-5)
+    assert abs(alone[1] - 0.3) > 0.01
