@@ -95,8 +95,10 @@ def test_program_under_shard_map():
         return jax.lax.psum(value, "devices"), in_params, in_shift[None]
 
     each = P("devices")
-    specs = {"in_specs": (P(), each, each), "out_specs": (P(), P(), each)}
-    got = jax.jit(jax.shard_map(of_each_device, mesh=mesh(), **specs))(params, shifts, keys(4))
+    run = jax.shard_map(
+        of_each_device, mesh=mesh(), in_specs=(P(), each, each), out_specs=(P(), P(), each)
+    )
+    got = jax.jit(run)(params, shifts, keys(4))
     values, (in_params, in_shift) = jax.jit(jax.vmap(grad, (None, 0, 0)))(params, shifts, keys(4))
     want = jnp.sum(values), jax.tree.map(jnp.sum, in_params), in_shift
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), got, want)

@@ -41,11 +41,11 @@ def game(logit, key, sampler=SCORE, after=lambda: None, max_steps=MAX_STEPS):
 
 
 def duration(logit, key, **options):
-    return game(logit, key, **options)[1].astype(float)
+    return jnp.asarray(game(logit, key, **options)[1], float)
 
 
 def won(logit, key, **options):
-    return (game(logit, key, **options)[0] == GOAL).astype(float)
+    return jnp.asarray(game(logit, key, **options)[0] == GOAL, float)
 
 
 def steps_as_costs(logit, key, **options):
@@ -200,7 +200,7 @@ def never_with_costs(logit, key):
 
 
 UNENDED = {
-    "compared float": lambda logit, key: (never(logit, key)[0] > 2).astype(float),
+    "compared float": lambda logit, key: jnp.asarray(never(logit, key)[0] > 2, float),
     "cost": never_with_costs,
     "pathwise": lambda logit, key: never(logit, key, ge.gumbel_softmax(1.0))[1] * logit,
     "in a loop": lambda logit, key: jax.lax.scan(
