@@ -271,7 +271,9 @@ def varying(x: Any, axes: Iterable[Any]) -> Any:
     new = tuple(axis for axis in axes if axis not in varying_axes(x))
     if not new:
         return x
-    return jax.lax.pcast(x, new, to="varying") if _HAS_PCAST else jax.lax.pvary(x, new)
+    if _HAS_PCAST:
+        return jax.lax.pcast(x, new, to="varying")
+    return jax.lax.pvary(x, new)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def varying_alike(*trees: Any) -> Any:

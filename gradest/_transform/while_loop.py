@@ -209,10 +209,11 @@ def _check_leaf(name: str, old: Any, new: Any) -> None:
 
 
 def _boolean(value: Any) -> jax.Array:
-    is_array = jax.tree_util.all_leaves([value]) and value is not None
-    shape, dtype = (jnp.shape(value), jnp.result_type(value)) if is_array else (None, None)
-    if shape != () or dtype != jnp.bool_:
-        given = f"{dtype}{list(shape)}" if shape is not None else f"a {type(value).__name__}"
+    if not jax.tree_util.all_leaves([value]) or value is None:
+        given = f"a {type(value).__name__}"
+    else:
+        given = f"{jnp.result_type(value)}{list(jnp.shape(value))}"
+    if given != "bool[]":
         raise TypeError(
             f"cond_fun: expected a boolean scalar, got {given}. Compare what it returns with "
             "something; for a batch of states, vmap the loop."
