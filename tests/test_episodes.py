@@ -105,6 +105,18 @@ def test_the_end_of_an_episode_in_a_scan(name):
         assert_unbiased(critic, of_critic)
 
 
+@pytest.mark.statistical
+def test_episodes_that_give_each_other_baselines():
+    """Each of its own length."""
+    runs = ge.expectation(walk(MAKERS["score_function"]), num_samples=3, baseline="leave_one_out")
+    sample = jax.jit(jax.vmap(jax.grad(runs), in_axes=(None, 0)))
+    want = exactly()[1]["a"]
+    got = sample(params(), programs.keys(40_000))["a"]
+    assert_unbiased(got, want)
+    with pytest.raises(AssertionError, match="standard errors off"):
+        assert_unbiased(1.05 * got, want)
+
+
 def test_the_end_of_an_episode_in_python():
     """By estimators that need what follows."""
 
