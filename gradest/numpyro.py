@@ -152,7 +152,7 @@ class ELBO(elbo.ELBO):
             laws = []
 
             def put(site: Any) -> Any:
-                laws.append(self._sampler(site["name"])._opened(site["fn"]))
+                laws.append(self._sampler(site["name"])._opened(site["fn"], None))
                 return values[site["name"]]
 
             of_guide = traced(_Latents(guide, put), guide_key, params)
