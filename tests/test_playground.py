@@ -16,7 +16,6 @@ import optax
 import pytest
 import scipy.stats
 from support import browser
-from support.statistical import MAX_Z
 
 import gradest as ge
 from gradest.distributions import OneHotCategorical, RelaxedOneHotCategorical
@@ -30,6 +29,7 @@ COSTS = ("square", "linear", "wave", "distance", "bump", "step")
 SLOPED = ("gumbel_softmax", "st_gumbel_softmax", "straight_through")
 ESTIMATORS = (*SLOPED, "score_function", "score_function_baseline")
 NUM_DRAWS = 40_000
+MAX_Z = 4.5  # standard errors; keys are fixed, so what passes once passes always
 
 # ---- The file ------------------------------------------------------------------------------
 
@@ -365,7 +365,7 @@ class TestPage:
         if cost == "step":
             # No slope, no noise, and the whole gradient missing.
             for name in ("Gumbel-softmax", "straight-through"):
-                assert shown[name][2:4] == ["100%", "0.0000"]
+                assert shown[name][2:4] == ["100%", "0"]
             assert "gumbel_softmax" not in program
         else:
             assert float(shown["score function"][0]) < 4 * float(shown["score function"][1])
@@ -577,4 +577,4 @@ class TestNumbers:
                 rate=rate,
             )
             with jax.numpy_dtype_promotion("standard"):
-                assert got == pytest.approx(float(schedule(step)), rel=1e-5)
+                assert got == pytest.approx(np.asarray(schedule(step)).item(), rel=1e-5)
