@@ -306,13 +306,21 @@ class TestPage:
     def test_anneals(self, fresh):
         """From hot to cold, in the time that it takes, until it is told to stop."""
         value = "Number($('temperature-number').value)"
-        fresh.evaluate("$('play').click()")
-        fresh.wait("Number(document.getElementById('step').value) > 0")
-        hot = fresh.evaluate(value)
-        assert hot > 3
-        fresh.wait("Number(document.getElementById('step').value) > 5000")
-        assert fresh.evaluate(value) < hot / 2
-        fresh.evaluate("$('play').click()")
+        # Frame by frame, in the page: how many frames there are is the machine's business.
+        seen = fresh.evaluate(
+            "new Promise((done) => { const seen = []; $('play').click();"
+            " const look = () => {"
+            f"  seen.push([Number($('step').value), {value}]);"
+            "  if (seen.at(-1)[0] <= 5000) return requestAnimationFrame(look);"
+            "  $('play').click(); done(seen);"
+            " }; requestAnimationFrame(look) })"
+        )
+        steps, temperatures = np.array(seen).T
+        assert len(seen) > 3
+        assert np.all(np.diff(steps) >= 0)
+        # The slider of the step moves by hundreds.
+        np.testing.assert_allclose(temperatures, 5 * 0.02 ** (steps / 20_000), rtol=0.03)
+        assert temperatures[0] > 3
         fresh.settle()
         stopped = fresh.evaluate(value)
         fresh.settle()
