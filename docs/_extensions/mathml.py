@@ -1,0 +1,33 @@
+"""Equations as MathML, which browsers render by themselves."""
+
+from typing import Any
+
+import latex2mathml.converter
+from docutils import nodes
+from sphinx.application import Sphinx
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def visit_inline(self: Any, node: nodes.math) -> None:
+    self.body.append(mathml(node.astext(), "inline"))
+    raise nodes.SkipNode
+
+
+def visit_block(self: Any, node: nodes.math_block) -> None:
+    self.body.append(self.starttag(node, "div", CLASS="math"))
+    self.body.append(mathml(node.astext(), "block"))
+    if node["number"]:
+        number = f'<span class="eqno">({node["number"]})'
+        self.body.append(number)
+        self.add_permalink_ref(node, "Link to this equation")
+        self.body.append("</span>")
+    self.body.append("</div>\n")
+    raise nodes.SkipNode
+
+
+def mathml(latex: str, display: str) -> str:
+    return latex2mathml.converter.convert(latex.strip(), display=display)
