@@ -62,6 +62,8 @@ html_theme_options = {
     "home_page_in_toc": False,
     "show_toc_level": 2,
     "show_navbar_depth": 1,
+    # The sidebar has the search; the header would have it again.
+    "navbar_persistent": [],
 }
 html_sourcelink_suffix = ""
 html_show_sourcelink = False

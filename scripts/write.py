@@ -3,14 +3,16 @@
     python -m scripts.write            # writes
     python -m scripts.write --check    # says what would change, with exit status 1
 
-The facts of estimators and distributions are in their records (`gradest.records`): from them come
-README's table of methods and the fragments in docs/_generated. The repository's address is in
+The facts of estimators and distributions are in their records (`gradest.records`), and the papers
+that they follow in their docstrings: from these come the fragments in docs/_generated. The
+repository's address is in
 `project.urls` of pyproject.toml: from it come the links to the repository, wherever they stand, and
 README's, which are absolute since they are read on a package index's page too. CITATION.cff is
 written from pyproject.toml as a whole.
 """
 
 import argparse
+import inspect
 import json
 import pathlib
 import re
@@ -20,6 +22,7 @@ import urllib.parse
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import gradest
 from benchmarks._measure import replace_between_markers
 from gradest import records
 
@@ -30,6 +33,8 @@ _LINKED = (
     *("*.md", "mkdocs.yml", "docs/**/*.md", "docs/conf.py", "notebooks/*.ipynb"),
     *(".github/*.md", ".github/**/*.yml"),
 )
+#: Folders in which the site is built.
+_BUILT = {"_build", "_repository"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,13 +60,12 @@ def written(root: pathlib.Path) -> dict[pathlib.Path, str]:
     """All the files in which something is written, and what they should be."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     address = project["urls"]["Repository"]
-    paths = sorted({path for pattern in _LINKED for path in root.glob(pattern)})
+    found = {path for pattern in _LINKED for path in root.glob(pattern)}
+    paths = sorted(path for path in found if not _BUILT & set(path.relative_to(root).parts))
     files = {path: path.read_text(encoding="utf-8") for path in paths}
     readme = root / "README.md"
-    parts = {"badges": badges(root, address), "methods": methods_table()}
-    for name, content in parts.items():
-        files[readme] = replace_between_markers(files[readme], name, content)
-    files[readme] = absolute_links(files[readme], address)
+    with_badges = replace_between_markers(files[readme], "badges", badges(root, address))
+    files[readme] = absolute_links(with_badges, address)
     cited = root / "CITATION.cff"
     last = cited.read_text(encoding="utf-8") if cited.exists() else ""
     names = {project["name"], *re.findall(r'^repository-code: ".*/(.*)"', last, re.MULTILINE)}
@@ -69,35 +73,30 @@ def written(root: pathlib.Path) -> dict[pathlib.Path, str]:
     generated = root / "docs" / "_generated"
     return files | {
         cited: citation(project, address),
-        generated / "methods.md": fragment(documented_methods()),
+        generated / "methods.md": fragment(methods_table()),
         generated / "capabilities.md": fragment(capabilities_table()),
         generated / "distributions.md": fragment(distributions_table()),
         generated / "libraries.md": fragment(libraries_table()),
+        generated / "references.md": fragment(references_table(), "docstrings"),
     }
 
 
 # ---- Tables --------------------------------------------------------------------------------
 
 
-def methods_table() -> str:
-    """README's: a row for each estimator."""
-    return table(
-        _METHODS, ([row[header] for header in _METHODS] for row in map(cells, _ESTIMATORS))
-    )
-
-
-def documented_methods() -> str:
-    """The documentation's, which says more of each."""
-    headers = [*_METHODS, "needs", "second derivatives"]
-    return table(headers, ([row[header] for header in headers] for row in map(cells, _ESTIMATORS)))
-
-
 _ESTIMATORS = records.ESTIMATORS.values()
 _DISTRIBUTIONS = records.DISTRIBUTIONS.values()
 _METHODS = (
     *("estimator", "distributions", "draws", "unbiased", "cost must be differentiable"),
-    *("cost evaluations", "reference"),
+    *("cost evaluations", "reference", "needs", "second derivatives"),
 )
+
+
+def methods_table() -> str:
+    """A row for each estimator."""
+    return table(
+        _METHODS, ([row[header] for header in _METHODS] for row in map(cells, _ESTIMATORS))
+    )
 
 
 def cells(record: records.Record) -> dict[str, str]:
@@ -190,6 +189,18 @@ def libraries_table() -> str:
     return table(["estimator", *(_LIBRARIES[package] for package in packages)], rows)
 
 
+def references_table() -> str:
+    """A row for each public name whose docstring has references."""
+    public = {name: getattr(gradest, name) for name in dir(gradest) if name[0] != "_"}
+    public |= {record.name: record.kind for record in _DISTRIBUTIONS}
+    rows = []
+    for name, thing in public.items():
+        _, _, cited = (inspect.getdoc(thing) or "").partition("Reference:\n")
+        if cited:
+            rows.append([f"`{name}`", " ".join(cited.split())])
+    return table(["name", "sources"], rows)
+
+
 _LIBRARIES = {"numpyro": "numpyro", "tensorflow_probability": "TFP", "distrax": "distrax"}
 
 
@@ -199,9 +210,9 @@ def table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join([line(headers), "|---" * len(headers) + "|", *map(line, rows)])
 
 
-def fragment(text: str) -> str:
+def fragment(text: str, source: str = "records") -> str:
     """A file of its own, to be included by a page."""
-    return f"<!-- Written by scripts/write.py: change the records instead. -->\n\n{text}\n"
+    return f"<!-- Written by scripts/write.py: change the {source} instead. -->\n\n{text}\n"
 
 
 # ---- The repository's address --------------------------------------------------------------

@@ -15,7 +15,11 @@ from scripts import rooms
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tests/support/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(
+        page
+        for page in (ROOT / "docs").rglob("*.md")
+        if not {"_build", "_generated", "_repository", "jupyter_execute"} & set(page.parts)
+    ),
 ]
 DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 

@@ -2,9 +2,9 @@
 
 The pages of docs/ link to files of the repository as they stand there, `../CONTRIBUTING.md` say, so
 that they can be read in it. Some of these files are pages of the site too, written into
-docs/_repository when it is built: the change log, CONTRIBUTING, each part of the benchmarks' tables,
-the notebooks. On the site a link to such a file leads to its page, and one to any other file to the
-repository.
+docs/_repository when it is built: the change log, CONTRIBUTING, each part of the benchmarks'
+tables, the notebooks. On the site a link to such a file leads to its page, and one to any other
+file to the repository.
 """
 
 import functools
@@ -44,7 +44,10 @@ def write_pages(docs: pathlib.Path) -> None:
     }
     contents |= {f"{name}.md": text for name, text in benchmarks().items()}
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        contents[f"notebooks/{notebook.name}"] = notebook.read_text(encoding="utf-8")
+        text = notebook.read_text(encoding="utf-8")
+        # The badge's picture would come from elsewhere.
+        text = re.sub(r"\[!\[(Open In Colab)\]\([^)]*\)\]", r"[\1]", text)
+        contents[f"notebooks/{notebook.name}"] = text
     written = {path for path in pages.rglob("*") if path.is_file()}
     for path in written - {pages / name for name in contents}:
         path.unlink()

@@ -1,8 +1,8 @@
 """What is known of an estimator, once.
 
-Every module of an estimator ends with its `RECORDS`. From them come README's table of methods and
-the documentation's, `python -m gradest table`, which measures what they claim, and the matrix of
-the tests.
+Every module of an estimator ends with its `RECORDS`. From them come the tables of the
+documentation, `python -m gradest table`, which measures what they claim, and the matrix of the
+tests.
 """
 
 import dataclasses

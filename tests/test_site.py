@@ -1,0 +1,178 @@
+"""The site builds without a warning, and is whole: nothing of it is missing, nor elsewhere."""
+
+import html.parser
+import importlib.util
+import inspect
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import urllib.parse
+
+import pytest
+
+import gradest
+import gradest.distributions
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULES = (gradest, gradest.distributions)
+
+
+def public_names() -> list[str]:
+    return [
+        f"{module.__name__}.{name}"
+        for module in MODULES
+        for name, thing in inspect.getmembers(module)
+        if not name.startswith("_") and not inspect.ismodule(thing)
+    ]
+
+
+def test_every_public_name_is_on_an_api_page():
+    pages = "\n".join(page.read_text("utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    told = set(re.findall(r"^\.\. auto\w+:: ([\w.]+)$", pages, re.MULTILINE))
+    assert set(public_names()) - told == set()
+
+
+# ---- Built ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of its pages."""
+    for module in ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_design", "sphinx_copybutton"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"needs gradest[docs]: there is no {module}")
+    folder = tmp_path_factory.mktemp("site") / "html"
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    subprocess.run(
+        [*command, "docs", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        check=True,
+        timeout=600,
+    )
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """What a page links to, what it loads, and what can be linked to."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = re.findall(r"(?:url\(|@import )['\"]?([^'\")]+)", text)
+        self.ids: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.ids |= {attributes[name] for name in ("id", "name") if attributes.get(name)}
+        if tag == "a":
+            self.links += [attributes["href"]] if attributes.get("href") else []
+        elif tag == "link" and attributes.get("rel") in ("canonical", "search", "next", "prev"):
+            pass
+        else:
+            self.loads += [attributes[name] for name in ("src", "href") if attributes.get(name)]
+
+
+def pages(site) -> dict[pathlib.Path, Page]:
+    # The theme has a template among its files.
+    paths = (path for path in site.rglob("*.html") if "_static" not in path.parts)
+    return {path: Page(path.read_text("utf-8")) for path in paths}
+
+
+def elsewhere(page: Page) -> list[str]:
+    return [target for target in page.loads if re.match(r"(https?:)?//", target)]
+
+
+def dead_links(pages: dict[pathlib.Path, Page]) -> list[str]:
+    """Those within the site to a file that is not there, or to a place that a page has not."""
+    dead = []
+    for path, page in pages.items():
+        for target in [*page.links, *page.loads]:
+            url = urllib.parse.urlsplit(target)
+            if url.scheme or url.netloc:
+                continue
+            file = path
+            if url.path:
+                file = (path.parent / urllib.parse.unquote(url.path)).resolve()
+            anchor = urllib.parse.unquote(url.fragment)
+            there = pages.get(file)
+            if not file.exists() or (anchor and there and anchor not in there.ids):
+                dead.append(f"{path.name}: {target}")
+    return dead
+
+
+@pytest.mark.slow
+def test_nothing_comes_from_elsewhere(site):
+    for path, page in pages(site).items():
+        assert elsewhere(page) == [], path
+    for path in site.rglob("*.css"):
+        assert elsewhere(Page(f"<style>{path.read_text('utf-8')}</style>")) == [], path
+
+
+@pytest.mark.slow
+def test_every_link_leads_somewhere(site):
+    found = pages(site)
+    assert sum(len(page.links) for page in found.values()) > 1000
+    assert dead_links(found) == []
+
+
+@pytest.mark.slow
+def test_every_public_name_has_an_entry(site):
+    entries = set().union(*(page.ids for page in pages(site / "api").values()))
+    assert set(public_names()) - entries == set()
+
+
+@pytest.mark.slow
+def test_equations_are_mathml(site):
+    text = (site / "background.html").read_text("utf-8")
+    assert text.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">') > 8
+    assert text.count('class="eqno"') > 8
+    assert not re.search(r"\\(frac|nabla|mathbb)", text)
+
+
+@pytest.mark.slow
+def test_search_works_without_a_server(site):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("there is no Chromium on this machine")
+    address = f"{(site / 'search.html').as_uri()}?q=plateau"
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu"]
+    out = subprocess.run(
+        [*command, "--virtual-time-budget=20000", "--dump-dom", address],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    results = Page(out.stdout.partition('id="search-results"')[2]).links
+    assert any("annealing.html" in link for link in results)
+
+
+# ---- The tests find what they look for -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<script src="https://cdn.example/mathjax.js"></script>',
+        '<link rel="stylesheet" href="//fonts.example/font.css">',
+        "<style>@import 'https://fonts.example/font.css';</style>",
+        '<div style="background: url(https://example.org/a.png)"></div>',
+        '<img src="http://example.org/a.png">',
+    ],
+)
+def test_what_comes_from_elsewhere_is_seen(text):
+    assert elsewhere(Page(f"<html><body>{text}</body></html>"))
+
+
+def test_dead_links_are_seen(tmp_path):
+    one, two = tmp_path / "one.html", tmp_path / "two.html"
+    one.write_text('<a href="two.html#here"></a><a href="https://example.org">out</a>')
+    two.write_text('<p id="here"></p>')
+    assert dead_links(pages(tmp_path)) == []
+    one.write_text('<a href="two.html#there"></a><a href="three.html"></a>')
+    assert dead_links(pages(tmp_path)) == ["one.html: two.html#there", "one.html: three.html"]
