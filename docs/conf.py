@@ -17,6 +17,7 @@ author = copyright = _project["authors"][0]["name"]
 extensions = [
     "_extensions.mathml",
     "_extensions.docstrings",
+    "_extensions.examples",
     "_extensions.repository",
     "myst_nb",
     "sphinx.ext.autodoc",

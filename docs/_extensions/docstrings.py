@@ -83,7 +83,8 @@ def _definitions(lines: list[str]) -> Iterator[str]:
         found = _DEFINITION.fullmatch(line)
         if found:
             yield from ([] if inside else [""])
-            yield from (found[1], f"    {found[2]}")
+            # "1." is a number, and not the first item of a list.
+            yield from (found[1], "    " + re.sub(r"^(\d+)\.", r"\1\\.", found[2]))
             inside = True
         elif inside and line and not line.startswith(" "):
             yield f"    {line}"

@@ -1,5 +1,6 @@
 """Equations as MathML, which browsers render by themselves."""
 
+import re
 from typing import Any
 
 import latex2mathml.converter
@@ -30,4 +31,6 @@ def visit_block(self: Any, node: nodes.math_block) -> None:
 
 
 def mathml(latex: str, display: str) -> str:
-    return latex2mathml.converter.convert(latex.strip(), display=display)
+    written = latex2mathml.converter.convert(latex.strip(), display=display)
+    # The space after the name of a function, unless a parenthesis follows.
+    return re.sub(r"(<mi>log</mi>)(?=<mi|<ms)", r'\1<mspace width="0.17em" />', written)
