@@ -135,6 +135,11 @@ def test_readme_has_the_command(marker, extra, end):
     assert extra in PROJECT["optional-dependencies"]
 
 
+def test_readme_is_short():
+    """What it has no room for is on the site."""
+    assert len(README.split()) < 900
+
+
 def test_readme_has_no_other_command():
     assert len(re.findall("<!-- command:", README)) == 2
 

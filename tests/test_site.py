@@ -67,14 +67,13 @@ class Page(html.parser.HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.ids |= {attributes[name] for name in ("id", "name") if attributes.get(name)}
+        given = {name: value for name, value in attrs if value}
+        targets = [given[name] for name in ("src", "href") if name in given]
+        self.ids |= {given[name] for name in ("id", "name") if name in given}
         if tag == "a":
-            self.links += [attributes["href"]] if attributes.get("href") else []
-        elif tag == "link" and attributes.get("rel") in ("canonical", "search", "next", "prev"):
-            pass
-        else:
-            self.loads += [attributes[name] for name in ("src", "href") if attributes.get(name)]
+            self.links += targets
+        elif tag != "link" or given.get("rel") not in ("canonical", "search", "next", "prev"):
+            self.loads += targets
 
 
 def pages(site) -> dict[pathlib.Path, Page]:
