@@ -28,9 +28,6 @@ extensions = [
 # The fragments are included by pages.
 exclude_patterns = ["_build", "_generated", "_extensions"]
 
-# The list of how-tos ends with whatever is not named in it.
-suppress_warnings = ["toc.empty_glob"]
-
 # Pages are Markdown; notebooks are shown with the outputs that are stored in them.
 nb_execution_mode = "off"
 # Widgets would be loaded from elsewhere.

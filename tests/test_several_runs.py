@@ -1,9 +1,7 @@
 """Several runs of a loss: what they average, what is common to them, baselines from each other."""
 
-import doctest
 import functools
 import itertools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -457,13 +455,6 @@ def test_diagnose_and_explain():
     one, several = (ge.explain(f)(LOGITS, KEY).rows for f in (of_one_categorical, loss))
     assert one == several
     assert [row["estimator"] for row in one] == ["score_function"]
-
-
-def test_the_page_on_several_runs():
-    page = pathlib.Path(__file__).parents[1] / "docs" / "several-runs.md"
-    ran = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
-    assert ran.attempted
-    assert not ran.failed
 
 
 # ---- Refusals ------------------------------------------------------------------------------
