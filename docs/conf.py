@@ -53,6 +53,8 @@ copybutton_prompt_is_regexp = True
 html_theme = "sphinx_book_theme"
 html_title = "gradest"
 html_static_path = ["_static"]
+# Pages that are whole by themselves: the playground.
+html_extra_path = ["_extra"]
 html_css_files = ["site.css"]
 html_theme_options = {
     "repository_url": _address,

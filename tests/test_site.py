@@ -41,7 +41,14 @@ def test_every_public_name_is_on_an_api_page():
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The folder of its pages."""
-    for module in ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_design", "sphinx_copybutton"):
+    for module in (
+        "sphinx",
+        "myst_nb",
+        "sphinx_book_theme",
+        "sphinx_design",
+        "sphinx_copybutton",
+        "numpyro",
+    ):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"needs gradest[docs]: there is no {module}")
     folder = tmp_path_factory.mktemp("site") / "html"
