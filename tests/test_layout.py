@@ -239,6 +239,8 @@ PRIVATE = {
     "test_installation": {"gradest._installation"},
     # What becomes of each draw of a loss, and of which estimators a remedy speaks.
     "test_downstream": {"gradest._jumps", "gradest._transform.downstream"},
+    # What stands in for a masked element.
+    "test_where": {"gradest.distributions._masked"},
     # The budget within which a choice is looked at.
     "test_explain": {"gradest._downstream.probe"},
     "test_mixture": {"gradest.distributions.mixture"},

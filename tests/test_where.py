@@ -13,6 +13,7 @@ from support.cases import CASES, DISTRIBUTIONS, NoPower, assert_unbiased, value_
 
 import gradest as ge
 from gradest import distributions as dists
+from gradest.distributions._masked import masked
 
 KEY = jax.random.key(3)
 
@@ -233,6 +234,20 @@ def test_a_masked_element_is_as_good_as_a_constant(name):
     assert_alike(got, want)
     with pytest.raises(AssertionError):
         assert_alike(jax.tree.map(lambda x: 1.2 * x, got), want)
+
+
+@pytest.mark.parametrize("name", [*cases.FINITE, *cases.STRUCTURED])
+def test_what_stands_in_for_a_certain_outcome_has_no_score(name):
+    """So that a masked element adds nothing to the norm on which options are trained."""
+    dist = jax.jit(lambda halves: masked(halves, second_half(name, DISTRIBUTIONS[name]())).safe)(
+        beside_masked(DISTRIBUTIONS[name]())
+    )
+    x = point(name, dist.sample(KEY))
+    np.testing.assert_array_equal(dist.sample(KEY)[0], x[0])
+    score = jax.grad(lambda dist: jnp.sum(dist.log_prob(x)))(dist)
+    for g in jax.tree.leaves(score):
+        np.testing.assert_array_equal(g[0], 0.0)
+        assert np.any(g[1] != 0.0)
 
 
 def test_nothing_is_trained_where_all_is_masked():

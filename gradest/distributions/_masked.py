@@ -72,6 +72,11 @@ def _first(dist: Any) -> np.ndarray:
     return np.where(np.arange(logits.shape[-1]) < k, 0.0, -np.inf)
 
 
+def _in_order(dist: PlackettLuce) -> np.ndarray:
+    """Logits of the items as they stand, for certain but for exp(-100)."""
+    return -100.0 * np.arange(dist.shape[-1])
+
+
 def _of_rows(point: Callable[[int], float], *parameters: float) -> Callable[..., StandIn]:
     """A row of K equal numbers."""
     return lambda dist: StandIn(
@@ -89,7 +94,9 @@ _STAND_INS: Mapping[type[Distribution], Callable[..., StandIn]] = {
     Categorical: lambda dist: StandIn(0, (_first(dist),), certain=True),
     OneHotCategorical: lambda dist: StandIn(np.exp(_first(dist)), (_first(dist),), 1, certain=True),
     Subset: lambda dist: StandIn(np.exp(_first(dist)), (_first(dist),), 1, certain=True),
-    PlackettLuce: lambda dist: StandIn(np.eye(*dist.shape[-2:]), (0.0,), 2),
+    PlackettLuce: lambda dist: StandIn(
+        np.eye(*dist.shape[-2:]), (_in_order(dist),), 2, certain=True
+    ),
     LinearChainCRF: lambda dist: StandIn(
         np.exp(_first(dist)), (_first(dist), 0.0), 2, certain=True
     ),
