@@ -336,7 +336,9 @@ def test_an_equality_of_a_discrete_draw_is_one_of_its_relaxed_draw_too(draw):
 
 
 @pytest.mark.parametrize(
-    "mask", [lambda z: z > 0.5, lambda z: z == 1, lambda z: jnp.cumsum(z) > 0.5], ids=str
+    "mask",
+    [lambda z: z > 0.5, lambda z: z == 1, lambda z: jnp.cumsum(z) > 0.5],
+    ids=["comparison", "equality", "sum"],
 )
 def test_a_mask_by_an_infinite_constant(mask):
     found = fates(lambda z: jax.nn.softmax(jnp.where(mask(z), -jnp.inf, Y))[0])
