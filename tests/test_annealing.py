@@ -225,8 +225,13 @@ def test_other_leaves_get_the_inner_optimizer_alone(name, standard_promotion):
         alone, alone_state = alone_update(others(grads), alone_state, others(params))
         chex.assert_trees_all_equal(others(updates), alone)
         params = optax.apply_updates(params, updates)
-        assert params["temperature"] == jax.jit(SCHEDULES["temperature"])(k)  # pyright: ignore[reportIndexIssue]
-        assert params["encoder"]["slope"] == jax.jit(SCHEDULES["encoder.slope"])(k)  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue]
+        # Another program rounds a schedule in another way.
+        annealed = {
+            "temperature": params["temperature"],  # pyright: ignore[reportIndexIssue]
+            "encoder.slope": params["encoder"]["slope"],  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue]
+        }
+        for name, value in annealed.items():
+            np.testing.assert_allclose(value, SCHEDULES[name](k), rtol=3e-7)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -24,11 +24,11 @@ def per_lane(
 
     The axes of an array of keys are the first axes of `shape`.
     """
-    key, *parameters = _jaxpr.varying_alike(_random.keys_of(key, shape), *parameters)
-    full = [jnp.broadcast_to(parameter, tuple(shape)) for parameter in parameters]
-    for _ in range(key.ndim):
+    keys, *alike = _jaxpr.varying_alike(_random.keys_of(key, shape), *parameters)
+    full = [jnp.broadcast_to(parameter, tuple(shape)) for parameter in alike]
+    for _ in range(keys.ndim):
         draw = jax.vmap(draw)
-    return draw(key, *full)
+    return draw(keys, *full)
 
 
 def inside(x: jax.Array, dtype: DTypeLike, upper: float | None = None) -> jax.Array:
