@@ -3,7 +3,7 @@
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -87,6 +87,39 @@ def sampling(sample: Callable[..., T]) -> Callable[..., T]:
 
     return checked
 
+
+def made(init: Callable[..., None]) -> Callable[..., None]:
+    """`init`, of a distribution, which answers who calls it by other words."""
+    parameters = tuple(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        for given in kwargs:
+            if given not in parameters:
+                raise TypeError(_unknown_parameter(type(self).__name__, given, parameters))
+        init(self, *args, **kwargs)
+
+    return checked
+
+
+def _unknown_parameter(name: str, given: str, parameters: Sequence[str]) -> str:
+    words = [word for word in _PARAMETERS.get(given, ()) if word in parameters]
+    near = words or difflib.get_close_matches(given, parameters, 1)
+    remedy = f"Use {near[0]}=." if near else f"Its parameters: {', '.join(parameters)}."
+    return f"{name}: got an unexpected parameter {given}=. {remedy}"
+
+
+# Of distributions: what others call their parameters.
+_PARAMETERS = {
+    **dict.fromkeys(["mu", "mean", "m"], ("loc",)),
+    **dict.fromkeys(["sigma", "std", "stddev", "s"], ("scale",)),
+    **dict.fromkeys(["n", "total", "n_trials", "num_trials"], ("total_count",)),
+    **dict.fromkeys(["lam", "rate_parameter", "beta"], ("rate", "concentration0")),
+    **dict.fromkeys(["alpha", "a", "shape", "kappa"], ("concentration", "concentration1")),
+    "b": ("concentration0",),
+    **dict.fromkeys(["p", "ps", "pi"], ("probs", "logits")),
+    "nu": ("df",),
+}
 
 #: Of a distribution: attributes that it has elsewhere.
 INSTEAD = {

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -45,6 +46,11 @@ def test_an_estimator_is_no_sampler(name):
         (lambda: ge.rebar()(KEY, jnp.zeros(2)), r"gradest\.distributions\.Bernoulli\(logits\)"),
         (lambda: ge.rebar()(nnx.Rngs(0), BITS), r"got Rngs\. Take a key of it: rngs\(\)"),
         (lambda: dists.OneHotCategorical(jnp.zeros(3)).log_prob(1), r"jax\.nn\.one_hot\(x, 3\)"),
+        (lambda: dists.Normal(mu=0.0, sigma=1.0), r"Normal: .* parameter mu=\. Use loc="),
+        (lambda: dists.Bernoulli(p=0.3), r"parameter p=\. Use probs="),
+        (lambda: dists.Gamma(alpha=1.0, beta=1.0), r"alpha=\. Use concentration="),
+        (lambda: dists.Normal(0.0, scal=1.0), r"scal=\. Use scale="),
+        (lambda: dists.Poisson(colour=1.0), r"colour=\. Its parameters: rate"),
         (lambda: ge.expectation(lambda l: None)(0.0), "got None"),
         (lambda: ge.expectation(lambda l: (l, 1))(0.0), r"expectation\(loss, has_aux=True\)"),
         (lambda: ge.rebar().expect(KEY, BITS, lambda z: (z[0], z)), "real scalar, got a tuple"),
@@ -73,6 +79,26 @@ def test_a_python_if_on_a_draw():
     assert "my_loss" in str(raised.value)
     assert "jax.lax.cond" in str(raised.value)
     assert "flat" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("use", "error", "way_out"),
+    [
+        (lambda x: [1.0, 2.0][x], jax.errors.TracerIntegerConversionError, r"asarray\(values\)"),
+        (lambda x: 1.0 * int(x), jax.errors.ConcretizationTypeError, r"draw\.astype\(int\)"),
+        (lambda x: 1.0 * np.asarray(x), jax.errors.TracerArrayConversionError, "jax.numpy instead"),
+        (
+            lambda x: jnp.sum(jnp.arange(3.0)[jnp.arange(3) < x]),
+            jax.errors.NonConcreteBooleanIndexError,
+            r"jax\.numpy\.where\(mask, x, 0\)",
+        ),
+    ],
+    ids=["list", "int", "numpy", "mask"],
+)
+def test_python_that_needs_to_know_a_draw(use, error, way_out):
+    loss = lambda l, key: use(ge.score_function()(key, dists.Categorical(l)))
+    with pytest.raises(error, match=f"(?s)a draw has no value yet.*{way_out}"):
+        ge.expectation(loss)(jnp.zeros(2), KEY)
 
 
 def test_a_flax_parameter_is_an_option():

@@ -276,8 +276,8 @@ def stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> St
     values = _jaxpr.varying_alike([leaves[i] for i in dynamic])[0]
     try:
         jaxpr, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
-    except jax.errors.TracerBoolConversionError as error:
-        raise complaints.with_way_out_of_if(error) from None
+    except complaints.UNKNOWN_VALUES as error:
+        raise complaints.with_way_out(error) from None
     return Staged(jaxpr, values, jax.tree.structure(aux))
 
 

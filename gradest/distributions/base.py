@@ -57,6 +57,8 @@ class Distribution(Derived, abc.ABC):
         super().__init_subclass__(**kwargs)
         if "sample" in vars(cls):
             cls.sample = _calls.sampling(vars(cls)["sample"])
+        if "__init__" in vars(cls):
+            cls.__init__ = _calls.made(vars(cls)["__init__"])
         if "parameters" in vars(cls):
             jax.tree_util.register_pytree_with_keys(
                 cls, cls._flatten_with_keys, cls._unflatten, cls._flatten
