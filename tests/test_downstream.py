@@ -140,6 +140,17 @@ def test_parameters_that_are_not_differentiated():
     assert not said(whole, transform=lambda f: f)
 
 
+def test_guards_of_what_is_not_drawn():
+    """As numpyro's Bernoulli has it, with a draw compared where the logit is infinite."""
+
+    def loss(l, data, key):
+        z = ge.rebar()(key, dists.Bernoulli(l))
+        kept = jnp.where(jnp.isfinite(data), z * data, jnp.where(z > 0.5, 1.0, 0.0))
+        return kept + jnp.where(jnp.isnan(data), jnp.where(z == 1, 1.0, 0.0), z * data)
+
+    assert said(loss, 0.3, 0.7) == []
+
+
 def test_metrics_in_auxiliary_output():
     def loss(m, key):
         x = ge.reparameterize()(key, dists.Normal(m, 1.0))

@@ -119,13 +119,9 @@ def flow_of(
         return Flow(flow & kept, only(jumps, kept), kinked=kinked, steep=steep)
     if name in _WITHOUT_VALUE or (name in _ROW_ORDERS and not is_float(dtype)):
         return Flow()
-    if name == "is_finite":
-        return Flow(number=np.True_)
     if name in COMPARISONS:
         return Flow(0, stepped)
     if name in EQUALITIES or (name == "convert_element_type" and dtype == np.bool_ and flow):
-        if len(ins) == 2 and ins[0] is ins[1]:
-            return Flow(number=np.bool_(name == "eq"))  # isnan
         # Almost surely different: from what is infinite, and if the draw's law has a density.
         infinite = any(map(_is_infinite, ins))
         smooth = flow and not (kinked or jumps or any(x.hard for x in dependent))
@@ -188,7 +184,11 @@ def _scaled(
 
 
 def folded(name: str, ins: Sequence[Value]) -> Any:
-    """The boolean that an equation of known booleans gives, or None."""
+    """The boolean that an equation gives, if it is one of known booleans or a guard; else None."""
+    if name == "is_finite":
+        return np.True_
+    if name in ("eq", "ne") and ins[0] is ins[1]:  # isnan
+        return np.bool_(name == "eq")
     if name not in _FOLDED or not all(isinstance(x.number, np.bool_) for x in ins):
         return None
     numbers = [bool(x.number) for x in ins]
