@@ -9,6 +9,7 @@ from .. import _check
 from ..distributions import _records
 from ..distributions._capabilities import CAPABILITIES, has
 from ..distributions.base import Distribution
+from ..distributions.categorical import Categorical, OneHotCategorical
 from ._record import Record
 
 Need = str | tuple[str, ...]
@@ -34,10 +35,12 @@ def check(
     served = [own for own in served if all(has(own, need) for need in needs)]
     names = ", ".join(own.__name__ for own in (served if only is None else only))
     others = estimators_of(kind)
+    remedy = f"For that there are {', '.join(others)}." if others else "Use score_function."
+    if kind is Categorical and OneHotCategorical in (served if only is None else only):
+        remedy += " Or draw the category as OneHotCategorical(logits)."
     raise TypeError(
         f"{estimator}: expected one of gradest.distributions' {names}{_or_another(lacking)}, got "
-        f"{_check.name_of(kind)}. "
-        + (f"For that there are {', '.join(others)}." if others else "Use score_function.")
+        f"{_check.name_of(kind)}. {remedy}"
     )
 
 
