@@ -1,5 +1,6 @@
 """The annealed leaf is on its schedule, and nothing else notices that it is."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -226,12 +227,9 @@ def test_other_leaves_get_the_inner_optimizer_alone(name, standard_promotion):
         chex.assert_trees_all_equal(others(updates), alone)
         params = optax.apply_updates(params, updates)
         # Another program rounds a schedule in another way.
-        annealed = {
-            "temperature": params["temperature"],  # pyright: ignore[reportIndexIssue]
-            "encoder.slope": params["encoder"]["slope"],  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue]
-        }
-        for name, value in annealed.items():
-            np.testing.assert_allclose(value, SCHEDULES[name](k), rtol=3e-7)
+        close = functools.partial(np.testing.assert_allclose, rtol=3e-7)
+        close(params["temperature"], SCHEDULES["temperature"](k))  # pyright: ignore
+        close(params["encoder"]["slope"], SCHEDULES["encoder.slope"](k))  # pyright: ignore
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
