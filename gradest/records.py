@@ -6,7 +6,7 @@ compares with them.
 
 >>> from gradest import records
 >>> records.ESTIMATORS["rebar"].distributions
-('Bernoulli', 'OneHotCategorical')
+('Bernoulli', 'OneHotCategorical', 'PlackettLuce')
 >>> records.DISTRIBUTIONS["Uniform"].fixed_support
 False
 """
