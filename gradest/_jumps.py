@@ -19,6 +19,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
+from . import _jaxpr
 from ._derivatives.primitives import lanes_first, zero_tangent
 from ._derivatives.refuse import UnestimatedGradientError, UnestimatedGradientWarning
 from ._downstream.fates import Fate, fate_of_inputs
@@ -160,8 +161,8 @@ def _differentiate_guarded(primals: Any, tangents: Any, *, complaint: Complaint)
     live = [t for t in tangents[:-1] if not (isinstance(t, ad.Zero) or is_float0(t))]
     if not live:
         return value, tangents[-1]
-    aval = jax.core.ShapedArray(value.shape, value.dtype)
-    missing = missing_p.bind(*live, aval=aval, complaint=complaint)
+    shape = jax.ShapeDtypeStruct(value.shape, value.dtype)
+    missing = missing_p.bind(*live, shape=shape, complaint=complaint)
     return value, ad.add_tangents(tangents[-1], missing)
 
 
@@ -175,17 +176,17 @@ batching.primitive_batchers[guarded_p] = _batch_guarded
 # What is missing of a cost's tangent: zero, and linear in the tangents of the parameters, with a
 # complaint once a transpose has a cotangent for it, or a program is run with it.
 missing_p = core.Primitive("gradest_missing")
-missing_p.def_abstract_eval(lambda *_, aval, complaint: aval)
+missing_p.def_abstract_eval(lambda *avals, shape, complaint: _jaxpr.shaped(shape, avals))
 
 
 @missing_p.def_impl
-def _(*_: Any, aval: Any, complaint: Complaint) -> jax.Array:
+def _(*_: Any, shape: jax.ShapeDtypeStruct, complaint: Complaint) -> jax.Array:
     complaint.give()
-    return jnp.zeros(aval.shape, aval.dtype)
+    return jnp.zeros(shape.shape, shape.dtype)
 
 
-def _transpose_missing(ct: Any, *tangents: Any, aval: Any, complaint: Complaint) -> list[None]:
-    del aval
+def _transpose_missing(ct: Any, *tangents: Any, shape: Any, complaint: Complaint) -> list[None]:
+    del shape
     if not isinstance(ct, ad.Zero):
         complaint.give()
     return [None] * len(tangents)
@@ -197,10 +198,10 @@ def _differentiate_missing(primals: Any, tangents: Any, **params: Any) -> Any:
     return out, zero_tangent(out)
 
 
-def _batch_missing(args: Any, dims: Any, *, aval: Any, complaint: Complaint) -> Any:
+def _batch_missing(args: Any, dims: Any, *, shape: Any, complaint: Complaint) -> Any:
     moved = lanes_first(args, dims)
-    aval = jax.core.ShapedArray((moved[0].shape[0], *aval.shape), aval.dtype)
-    return missing_p.bind(*moved, aval=aval, complaint=complaint), 0
+    shape = jax.ShapeDtypeStruct((moved[0].shape[0], *shape.shape), shape.dtype)
+    return missing_p.bind(*moved, shape=shape, complaint=complaint), 0
 
 
 ad.primitive_jvps[missing_p] = _differentiate_missing
@@ -218,7 +219,7 @@ def complaint_of(
     mark: Mark,
     function: Callable[..., Any],
     point: Any,
-    *beside: Any,
+    *,
     what: str,
     remedy: str = "",
 ) -> Complaint | None:
@@ -226,16 +227,15 @@ def complaint_of(
 
     Args:
       mark: of the draw.
-      function: of (point, *beside), with a scalar result.
+      function: of the point, with a scalar result.
       point: where it is differentiated, or the shapes of that.
-      beside: its other arguments.
       what: the function, in the words of the complaint.
       remedy: what to do where it jumps; by default, to draw by another estimator.
     """
     draw = mark.followed("the draw")
     if draw is None:
         return None
-    staged = jax.make_jaxpr(function)(point, *beside)
+    staged = jax.make_jaxpr(function)(point)
     fate = fate_of_inputs(staged, draw, len(jax.tree.leaves(point)))
     return Complaint(mark, fate, set(), what=what, remedy=remedy) if fate.jumps else None
 

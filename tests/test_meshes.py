@@ -32,6 +32,18 @@ def mesh(kind=AxisType.Auto):
 # ---- shard_map -----------------------------------------------------------------------------
 
 
+def test_a_cost_that_only_jumps_is_refused_under_shard_map():
+    def loss(m, key):
+        cost = lambda x: jnp.where(x > 0.5, 1.0, 0.0)
+        return ge.reparameterize().expect(key[0], dists.Normal(m[0], 1.0), cost)[None]
+
+    specs = P("devices")
+    mapped = jax.shard_map(loss, mesh=mesh(), in_specs=(specs, specs), out_specs=specs)
+    assert mapped(jnp.full(4, 0.3), keys(4)).shape == (4,)
+    with pytest.raises(ge.UnestimatedGradientError, match="jumps at a comparison"):
+        jax.jit(jax.grad(lambda m: jnp.sum(mapped(m, keys(4)))))(jnp.full(4, 0.3))
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_types_under_shard_map(estimator):
     """With JAX's check of what differs from device to device: keys do, and parameters do not."""
