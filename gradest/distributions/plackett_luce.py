@@ -14,7 +14,7 @@ from .._numerics import below_top, compute_dtype, in_compute_dtype, tempered
 from ._information import divergence, excludes, surprise
 from .base import Distribution, Shape, align, as_float, plain
 from .bernoulli import certain, weighted
-from .subset import WEIGHTS
+from .subset import check_possible
 
 # Of more items than that there are too many subsets.
 _MOST_SUMMED = 12
@@ -65,14 +65,7 @@ class PlackettLuce(Distribution):
             )
         n = self.logits.shape[-1]
         self.k = n if k is None else _check.integer("k", k, 1)
-        _check.elements(WEIGHTS, logits=logits)
-        known = _check.known(logits)
-        possible = n if known is None else int(np.min(np.sum(known > -np.inf, axis=-1), initial=n))
-        if self.k > possible:
-            raise ValueError(
-                f"k: expected at most {possible}, the number of items that are possible, got "
-                f"{self.k}. Draw fewer, or exclude fewer by logits of -inf."
-            )
+        check_possible(self.k, logits, n)
 
     @property
     def shape(self) -> Shape:

@@ -27,6 +27,20 @@ WEIGHTS = _check.Domain(
 )
 
 
+def check_possible(k: int, logits: ArrayLike, num_items: int) -> None:
+    """Raises for logits out of range, and unless `k` items of each row are possible."""
+    _check.elements(WEIGHTS, logits=logits)
+    known = _check.known(logits)
+    possible = num_items
+    if known is not None:
+        possible = int(np.min(np.sum(known > -np.inf, axis=-1), initial=num_items))
+    if k > possible:
+        raise ValueError(
+            f"k: expected at most {possible}, the number of items that are possible, got {k}. "
+            "Draw fewer, or exclude fewer by logits of -inf."
+        )
+
+
 class Subset(Distribution):
     r"""Subsets of k of n items, P(x) proportional to exp(logits . x) for x of k ones.
 
@@ -68,14 +82,7 @@ class Subset(Distribution):
         if self.logits.ndim == 0:
             raise ValueError("logits: expected the items along the last axis, got a scalar.")
         self.k, n = _check.integer("k", k, 0), self.logits.shape[-1]
-        _check.elements(WEIGHTS, logits=logits)
-        known = _check.known(logits)
-        possible = n if known is None else int(np.min(np.sum(known > -np.inf, axis=-1), initial=n))
-        if self.k > possible:
-            raise ValueError(
-                f"k: expected at most {possible}, the number of items that are possible, got "
-                f"{self.k}. Draw fewer, or exclude fewer by logits of -inf."
-            )
+        check_possible(self.k, logits, n)
 
     @property
     def shape(self) -> Shape:
