@@ -249,7 +249,7 @@ PRIVATE = {
     # Its version, and how evaluations of a cost are counted.
     "test_records": {"gradest._diagnostics.evaluations", "gradest._version"},
     # How often a program is read.
-    "test_transform": {"gradest._transform.program"},
+    "test_transform": {"gradest._transform.reading"},
     # Bits of one draw.
     "test_random": {"gradest._fixed_point", "gradest._random"},
     "support.broken": {

@@ -14,7 +14,7 @@ from support.programs import assert_unbiased, bit, keys
 
 import gradest as ge
 from gradest import distributions as dists
-from gradest._transform import program as reading
+from gradest._transform import reading
 
 split = jax.random.split
 score, rebar = ge.score_function(), ge.rebar()

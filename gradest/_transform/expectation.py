@@ -23,7 +23,8 @@ from .continuation import value_of
 from .downstream import complaints_of
 from .keys import shared_keys
 from .ledger import Ledger, advance
-from .program import Program, Purpose, read_program
+from .program import Program
+from .reading import Purpose, read_program
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -1,17 +1,15 @@
-"""Programs: jaxprs read into nodes, once.
+"""Programs: what a jaxpr is read into.
 
 A node is a draw, a cost, a construct that holds some, or a run of equations that holds none and is
 evaluated as a jaxpr of its own, never equation by equation, since the protocol for binding a single
 equation changes between JAX's releases. To add a construct, let `_jaxpr` tell what it is (and that
-it is understood), add its node here, to `_Reader.node` and, if its operands are not used alike, to
-`_of_operands`, and one case to `ledger`; one to `continuation` too, if it is run once.
+it is understood), add its node here, let `reading` make it, and add one case to `ledger`; one to
+`continuation` too, if it is run once.
 """
 
 import dataclasses
-import enum
 import functools
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -20,30 +18,12 @@ from jax.extend import core
 
 from .. import _jaxpr
 from .._cost import Mode
-from .._derivatives.primitives import drawn_p, scored_p
-from .._jaxpr import is_var, variables, varying_axes
+from .._jaxpr import variables, varying_axes
 from .._jumps import Complaint
-from .._sampler import Site, sample_p
+from .._sampler import Site
 from .._transparent import without_stops
-from .spend import charge_p, cost_p
 
 Env = dict[Any, Any]
-NO_COMPLAINTS: Mapping[int, Complaint] = {}
-
-
-# What becomes of a variable, as bits: this run of the program wants it, the loss or a cost depends
-# on it, auxiliary output does. A draw on which the loss or a cost depends is credited with what
-# follows it. One that is drawn for auxiliary output or an effect alone is not: that would be noise
-# in the gradient.
-NOTHING, WANTED, COUNTS, REPORTED = 0, 1, 2, 4
-
-
-class Purpose(enum.Enum):
-    """What a program is run for."""
-
-    BOTH = "the loss and auxiliary output, in one run"
-    LOSS = "the loss, perhaps at several points; auxiliary output is another run's"
-    REPORT = "auxiliary output, with plain draws and no effects but its own"
 
 
 # ---- Nodes ---------------------------------------------------------------------------------
@@ -285,7 +265,7 @@ class Program:
     def keys(self) -> frozenset[Any]:
         """The variables that are PRNG keys."""
         inputs = [*self.jaxpr.constvars, *self.jaxpr.invars]
-        return frozenset(v for v in [*inputs, *_results(self.jaxpr.eqns)] if _is_key(v))
+        return frozenset(v for v in [*inputs, *results_of(self.jaxpr.eqns)] if _is_key(v))
 
     def with_rules(self) -> Iterable[Draw]:
         """The draws in functions that have a derivative rule of their own."""
@@ -342,257 +322,10 @@ def needs_rest(node: Run | Node, mode: Mode) -> bool:
     return isinstance(node, Node) and any(program.needs_rest(mode) for program in node.programs)
 
 
-# ---- Reading -------------------------------------------------------------------------------
-
-
-def read_program(
-    jaxpr: core.ClosedJaxpr, purpose: Purpose, complaints: Mapping[int, Complaint] = NO_COMPLAINTS
-) -> Program:
-    """The program of a staged loss, whose first output is the loss and the others auxiliary.
-
-    Args:
-      jaxpr: the loss, staged.
-      purpose: what it is run for.
-      complaints: of what follows draws, by the identities of their equations.
-    """
-    loss, report = {
-        Purpose.BOTH: (WANTED | COUNTS, WANTED | REPORTED),
-        Purpose.LOSS: (WANTED | COUNTS, REPORTED),
-        Purpose.REPORT: (NOTHING, WANTED | REPORTED),
-    }[purpose]
-    uses = [loss] + [report] * (len(jaxpr.jaxpr.outvars) - 1)
-    return _Reader(purpose, complaints).program(jaxpr, uses)
-
-
-class _Reader:
-    """Reads a jaxpr and those in it, each once for what is wanted of it."""
-
-    def __init__(self, purpose: Purpose, complaints: Mapping[int, Complaint]):
-        self.purpose, self.complaints = purpose, complaints
-        self._programs: dict[Any, Program] = {}
-        self._holds: dict[int, tuple[bool, bool]] = {}
-
-    def program(self, closed: core.ClosedJaxpr, uses: Sequence[int]) -> Program:
-        """`uses` tells what becomes of each of the jaxpr's outputs."""
-        # The jaxpr is alive as long as the reader, since it is part of the one that is read.
-        name = id(closed.jaxpr), tuple(uses)
-        if name not in self._programs:
-            self._programs[name] = self._read(closed, uses)
-        return self._programs[name]
-
-    def _read(self, closed: core.ClosedJaxpr, uses: Sequence[int]) -> Program:
-        jaxpr = closed.jaxpr
-        defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
-        use: dict[Any, int] = {}
-        for v, u in zip(jaxpr.outvars, uses, strict=True):
-            if is_var(v):
-                use[v] = use.get(v, NOTHING) | u
-        # What the loss depends on in another way than through a stop_gradient, which says that no
-        # derivative is expected.
-        followed = {v for v, u in use.items() if u & COUNTS}
-
-        entries: list[Any] = []  # equations of runs, and nodes, from the last to the first
-        for eqn in reversed(jaxpr.eqns):
-            of_results = [use.get(v, NOTHING) for v in eqn.outvars]
-            reaches = not followed.isdisjoint(eqn.outvars)
-            node = self.node(jaxpr, eqn, of_results, defined_by, reaches)
-            marks = marks_of(node) if node is not None else []
-            all_uses = functools.reduce(operator.or_, of_results, NOTHING)
-            if marks:
-                all_uses |= WANTED | COUNTS
-            live = all_uses & WANTED or (eqn.effects and self._takes_place(all_uses))
-            if live:
-                entries.append(eqn if node is None else node)
-                all_uses |= WANTED
-            if (marks or reaches) and eqn.primitive.name != "stop_gradient":
-                followed.update(_followed(eqn, defined_by))
-            for v, u in zip(eqn.invars, self._of_operands(eqn, node, all_uses), strict=True):
-                if is_var(v) and u:
-                    use[v] = use.get(v, NOTHING) | u
-
-        wanted = [v if u & WANTED else None for v, u in zip(jaxpr.outvars, uses, strict=True)]
-        nodes, later = _grouped(jaxpr, reversed(entries), filter(is_var, wanted))
-        inputs = [use.get(v, NOTHING) for v in jaxpr.invars]
-        return Program(jaxpr, closed.consts, nodes, later, wanted, inputs)
-
-    def _takes_place(self, use: int) -> bool:
-        """Whether an effect does, on whose results at most what `use` says depends.
-
-        Each does in one kind of run, so that none happens twice.
-        """
-        if self.purpose is Purpose.LOSS:
-            return not use & REPORTED
-        return self.purpose is Purpose.BOTH
-
-    def _of_operands(self, eqn: Any, node: Node | None, use: int) -> Sequence[int]:
-        """What becomes of the operands of `eqn`, of whose results `use` becomes."""
-        if isinstance(node, Call):
-            inner = node.body.input_uses
-        elif isinstance(node, Branch):
-            inner = [use, *_joined([arm.input_uses for arm in node.arms])]
-        elif isinstance(node, Loop):
-            inner = node.body.input_uses
-        else:
-            return [use] * len(eqn.invars)
-        wanted = use & WANTED
-        return [u & ~WANTED | wanted for u in inner]
-
-    def node(
-        self, jaxpr: core.Jaxpr, eqn: Any, uses: Sequence[int], defined_by: Any, followed: bool
-    ) -> Node | None:
-        """What `eqn` is, given what becomes of its results; None for a part of a run."""
-        credited = any(u & COUNTS for u in uses) and self.purpose is not Purpose.REPORT
-        if eqn.primitive is sample_p:
-            return Draw(eqn, credited, self.complaints.get(id(eqn)))
-        if eqn.primitive is cost_p:
-            return Spend(eqn, self.purpose is not Purpose.REPORT)
-        if eqn.primitive is charge_p:
-            return Spend(eqn, credited)
-        if id(eqn) in self.complaints:
-            return PathwiseDraw(eqn, self.complaints[id(eqn)])
-        if followed and (name := _jaxpr.raw_draw(eqn, defined_by)) is not None:
-            return RawDraw(eqn, name, _run(jaxpr, [eqn], eqn.outvars))
-        holds_marks, holds_watched = self._held(eqn)
-        if not (holds_marks or holds_watched):
-            return None
-        if (called := _jaxpr.called(eqn)) is not None:
-            rule = _jaxpr.has_rule(eqn)
-            node = Call(eqn, self.program(called, uses), _jaxpr.rerun(eqn), rule)
-        elif (branches := _jaxpr.branches(eqn)) is not None:
-            node = Branch(eqn, [self.program(branch, uses) for branch in branches])
-        elif (scan := _jaxpr.as_scan(eqn)) is not None:
-            node = Loop(eqn, scan, self._scanned(scan, uses))
-        elif (loop := _jaxpr.as_while(eqn)) is not None:
-            node = While(eqn, loop, *self._repeated(loop, uses))
-            if marks := marks_of(node):
-                return Opaque(eqn, marks[0])
-        else:
-            held = next(iter(self._marks_in(eqn)))
-            return Opaque(eqn, held) if holds_marks and self._matters(held, credited) else None
-        # With no draw in it, and no cost, it is a part of a run.
-        return node if any(p.all_marks or p.has_watched_draws for p in node.programs) else None
-
-    def _scanned(self, scan: _jaxpr.Scan, uses: Sequence[int]) -> Program:
-        carry = slice(scan.num_consts, scan.num_consts + scan.num_carry)
-        return self._fixed_point(scan.body, uses, scan.num_carry, lambda p: p.input_uses[carry])
-
-    def _repeated(self, loop: _jaxpr.While, uses: Sequence[int]) -> tuple[Program, Program]:
-        # The condition decides how often everything else happens.
-        condition = self.program(loop.condition, [functools.reduce(operator.or_, uses)])
-        tested = condition.input_uses[loop.num_condition_consts :]
-        uses = [u | t for u, t in zip(uses, tested, strict=True)]
-        carried = lambda p: p.input_uses[loop.num_consts :]
-        return condition, self._fixed_point(loop.body, uses, len(uses), carried)
-
-    def _fixed_point(
-        self, body: Any, uses: Sequence[int], num_carry: int, carried: Callable[[Program], Any]
-    ) -> Program:
-        """The body of a loop, where what a later step uses of the carry is used as well."""
-        while True:
-            program = self.program(body, uses)
-            grown = [u | c for u, c in zip(uses, carried(program), strict=False)]
-            grown += uses[num_carry:]
-            if grown == list(uses):
-                return program
-            uses = grown
-
-    def _matters(self, mark: Draw | Spend, credited: bool) -> bool:
-        return credited if isinstance(mark, Draw) else self.purpose is not Purpose.REPORT
-
-    def _held(self, eqn: Any) -> tuple[bool, bool]:
-        """Whether `eqn` holds draws or costs, and draws that are watched, at any depth.
-
-        What has a derivative of its own is taken at its word, and not searched for the latter.
-        """
-        marks = watched = False
-        for jaxpr in _jaxpr.subjaxprs(eqn):
-            if id(jaxpr) not in self._holds:
-                self._holds[id(jaxpr)] = self._holds_of(jaxpr)
-            inner = self._holds[id(jaxpr)]
-            marks, watched = marks or inner[0], watched or inner[1]
-        return marks, watched and _jaxpr.is_understood(eqn) and not _jaxpr.has_rule(eqn)
-
-    def _holds_of(self, jaxpr: core.Jaxpr) -> tuple[bool, bool]:
-        marks = watched = False
-        defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
-        for eqn in jaxpr.eqns:
-            marks = marks or eqn.primitive in (sample_p, cost_p, charge_p)
-            raw = _jaxpr.raw_draw(eqn, defined_by) is not None
-            watched = watched or raw or id(eqn) in self.complaints
-            inner = self._held(eqn)
-            marks, watched = marks or inner[0], watched or inner[1]
-        return marks, watched
-
-    def _marks_in(self, eqn: Any) -> Iterable[Draw | Spend]:
-        """Those in a construct that is not understood."""
-        for jaxpr in _jaxpr.subjaxprs(eqn):
-            for inner in jaxpr.eqns:
-                if inner.primitive is sample_p:
-                    yield Draw(inner, True)
-                elif inner.primitive in (cost_p, charge_p):
-                    yield Spend(inner, True)
-                else:
-                    yield from self._marks_in(inner)
-
-
-def _followed(eqn: Any, defined_by: Any) -> Iterable[Any]:
-    """The operands of `eqn` that a derivative is expected of, if one is of its results.
-
-    That of an integer draw's own log-probability is a score function by hand.
-    """
-    if eqn.primitive is scored_p:
-        drawn = defined_by.get(eqn.invars[0]) if is_var(eqn.invars[0]) else None
-        if drawn is not None and drawn.primitive is drawn_p:
-            pairs = zip(eqn.invars[1:], drawn.invars[1:], strict=False)
-            if all(a is b or not (is_var(a) or is_var(b)) for a, b in pairs):
-                return filter(is_var, eqn.invars[1:])
-    return variables(eqn)
-
-
-def _grouped(
-    jaxpr: core.Jaxpr, entries: Iterable[Any], outputs: Iterable[Any]
-) -> tuple[list[Run | Node], list[frozenset[Any]]]:
-    """The nodes, consecutive equations made into runs; and what is used after each of them."""
-    groups: list[Any] = []
-    for entry in entries:
-        if isinstance(entry, Node):
-            groups.append(entry)
-        elif groups and isinstance(groups[-1], list):
-            groups[-1].append(entry)
-        else:
-            groups.append([entry])
-    used = set(outputs)
-    nodes: list[Run | Node] = []
-    later = []
-    for group in reversed(groups):
-        later.append(frozenset(used))
-        if isinstance(group, Node):
-            nodes.append(group)
-            used.update(variables(group.eqn))
-        else:
-            run = _run(jaxpr, group, used)
-            nodes.append(run)
-            used.update(run.invars)
-    return nodes[::-1], later[::-1]
-
-
-def _run(jaxpr: core.Jaxpr, eqns: Sequence[Any], wanted: Iterable[Any]) -> Run:
-    """Those of the results of `eqns` that are `wanted`, as one run."""
-    wanted = frozenset(wanted)
-    produced = _results(eqns)
-    outvars = [v for v in produced if v in wanted]
-    used = dict.fromkeys(v for eqn in eqns for v in variables(eqn))
-    invars = [v for v in used if v not in produced]
-    return Run(jaxpr.replace(constvars=[], invars=invars, outvars=outvars, eqns=list(eqns)))
-
-
-def _results(eqns: Iterable[Any]) -> dict[Any, None]:
+def results_of(eqns: Iterable[Any]) -> dict[Any, None]:
+    """The variables that the equations define, in order."""
     return dict.fromkeys(v for eqn in eqns for v in eqn.outvars)
 
 
 def _is_key(v: Any) -> bool:
     return jnp.issubdtype(getattr(v.aval, "dtype", jnp.int32), jax.dtypes.prng_key)
-
-
-def _joined(uses: Sequence[Sequence[int]]) -> list[int]:
-    return [functools.reduce(operator.or_, of_arms) for of_arms in zip(*uses, strict=True)]
