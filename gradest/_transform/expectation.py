@@ -25,6 +25,7 @@ from .keys import shared_keys
 from .ledger import Ledger, advance
 from .program import Program
 from .reading import Purpose, read_program
+from .spend import staging
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -276,7 +277,8 @@ def stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> St
     # here, once, and not inside a branch that some of them take.
     values = _jaxpr.varying_alike([leaves[i] for i in dynamic])[0]
     try:
-        jaxpr, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
+        with staging(True):
+            jaxpr, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
     except complaints.UNKNOWN_VALUES as error:
         raise complaints.with_way_out(error) from None
     return Staged(jaxpr, values, jax.tree.structure(aux))

@@ -39,11 +39,19 @@ def cost(c: jax.typing.ArrayLike) -> None:
       >>> loss(0.0, jax.random.key(0)).shape
       ()
     """
+    where = _jaxpr.user_line()
+    if not staging.value:
+        raise complaints.cost_outside(where)
     c = jnp.asarray(c)
     if not jnp.issubdtype(c.dtype, jnp.floating):
         raise TypeError(f"c: expected a real floating-point array, got one of type {c.dtype}.")
-    cost_p.bind(c, where=_jaxpr.user_line())
+    cost_p.bind(c, where=where)
 
+
+# Whether a loss is being staged. It is part of the key of JAX's caches: what is traced for a loss
+# is not found again outside of one. (Were a cost an effect, which no compiler drops, libraries that
+# trace a body for what does not change in it, as flax.linen's scan does, would spend it twice.)
+staging = jax.make_user_context(False)
 
 cost_p = core.Primitive("gradest_cost")
 
@@ -52,12 +60,8 @@ def _cost_outside(*_: Any, where: str) -> Any:
     raise complaints.cost_outside(where)
 
 
-# A cost is an effect, so that no compiler drops it because nothing uses its result: what reaches a
-# compiler is outside of an expectation, and raises.
-_EFFECTS = jax.make_jaxpr(lambda: jax.debug.callback(lambda: None))().effects
-
 cost_p.def_impl(_cost_outside)
-cost_p.def_effectful_abstract_eval(lambda aval, *, where: (aval, _EFFECTS))
+cost_p.def_abstract_eval(lambda c, *, where: c)
 mlir.register_lowering(cost_p, lambda ctx, *_, where: _cost_outside(where=where))
 
 
