@@ -328,20 +328,6 @@ def test_cost_outside_of_an_expectation(transform):
         transform(loss)(x)
 
 
-def test_cost_in_a_jitted_function_that_ran_in_an_expectation_before():
-    """What JAX kept of it then is not taken for what it is outside."""
-
-    @jax.jit
-    def spend(x):
-        ge.cost(x)
-        return 0.0 * x
-
-    assert ge.expectation(spend)(jnp.float32(2.0)) == 2.0
-    with outside:
-        spend(jnp.float32(2.0))
-    assert ge.expectation(spend)(jnp.float32(3.0)) == 3.0
-
-
 def test_cost_that_is_no_float():
     def loss(logit, key):
         ge.cost(3)

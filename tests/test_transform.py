@@ -282,9 +282,6 @@ def test_cost_in_a_jitted_function_raises_whatever_ran_before():
     assert ge.expectation(lambda x: jax.jit(spend)(x))(2.0) == 6.0
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ >= (0, 12), reason="there the known part of a body is evaluated twice"
-)
 @pytest.mark.parametrize("times", [1, 3])
 def test_cost_in_a_scan_of_flax(times):
     class Step(nn.Module):
