@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.core
 from jax.extend import core
-from jax.sharding import NamedSharding, PartitionSpec
 
 
 def _jaxprs(value: Any) -> Iterable[core.Jaxpr]:
@@ -254,50 +253,6 @@ def as_while(eqn: Any) -> While | None:
 
 def _closed(jaxpr: Any) -> core.ClosedJaxpr:
     return jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ())
-
-
-def varying_axes(x: Any) -> frozenset[Any]:
-    """The axes of a `jax.shard_map` along which a value, or the type of one, may differ."""
-    if not isinstance(x, (jax.core.Tracer, jax.core.AbstractValue)):
-        return _NO_AXES
-    kind = jax.typeof(x) if isinstance(x, jax.core.Tracer) else x
-    # Under the names that JAX gave it over time.
-    manual = getattr(kind, "manual_axis_type", None)
-    return getattr(kind, "vma", _NO_AXES) if manual is None else manual.varying
-
-
-def varying(x: Any, axes: Iterable[Any]) -> Any:
-    """`x`, for its type as if it differed along `axes` too."""
-    new = tuple(axis for axis in axes if axis not in varying_axes(x))
-    if not new:
-        return x
-    if _HAS_PCAST:
-        return jax.lax.pcast(x, new, to="varying")
-    return jax.lax.pvary(x, new)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def varying_alike(*trees: Any) -> Any:
-    """The trees, of arrays that differ along the same axes for their types: along all of them.
-
-    Loops and rules of our own cannot do with less.
-    """
-    axes = frozenset().union(*map(varying_axes, jax.tree.leaves(trees)))
-    return jax.tree.map(lambda x: varying(x, axes), trees) if axes else trees
-
-
-def shaped(shape: jax.ShapeDtypeStruct, operands: Iterable[Any]) -> Any:
-    """The type of what is computed from `operands`, which are given as types."""
-    most = max(operands, key=lambda operand: len(varying_axes(operand)))
-    if not varying_axes(most):
-        return jax.core.ShapedArray(shape.shape, shape.dtype)
-    # Made of one that has the axes, which are called by one name and another.
-    spec = PartitionSpec(*(None for _ in shape.shape))
-    sharding = NamedSharding(most.sharding.mesh, spec)
-    return most.update(shape=shape.shape, dtype=shape.dtype, weak_type=False, sharding=sharding)
-
-
-_NO_AXES: frozenset[Any] = frozenset()
-_HAS_PCAST = hasattr(jax.lax, "pcast")
 
 
 def user_line() -> str:

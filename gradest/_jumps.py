@@ -19,7 +19,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
-from . import _jaxpr
+from . import _mesh
 from ._derivatives.primitives import lanes_first, zero_tangent
 from ._derivatives.refuse import UnestimatedGradientError, UnestimatedGradientWarning
 from ._downstream.fates import Fate, fate_of_inputs
@@ -176,7 +176,7 @@ batching.primitive_batchers[guarded_p] = _batch_guarded
 # What is missing of a cost's tangent: zero, and linear in the tangents of the parameters, with a
 # complaint once a transpose has a cotangent for it, or a program is run with it.
 missing_p = core.Primitive("gradest_missing")
-missing_p.def_abstract_eval(lambda *avals, shape, complaint: _jaxpr.shaped(shape, avals))
+missing_p.def_abstract_eval(lambda *avals, shape, complaint: _mesh.shaped(shape, avals))
 
 
 @missing_p.def_impl

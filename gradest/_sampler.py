@@ -36,7 +36,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 
-from . import _check, _jaxpr, _numerics, _random
+from . import _check, _jaxpr, _mesh, _numerics, _random
 from ._cost import Cost, Mode
 from ._derivatives.primitives import lanes_first, magic
 from ._derivatives.refuse import Refusal, estimating, refused_tangents
@@ -306,7 +306,7 @@ class Sampler:
     def _alike(self, key: jax.Array, dist: Any) -> tuple[jax.Array, Any]:
         """The key and the distribution, varying over the same axes of a shard_map."""
         traced = [x for x in jax.tree.leaves(self.options) if not _check.is_concrete(x)]
-        return _jaxpr.varying_alike(key, dist, traced)[:2]
+        return _mesh.varying_alike(key, dist, traced)[:2]
 
     # These give the sampler's functions what they are written for: of a masked distribution the
     # one without the parameters that are masked, and the cost of the draw with its fixed points.
@@ -521,7 +521,7 @@ def _(*args: Any, site: Site) -> list[jax.Array]:
 
 @sample_p.def_abstract_eval
 def _(*avals: Any, site: Site) -> list[Any]:
-    return [_jaxpr.shaped(shape, avals) for shape in site.shapes]
+    return _mesh.types_of(site.sample, avals, site.shapes)
 
 
 mlir.register_lowering(

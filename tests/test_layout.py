@@ -91,6 +91,7 @@ FLOORS = (
         "_fixed_point",
         "_installation",
         "_jaxpr",
+        "_mesh",
         "_numerics",
         "_plates",
         "_random",

@@ -66,6 +66,60 @@ def test_types_under_shard_map(estimator):
     assert floats(got) == floats(laws)
 
 
+# ---- Explicit axes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_parameters_along_an_explicit_axis(estimator):
+    """Every distribution's, down to the compiler, with gradients that are spread as they are."""
+
+    def gradient(cell, dist):
+        def loss(dist):
+            x = cell.sampler()(jax.random.key(0), dist)
+            scale = jax.jit(lambda x: 1.0 + 0.0 * jnp.sum(x.astype(float)))(x)
+            return scale * jnp.sum(jnp.sin(x.astype(float))) ** 2
+
+        return cases.grad(ge.expectation(loss))(dist)
+
+    cells = [cell for cell in cases.cells() if cell.estimator == estimator]
+    devices = mesh(AxisType.Explicit)
+    with jax.set_mesh(devices):
+        spread = jax.NamedSharding(devices, P("devices"))
+        four = lambda x: jax.device_put(jnp.broadcast_to(x, (4, *x.shape)), spread)
+        laws = [jax.tree.map(four, cell.dist()) for cell in cells]
+        run = jax.jit(lambda laws: list(map(gradient, cells, laws)))
+        run.lower(laws)
+        for leaf in jax.tree.leaves(jax.eval_shape(run, laws)):
+            assert leaf.sharding.spec[0] == "devices"
+
+
+@pytest.mark.parametrize("name", ["score_function", "enumeration", "unordered_set", "disarm"])
+def test_program_on_an_explicit_mesh(name):
+    """A scan and a call of what was drawn, and draws after it: as without a mesh."""
+    sampler = next(iter(cases.CASES[name].variants.values())).sampler()
+
+    def loss(logits, key):
+        k0, k1, k2 = split(key, 3)
+        x = sampler(k0, BERNOULLI(logits))
+        y = jax.jit(lambda x: 2.0 * x + logits)(x)
+        x, seen = jax.lax.scan(lambda c, t: (c * t + y, jnp.sum(c)), x, jnp.arange(3.0))
+        z = score(k1, dists.Poisson(jnp.exp(0.1 * x)))
+        noise = ge.reparameterize()(k2, dists.Gamma(jnp.exp(logits), 1.0))
+        return jnp.sum(jnp.sin(z.astype(float)) * x) + jnp.sum(seen) + jnp.sum(noise)
+
+    gradient = jax.jit(jax.value_and_grad(ge.expectation(loss)))
+    logits = jnp.linspace(-1.0, 1.0, 4).reshape(4, 1)
+    want = gradient(logits, jax.random.key(0))
+    devices = mesh(AxisType.Explicit)
+    with jax.set_mesh(devices):
+        spread = jax.device_put(logits, jax.NamedSharding(devices, P("devices")))
+        got = gradient(spread, jax.random.key(0))
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5), got, want)
+
+
+# ---- Programs ------------------------------------------------------------------------------
+
+
 def program(params, shift, key):
     """A branch, a scan, a loop of random length, costs, and draws that are given the rest."""
     k0, k1, k2, k3 = split(key, 4)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _jaxpr
+from .. import _mesh
 from .primitives import magic
 from .refuse import estimator_name, refuse_second_order
 
@@ -60,7 +60,7 @@ def attach_gradient(
             gradients.append(jnp.asarray(g).astype(leaves[-1].dtype))
     value = jnp.asarray(value)
     l = jnp.zeros_like(value) if log_prob is None else log_prob.astype(value.dtype)
-    value, l, leaves, gradients = _jaxpr.varying_alike(value, l, leaves, gradients)
+    value, l, leaves, gradients = _mesh.varying_alike(value, l, leaves, gradients)
     fixed = fixed_at_first((gradients, l), (value, leaves))
     return _attach(estimator_name(), value, leaves, *fixed)
 

@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
-from .. import _jaxpr
+from .. import _mesh
 from .primitives import lanes_first, zero_tangent
 
 
@@ -82,7 +82,7 @@ def refused_tangents(refusal: Refusal, draw: Sequence[Any], tangents: Sequence[A
 @no_gradient_p.def_abstract_eval
 def _(*avals: Any, shapes: Sequence[Any], refusal: Refusal) -> list[Any]:
     del refusal
-    return [_jaxpr.shaped(shape, avals) for shape in shapes]
+    return [_mesh.shaped(shape, avals) for shape in shapes]
 
 
 @no_gradient_p.def_impl

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _check, _jaxpr
+from .. import _check, _mesh
 from .attach import fixed_at_first, in_every_lane, scaled
 from .refuse import second_order_counts_as_zero
 
@@ -22,7 +22,7 @@ def attach_variance_gradient(value: jax.Array, parameters: Any, gradient: Any) -
     """
     # A number that is differentiated may not yet be an array.
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(parameters)]
-    value, leaves, given = _jaxpr.varying_alike(value, leaves, jax.tree.leaves(gradient))
+    value, leaves, given = _mesh.varying_alike(value, leaves, jax.tree.leaves(gradient))
     fixed = fixed_at_first(given, (value, leaves))
     return _attach_variance(value, leaves, fixed)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, _jaxpr, _numerics, _random
+from .. import _check, _jaxpr, _mesh, _numerics, _random
 from .._cost import Mode
 from .._lockstep import Lockstep, in_lockstep
 from . import complaints
@@ -275,7 +275,7 @@ def stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> St
 
     # In a shard_map what is given alike to every device gets a gradient that is summed over them:
     # here, once, and not inside a branch that some of them take.
-    values = _jaxpr.varying_alike([leaves[i] for i in dynamic])[0]
+    values = _mesh.varying_alike([leaves[i] for i in dynamic])[0]
     try:
         with staging(True):
             jaxpr, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)

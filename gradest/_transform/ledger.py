@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _jaxpr, _numerics, _random
+from .. import _jaxpr, _mesh, _numerics, _random
 from .._cost import Mode
 from .._derivatives.primitives import magic
 from .._derivatives.variance import attach_variance_gradient
@@ -72,7 +72,7 @@ class Ledger:
         sites = [mark.site for mark in marks if isinstance(mark, Draw)]
         trains = any(site.has_traced_options for site in sites)
         shares = mode.baselines is not None and any(site.held.takes_baseline for site in sites)
-        zero = _jaxpr.varying(jnp.zeros(()), axes_of(nodes))
+        zero = _mesh.varying(jnp.zeros(()), axes_of(nodes))
         sums = zero, zero
         return Ledger(zero, zero, sums if trains else None, sums if shares else None)
 

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from .. import _jaxpr
+from .. import _jaxpr, _mesh
 from .._cost import Mode
-from .._jaxpr import variables, varying_axes
+from .._jaxpr import variables
 from .._jumps import Complaint
+from .._mesh import varying_axes
 from .._sampler import Site
 from .._transparent import without_stops
 
@@ -69,7 +70,7 @@ class Node:
     def bound(self, outs: Sequence[Any]) -> Env:
         """The variables of its results, which are of the types that these had in the loss."""
         pairs = zip(self.eqn.outvars, outs, strict=True)
-        return {v: x if x is None else _jaxpr.varying(x, varying_axes(v.aval)) for v, x in pairs}
+        return {v: x if x is None else _mesh.like(x, v.aval) for v, x in pairs}
 
     @property
     def programs(self) -> Sequence["Program"]:

@@ -14,7 +14,7 @@ from jax.extend import core
 from jax.interpreters import batching, mlir
 from jax.typing import ArrayLike
 
-from .. import _check, _jaxpr
+from .. import _check, _jaxpr, _mesh
 from .._sampler import draw_p, sample_p
 from .spend import charged, cost, cost_p
 
@@ -83,7 +83,7 @@ def while_loop(
 
     def take(carry: Any) -> Any:
         state = body(carry[1])
-        return _jaxpr.varying_alike(is_over(state), state)
+        return _mesh.varying_alike(is_over(state), state)
 
     def keep(carry: Any) -> Any:
         return carry
@@ -103,7 +103,7 @@ def while_loop(
     # The last block may have fewer steps than the others.
     exist = (jnp.arange(num_blocks * size) < max_steps).reshape(num_blocks, size)
     rerun = jax.checkpoint(block, prevent_cse=False)
-    start = _jaxpr.varying_alike(is_over(state), state)
+    start = _mesh.varying_alike(is_over(state), state)
     (over, state), _ = jax.lax.scan(rerun, start, exist)
     return jax.tree.unflatten(body.structure, _unless_going_on(body, over, state))
 
@@ -151,9 +151,9 @@ class _Body:
             # A Python number has no type of its own yet; and in a shard_map the state differs along
             # the axes along which anything in the loop does.
             typed = list(map(_as_typed_as, state, jaxpr.out_avals))
-            axes = map(_jaxpr.varying_axes, [*typed, *jaxpr.out_avals, *condition.out_avals])
+            axes = map(_mesh.varying_axes, [*typed, *jaxpr.out_avals, *condition.out_avals])
             axes = frozenset().union(*axes)
-            typed = [_jaxpr.varying(x, axes) for x in typed]
+            typed = [_mesh.varying(x, axes) for x in typed]
             if all(x is y for x, y in zip(state, typed, strict=True)):
                 break
             state = typed

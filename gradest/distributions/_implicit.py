@@ -5,6 +5,7 @@ move, so that dx = -dF / p (Figurnov, Mohamed and Mnih 2018, eq. 5): a derivativ
 by any method, rejection included.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from .. import _jaxpr, _random
+from .. import _mesh, _random
 from .._derivatives.primitives import first_order_p, implicit_p
 
 
@@ -24,8 +25,9 @@ def per_lane(
 
     The axes of an array of keys are the first axes of `shape`.
     """
-    keys, *alike = _jaxpr.varying_alike(_random.keys_of(key, shape), *parameters)
+    keys, *alike = _mesh.varying_alike(_random.keys_of(key, shape), *parameters)
     full = [jnp.broadcast_to(parameter, tuple(shape)) for parameter in alike]
+    draw = functools.partial(_mesh.automatic, draw)
     for _ in range(keys.ndim):
         draw = jax.vmap(draw)
     return draw(keys, *full)

@@ -49,8 +49,15 @@ def slope(y: jax.Array, a: jax.Array) -> jax.Array:
     a_large, w = jnp.where(large, a, _LARGE), jnp.where(large, y - jnp.log(a), 0)
     above = jnp.zeros_like(w)
     for term in reversed(_TERMS):
-        above = above / a_large + jnp.polyval(jnp.asarray(term[::-1], w.dtype), w)
+        above = above / a_large + _polynomial(term, w)
     return jnp.where(large, above / a, jnp.where(small, (digamma(a + 1) - y) / a, middle))
+
+
+def _polynomial(coefficients: np.ndarray, w: jax.Array) -> jax.Array:
+    """Of the coefficients, that of the highest power last. (jnp.polyval refuses explicit axes.)"""
+    horner = lambda total, c: (total * w + c, None)
+    descending = jnp.asarray(coefficients[::-1], w.dtype)
+    return jax.lax.scan(horner, jnp.zeros_like(w), descending)[0]
 
 
 # Five terms in 1 / a are enough from here on.

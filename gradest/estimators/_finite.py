@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check, _jaxpr, _numerics, _random
+from .. import _check, _mesh, _numerics, _random
 from ..distributions import base
 from . import _needs
 
@@ -46,6 +46,7 @@ class Finite(NamedTuple):
             log_probs = jnp.maximum(log_probs, math.log(least))
         elif at_most or not least:
             base.check_edges(estimator, dist)
+        log_probs, probs = _mesh.replicated((log_probs, probs))
         flat = (log_probs.reshape(-1, num_values), probs.reshape(-1, num_values))
         return cls(values, *flat, dist.shape, tuple(rows))
 
@@ -137,7 +138,7 @@ def _search(log_probs: jax.Array, num: int, noise: jax.Array | None) -> tuple[ja
         return (best, of_children.reshape(-1)[index], choices), None
 
     rows = (jnp.arange(n), log_probs, noise)
-    start, _ = _jaxpr.varying_alike((score, score, choices), rows)
+    start, _ = _mesh.varying_alike((score, score, choices), rows)
     (_, l, choices), _ = jax.lax.scan(extend, start, rows)
     return choices, l
 

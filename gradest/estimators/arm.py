@@ -155,7 +155,7 @@ def _tree(key: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array
     # fill the lowest level up, have some, for a node without any to have odds.
     padding = [(0, 0)] * len(rows) + [(0, 2**depth - k)]
     mass = jnp.pad(jnp.maximum(l, _IMPOSSIBLE), padding, constant_values=_IMPOSSIBLE)
-    odds = jnp.zeros((*rows, 0), l.dtype)
+    odds = jnp.zeros_like(l[..., :0])
     for level in reversed(range(depth)):
         children = mass.reshape(*rows, 2**level, 2)
         left, right = children[..., 0], children[..., 1]
@@ -164,8 +164,8 @@ def _tree(key: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array
     goes_left, also = _antithetic(key, odds)
 
     # At every level: which node each walk is at, and m (E[x | L] - E[x | R]) summed within nodes.
-    first = second = jnp.ones((*rows, 1), l.dtype)
-    correction = jnp.zeros((*rows, 1), l.dtype)
+    first = second = jnp.ones_like(l[..., :1])
+    correction = jnp.zeros_like(l[..., :1])
     for level in range(depth):
         nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
         p, q = jax.nn.sigmoid(odds[..., nodes]), jax.nn.sigmoid(-odds[..., nodes])

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _check, _numerics, _random
+from .. import _check, _mesh, _numerics, _random
 from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
@@ -71,6 +71,8 @@ def _relaxed(key: jax.Array, dist: Any, **_: Any) -> jax.Array:
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax.Array:
     _needs.check("delta_method", dist, "density", only=(Normal,))
+    # Every element's slope depends on all of them.
+    dist = _mesh.replicated(dist)
     fixed = jax.lax.stop_gradient(dist)
     draws = jax.vmap(lambda k: base.draw(k, fixed))(_random.split(key, num_samples))
     costs = cost.batch(draws)
