@@ -97,11 +97,11 @@ def loss_of(problem: VAE, entry: Entry) -> Callable[..., jax.Array]:
 def model_states(problem: VAE, steps: int) -> dict[str, dict[str, Any]]:
     """The model's parameters before and after training."""
     method = next(m for m in METHODS if m.name == TRAINED_BY)
-    *_, run = training.train(problem, method, steps=steps, seed=0, log_points=1)
+    *_, run = training.train(problem, method, steps=steps, log_points=1)
     key = jax.random.fold_in(jax.random.key(0), 0)
     before = training.initial_params(problem, method, key)
     strip = lambda params: {name: params[name] for name in ("encoder", "decoder")}
-    return {STATES[0]: strip(before), STATES[1]: strip(run.params)}
+    return {STATES[0]: strip(before), STATES[1]: jax.tree.map(lambda x: x[0], strip(run.params))}
 
 
 def control_for(

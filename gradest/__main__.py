@@ -7,12 +7,13 @@ from typing import NoReturn
 
 import gradest as ge
 
-from .problems import LATENTS, PROBLEMS, ProblemError, methods
+from .problems import DURATION, LATENTS, PROBLEMS, ProblemError, methods
 
 _COMMANDS = ("compare", "table")
 #: Modules of the `examples` extra, by their import names.
 _EXTRA = ("flax", "matplotlib", "rich", "sklearn")
 _USAGE_ERROR, _INTERRUPTED = 2, 130
+_SEEDS, _MAX_SEEDS = 3, 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(f'{missing} is not installed: pip install "gradest[examples]"')
     except KeyboardInterrupt:
+        print("gradest: interrupted.", file=sys.stderr)
         return _INTERRUPTED
 
 
@@ -51,10 +53,23 @@ def _fail(message: str) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """Says what is wrong in one line, without the usage, and names the nearest option."""
 
     def error(self, message: str) -> NoReturn:
-        raise ProblemError(f"{message} (see {self.prog} --help)")
+        unknown, _, rest = message.partition("unrecognized arguments: ")
+        given = rest.split()[0].partition("=")[0] if not unknown and rest else ""
+        close = methods.closest(given, self._options()) if given.startswith("-") else None
+        hint = f" Did you mean {close}?" if close else ""
+        raise ProblemError(f"{message}.{hint} (See {self.prog} --help.)")
+
+    def _options(self) -> list[str]:
+        """Of this parser, and of the commands of it."""
+        actions = list(self._actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    actions += command._actions
+        return [name for action in actions for name in action.option_strings]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         "compare",
         help="train a discrete autoencoder with every estimator and see which one to use",
         description="Trains one problem with every estimator that applies and prints what each "
-        "reached, the variance of its gradient and its time. Writes the same as JSON, and a "
-        "picture, to --out.",
+        "reached, the variance of its gradient and its time. Writes the same as JSON, and "
+        "pictures, to a new directory in --out. Two minutes on two cores.",
         epilog="estimators: " + "; ".join(f"{m.name} is {m.about}" for m in methods.METHODS) + ".",
         allow_abbrev=False,
     )
@@ -104,22 +119,33 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=_integer("--steps", 1, 10**9), metavar="N", help="updates of each training"
     )
     compare.add_argument(
+        "--seeds",
+        type=_integer("--seeds", 1, _MAX_SEEDS),
+        default=_SEEDS,
+        metavar="N",
+        help=f"how many trainings of each estimator, side by side ({_SEEDS}); from a single one "
+        "no verdict is given",
+    )
+    compare.add_argument(
         "--seed",
-        type=_integer("--seed", 0, 2**32 - 1),
+        type=_integer("--seed", 0, 2**32 - 1 - _MAX_SEEDS),
         default=0,
         metavar="N",
-        help="of the initial parameters, minibatches and draws (0)",
+        help="the first seed, of initial parameters, minibatches and draws (0)",
     )
     compare.add_argument(
         "--data",
         metavar="DIR",
-        help="holds binarized_mnist.npz; by default the environment variable GRADEST_DATA",
+        help="holds MNIST: mnist.npz as keras writes it (~/.keras/datasets), idx files as "
+        "torchvision writes them (MNIST/raw), or binarized_mnist.npz; by default the environment "
+        "variable GRADEST_DATA",
     )
     compare.add_argument(
         "--out",
         default="gradest-results",
         metavar="DIR",
-        help="where the JSON and the picture go (gradest-results)",
+        help="where a directory is made for the JSON and the pictures of this run "
+        "(gradest-results)",
     )
     compare.add_argument(
         "--quick", action="store_true", help="a few dozen steps, to see that everything works"
@@ -127,8 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "table",
         help="print the table of methods, every cell of it measured",
-        description="Prints what every estimator is said to do, measured now. The exit status is "
-        "1 if a measurement and the documentation disagree.",
+        description=f"Prints what every estimator is said to do, measured now ({DURATION}). "
+        "The exit status is 1 if a measurement and the documentation disagree.",
         allow_abbrev=False,
     )
     return parser

@@ -20,7 +20,7 @@ import gradest as ge
 from gradest import distributions as dists
 from gradest import records
 from gradest.__main__ import main
-from gradest.problems import compare, methods, properties
+from gradest.problems import compare, methods, properties, training
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -62,7 +62,12 @@ ERRORS = {
         ["compare", "--estimators", "enumeration"],
         "2^20 = 1,048,576 configurations",
     ),
-    "option": (["compare", "--stepz", "3"], "unrecognized arguments: --stepz 3"),
+    "option": (["compare", "--stepz", "3"], "arguments: --stepz 3. Did you mean --steps?"),
+    "option-seeds": (["compare", "--sedes", "3"], "Did you mean --seeds?"),
+    "option-cut-short": (["compare", "--est", "rebar"], "unrecognized arguments: --est"),
+    "option-with-a-value": (["compare", "--ou=there"], "Did you mean --out?"),
+    "option-of-no-command": (["--vresion"], "Did you mean --version?"),
+    "seeds": (["compare", "--seeds", "0"], "--seeds: expected an integer from 1"),
     "steps-zero": (["compare", "--steps", "0"], "--steps: expected an integer from 1"),
     "steps-negative": (["compare", "--steps", "-3"], "got '-3'"),
     "steps-text": (["compare", "--steps", "many"], "got 'many'"),
@@ -73,10 +78,8 @@ ERRORS = {
     "toy-latent-size": (["compare", "--problem", "toy", "--latent-size", "3"], "--latent-size"),
     "data-of-digits": (["compare", "--data", "somewhere"], "--problem mnist only"),
     "no-data": (["compare", "--problem", "mnist"], "GRADEST_DATA"),
-    "missing-data": (
-        ["compare", "--problem", "mnist", "--data", "nowhere"],
-        "expected a directory that holds binarized_mnist.npz, got 'nowhere'",
-    ),
+    "missing-data": (["compare", "--problem", "mnist", "--data", "nowhere"], "got 'nowhere'"),
+    "where-data-is-from": (["compare", "--problem", "mnist"], "~/.keras/datasets"),
     "table-option": (["table", "--quick"], "unrecognized arguments: --quick"),
 }
 
@@ -101,6 +104,15 @@ def test_an_unwritable_directory(capsys, tmp_path):
         err = capsys.readouterr().err
         assert "--out: expected a directory to write into" in err
         assert err.count("\n") == 1
+
+
+def test_a_directory_without_permission(capsys, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
+    assert main(["compare", "--problem", "toy", "--quick", "--out", str(tmp_path / "out")]) == 2
+    assert "(Permission denied)" in capsys.readouterr().err
 
 
 def test_a_damaged_data_file(capsys, tmp_path):
@@ -179,24 +191,30 @@ def test_the_command_is_the_module():
 
 
 def check_results(out, directory, stem, names, metric):
-    """The table, the JSON and the picture of a comparison; returns the JSON's estimators."""
-    rows = {line.split()[0] for line in out.splitlines() if line.strip()}
-    assert set(names) <= rows
+    """The table, the JSON and the pictures of a comparison; returns the JSON's estimators."""
+    labels = {method.name: method.label for method in methods.METHODS}
+    for name in names:
+        assert f"\n{labels[name]} " in out
     # Paths may be longer.
-    assert max(map(len, out.partition("Written:")[0].splitlines())) <= 80
-    document = json.loads((directory / f"compare-{stem}.json").read_text())
-    assert [entry["name"] for entry in document["estimators"]] == names
+    assert max(map(len, out.partition("Written to")[0].splitlines())) <= 80
+    document = json.loads((directory / stem / "compare.json").read_text())
+    assert sorted(entry["name"] for entry in document["estimators"]) == sorted(names)
+    values = [entry[metric] for entry in document["estimators"]]
+    assert values == sorted(values, reverse=metric != "cost")
     for entry in document["estimators"]:
         assert entry["status"] == "finished"
         assert entry["draws"] == ("relaxed" if entry["name"] == "gumbel_softmax" else "exact")
         history = entry["history"]
         assert history["step"][0] == 0
         assert history["step"][-1] == entry["steps"]
+        assert entry["seeds"]["seed"] == list(range(document["seeds"]))
+        assert entry[metric] == pytest.approx(np.mean(entry["seeds"][metric]))
         numbers = [entry[key] for key in (metric, "gradient_variance", "ms_per_step")]
-        numbers += history[metric] + history["gradient_variance"]
-        assert np.isfinite(np.array(numbers, float)).all()
+        numbers += [history[metric], history["gradient_variance"]]
+        assert all(np.isfinite(np.array(number, float)).all() for number in numbers)
         assert entry["ms_per_step"] > 0
-    check_picture(directory / f"compare-{stem}.png")
+    for name in ("steps", "seconds", "variance"):
+        check_picture(directory / stem / f"{name}.png")
     return {entry["name"]: entry for entry in document["estimators"]}
 
 
@@ -218,10 +236,13 @@ def test_compare_digits(capsys, tmp_path):
     entries = check_results(out, tmp_path, "digits-bernoulli", names, "test_elbo")
     assert "enumeration was left out: 2^20 = 1,048,576 configurations" in out
     assert "exact draws" in out
-    assert "Highest test ELBO" in out
+    assert "Highest test ELBO: a tie of " in out
     assert err.count("steps") == len(names)
     for entry in entries.values():
         assert entry["test_elbo"] > entry["history"]["test_elbo"][0]
+        # The seeds differ, and by less than what they learned.
+        assert 0 < entry["deviation"]["test_elbo"] < 1
+        assert len(entry["seeds"]["test_elbo"]) == 3
         assert entry["variance_x_ms"] == pytest.approx(
             entry["gradient_variance"] * entry["ms_per_step"]
         )
@@ -263,18 +284,58 @@ def test_compare_toy(capsys, tmp_path):
     assert z["enumeration"] < 4.5
     assert z["straight_through"] > 10
     assert z["gumbel_softmax"] > 10
+    # Exactly, not but for rounding.
+    assert entries["enumeration"]["gradient_variance"] == 0
+    assert not np.any(entries["enumeration"]["history"]["gradient_variance"])
+
+
+SHORT = ["compare", "--problem", "toy", "--steps", "8", "--quick", "--estimators", "score_function"]
 
 
 def test_the_same_seed_gives_the_same_numbers(capsys, tmp_path):
-    histories = []
-    for directory in ("one", "two", "three"):
-        seed = "1" if directory == "three" else "0"
-        argv = ["compare", "--problem", "toy", "--steps", "8", "--quick", "--seed", seed]
-        out = tmp_path / directory
-        assert main([*argv, "--estimators", "score_function", "--out", str(out)]) == 0
-        document = json.loads((out / "compare-toy.json").read_text())
-        histories.append(document["estimators"][0]["history"])
-    assert histories[0] == histories[1] != histories[2]
+    costs = []
+    for options in (["--seed", "0"], ["--seed", "0"], ["--seed", "1", "--seeds", "2"]):
+        assert main([*SHORT, *options, "--out", str(tmp_path)]) == 0
+        # Each run has a directory of its own.
+        name = f"toy-{len(costs) + 1}" if costs else "toy"
+        document = json.loads((tmp_path / name / "compare.json").read_text())
+        costs.append(np.array(document["estimators"][0]["history"]["cost"]))
+        assert f"Written to {tmp_path / name}: compare.json" in capsys.readouterr().out
+    assert np.array_equal(costs[0], costs[1])
+    # One seed's numbers do not depend on how many are trained.
+    np.testing.assert_allclose(costs[2], costs[0][:, 1:], rtol=1e-6)
+    assert not np.allclose(costs[2][:, 0], costs[2][:, 1])
+
+
+def test_results_of_other_runs_are_kept(tmp_path):
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "compare.json").write_text("mine")
+    (tmp_path / "toy-2").touch()
+    assert compare.new_directory(str(tmp_path), "toy") == tmp_path / "toy-3"
+    assert (tmp_path / "toy" / "compare.json").read_text() == "mine"
+
+
+def test_one_seed_is_no_verdict(capsys, tmp_path):
+    argv = [*SHORT, "enumeration", "--seeds", "1", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "One seed is no verdict" in out
+    assert "±" not in out.partition("Expected cost")[0].partition("bias")[0]
+    assert "Lowest" not in out
+
+
+def test_what_is_piped_has_no_escapes_and_fits(tmp_path):
+    for columns in ("44", "200"):
+        environment = {**os.environ, "COLUMNS": columns, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "gradest", *SHORT, "--out", str(tmp_path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0
+        assert "\x1b" not in done.stdout + done.stderr
+        text = done.stdout.partition("Written to")[0]
+        assert max(map(len, text.splitlines())) <= int(columns)
+        assert ("In the JSON, not in these 44 columns:" in " ".join(text.split())) == (
+            columns == "44"
+        )
 
 
 @pytest.mark.slow
@@ -282,13 +343,14 @@ def test_ctrl_c_leaves_what_is_finished(tmp_path):
     names = ["enumeration", "score_function", "straight_through"]
     argv = ["compare", "--problem", "toy", "--steps", "20000", "--out", str(tmp_path)]
     process = python("-m", "gradest", *argv, "--estimators", ",".join(names))
-    path = tmp_path / "compare-toy.json"
+    path = tmp_path / "toy" / "compare.json"
     while not path.exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in err
+    assert err.count("Interrupted: ") == 1
     document = json.loads(path.read_text())
     first, second = document["estimators"]
     assert first["name"] == "enumeration"
@@ -298,17 +360,35 @@ def test_ctrl_c_leaves_what_is_finished(tmp_path):
     assert second["steps"] < 20_000
     assert document["left_out"] == {"straight_through": "interrupted before it began"}
     assert "score_function *" in out
-    assert "* score_function: interrupted after" in out
-    check_picture(path.with_suffix(".png"))
+    assert "* score_function: interrupted after" in " ".join(out.split())
+    check_picture(path.parent / "steps.png")
+
+
+def test_ctrl_c_before_anything_is_known(monkeypatch, capsys, tmp_path):
+    """While the first method compiles: a line, and nothing is left behind."""
+
+    def train(problem, method, **options):
+        yield training.Run(method, 3)
+        raise AssertionError("it went on")
+
+    show = lambda self, run: os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(compare, "train", train)
+    monkeypatch.setattr(compare.Bars, "show", show)
+    assert main(["compare", "--problem", "toy", "--out", str(tmp_path)]) == 130
+    out, err = capsys.readouterr()
+    assert not out
+    assert "Interrupted: " in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_second_ctrl_c_does_not_wait():
     press = lambda: os.kill(os.getpid(), signal.SIGINT)
-    before = signal.getsignal(signal.SIGINT)
-    with compare.interruptible() as interrupted:
+    before, said = signal.getsignal(signal.SIGINT), []
+    with compare.interruptible(said.append) as interrupted:
         assert not interrupted.is_set()
         press()
         assert interrupted.is_set()
+        assert len(said) == 1
         with pytest.raises(KeyboardInterrupt):
             press()
     assert signal.getsignal(signal.SIGINT) is before
@@ -317,7 +397,7 @@ def test_the_second_ctrl_c_does_not_wait():
 def test_ctrl_c_elsewhere_is_status_130(monkeypatch, capsys):
     monkeypatch.setattr(compare, "run", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["compare"]) == 130
-    assert not capsys.readouterr().err
+    assert capsys.readouterr().err == "gradest: interrupted.\n"
 
 
 # ---- table ---------------------------------------------------------------------------------
@@ -331,6 +411,18 @@ def test_table_measures_what_is_documented(capsys):
     assert set(properties.estimators()) <= rows
     assert max(map(len, out.splitlines())) <= 80
     assert "Every cell agrees" in out
+
+
+def test_table_says_how_long_it_takes_and_goes_on(capsys, monkeypatch):
+    only(monkeypatch, records.ESTIMATORS["gumbel_max"], 1000)
+    for columns in (80, 44):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main(["table"]) == 0
+        out, err = capsys.readouterr()
+        assert "minutes" in err
+        assert "1/1 gumbel_max, " in err
+        assert max(map(len, out.splitlines())) <= columns
+        assert "raises" in out
 
 
 def only(monkeypatch, record, num_keys):

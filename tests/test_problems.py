@@ -1,5 +1,7 @@
 """The problems: their data, their losses against exact sums, and how they are trained."""
 
+import gzip
+import io
 import itertools
 import math
 import os
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 import gradest as ge
 from gradest import records
@@ -18,7 +21,10 @@ from gradest.problems import (
     compare,
     data,
     methods,
+    pictures,
     properties,
+    ranking,
+    report,
     training,
 )
 from gradest.problems.toy import Toy, exact_gradient, expected_cost, score_function_variance
@@ -139,7 +145,7 @@ def test_mnist_is_unpacked_and_shuffled(tmp_path):
 
 PACKED = np.zeros((5, 98), np.uint8)
 WRONG_ARRAYS = {
-    "missing": ({"train": PACKED}, "expected the arrays train, valid and test"),
+    "missing": ({"train": PACKED}, "expected the arrays train and test, got train"),
     "shape": ({"train": PACKED, "test": PACKED[:, :50]}, r"expected test .* shape \(5, 50\)"),
     "rank": ({"train": PACKED[0], "test": PACKED}, "expected train"),
     "type": ({"train": PACKED.astype(float), "test": PACKED}, "got float64"),
@@ -167,6 +173,94 @@ def test_mnist_that_is_damaged(tmp_path):
     path.write_bytes(whole[:1000] + bytes(2000) + whole[3000:])
     with pytest.raises(ProblemError, match="damaged"):
         data.load_binarized_mnist(tmp_path)
+
+
+def grey_images(count):
+    """Pixels that are dark, half lit and lit, in every image."""
+    grey = np.repeat(np.array([[0, 128, 255]], np.uint8), count, axis=0)
+    return np.repeat(grey, [300, 184, 300], axis=1).reshape(count, 28, 28)
+
+
+def write_idx(path, images):
+    header = b"\0\0\x08\x03" + np.array(images.shape, ">u4").tobytes()
+    data = header + images.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+IDX = {"plain": "-idx3-ubyte", "gz": "-idx3-ubyte.gz", "dot": ".idx3-ubyte"}
+
+
+@pytest.mark.parametrize("form", ["keras", "plain", "gz", "dot", "torchvision", "file"])
+def test_grey_mnist_is_read_in_the_common_formats(form, tmp_path):
+    train, test = grey_images(200), grey_images(100)
+    where = tmp_path
+    if form in ("keras", "file"):
+        np.savez_compressed(tmp_path / "mnist.npz", x_train=train, x_test=test, y_train=0)
+        where = tmp_path / "mnist.npz" if form == "file" else tmp_path
+    else:
+        directory = tmp_path / "MNIST" / "raw" if form == "torchvision" else tmp_path
+        for stem, images in (("train-images", train), ("t10k-images", test)):
+            write_idx(directory / (stem + IDX.get(form, "-idx3-ubyte")), images)
+    images = data.load_mnist(where)
+    assert images.train.shape == (200, 784)
+    assert images.test.shape == (100, 784)
+    assert images.train.dtype == np.uint8
+    # A pixel is lit with its grey level as the probability: 128 / 255.
+    assert not images.train[:, :300].any()
+    assert images.train[:, -300:].all()
+    half = images.train[:, 300:-300].mean()
+    assert abs(half - 128 / 255) < 4.5 * 0.5 / (200 * 184) ** 0.5
+    assert "probability" in images.source
+    assert np.array_equal(images.train, data.load_mnist(where).train)
+
+
+def test_binarized_mnist_goes_before_grey(tmp_path):
+    splits = {"train": PACKED, "valid": PACKED, "test": PACKED}
+    write_mnist(tmp_path, **splits)
+    np.savez(tmp_path / "mnist.npz", x_train=grey_images(3), x_test=grey_images(2))
+    assert data.load_mnist(tmp_path).train.shape == (5, 784)
+    assert data.load_mnist(tmp_path / data.MNIST_FILE).train.shape == (5, 784)
+    assert data.load_mnist(tmp_path / "mnist.npz").train.shape == (3, 784)
+
+
+def damage_idx(name, tmp_path):
+    """Files that are not what they are called."""
+    images = grey_images(2)
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", images)
+    test = tmp_path / "t10k-images-idx3-ubyte.gz"
+    write_idx(test, images)
+    whole = test.read_bytes()
+    match name:
+        case "alone":
+            test.unlink()
+        case "no-gzip":
+            test.write_bytes(b"text")
+        case "cut":
+            test.write_bytes(whole[: len(whole) // 2])
+        case "short":
+            test.write_bytes(gzip.compress(gzip.decompress(whole)[:-5]))
+        case "labels":
+            test.write_bytes(gzip.compress(b"\0\0\x08\x01" + b"\0\0\0\x02" + bytes(40)))
+        case "size":
+            write_idx(test, images[:, :20])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("alone", "t10k-images-idx3-ubyte.gz beside"),
+        ("no-gzip", "damaged"),
+        ("cut", "damaged"),
+        ("short", "an idx file of images"),
+        ("labels", "an idx file of images"),
+        ("size", r"the test images to be uint8 .* shape \(2, 20, 28\)"),
+    ],
+)
+def test_idx_files_that_are_wrong(name, message, tmp_path):
+    damage_idx(name, tmp_path)
+    with pytest.raises(ProblemError, match=message):
+        data.load_mnist(tmp_path)
 
 
 @pytest.mark.skipif("GRADEST_DATA" not in os.environ, reason="GRADEST_DATA is not set")
@@ -354,19 +448,25 @@ def test_jang_schedule():
         assert float(schedule(jnp.int32(k))) == pytest.approx(expected, rel=1e-5)  # pyright: ignore[reportArgumentType]
 
 
-def test_training_is_followed_step_by_step(standard_promotion):
+def test_training_is_followed(standard_promotion):
     method, seen = method_named("gumbel_softmax"), []
-    for run in training.train(Toy(num_measured=100), method, steps=6, seed=0, log_points=3):
+    options = {"steps": 25, "seed": 4, "num_seeds": 2, "log_points": 5}
+    for run in training.train(Toy(num_measured=100), method, **options):
         seen.append((run.done, run.status))
-    assert seen == [(i, "interrupted") for i in range(6)] + [(6, "finished")]
-    assert run.history["step"] == [0, 2, 4, 6]  # pyright: ignore[reportPossiblyUnboundVariable]
-    assert all(len(values) == 4 for values in run.history.values())  # pyright: ignore[reportPossiblyUnboundVariable]
-    # The first step compiles.
+    # The first step compiles; then by tens, and to what is logged.
+    between = [0, 1, 5, 10, 15, 20]
+    assert seen == [(done, "interrupted") for done in between] + [(25, "finished")]
+    assert run.seeds == (4, 5)  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert run.history["step"] == [0, 5, 10, 15, 20, 25]  # pyright: ignore[reportPossiblyUnboundVariable]
+    for name in ("cost", "gradient_variance"):
+        assert np.shape(run.history[name]) == (6, 2)  # pyright: ignore[reportPossiblyUnboundVariable]
     assert len(run.step_seconds) == 5  # pyright: ignore[reportPossiblyUnboundVariable]
-    assert run.ms_per_step == 1e3 * np.median(run.step_seconds)  # pyright: ignore[reportPossiblyUnboundVariable]
-    assert run.params["control"]["temperature"] == 0.5  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert run.ms_per_step == 1e3 * np.median(run.step_seconds) / 2  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert run.params["control"]["temperature"].tolist() == [0.5, 0.5]  # pyright: ignore[reportPossiblyUnboundVariable]
     assert run.last("gradient_variance") == run.measured["gradient_variance"]  # pyright: ignore[reportPossiblyUnboundVariable]
-    assert run.last("cost") == run.history["cost"][-1]  # pyright: ignore[reportPossiblyUnboundVariable]
+    costs = run.history["cost"][-1]  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert run.last("cost") == pytest.approx(np.mean(costs))  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert run.deviation("cost") == pytest.approx(np.std(costs, ddof=1))  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def test_a_run_that_has_not_begun():
@@ -389,8 +489,148 @@ def test_every_method_starts_from_the_same_model(latent):
 
 
 def test_summed_variance():
+    """Of each of two seeds."""
     rng = np.random.default_rng(0)
-    gradients = [{"a": rng.normal(size=(2, 3)), "b": rng.normal()} for _ in range(20)]
-    flat = np.array([[*g["a"].ravel(), g["b"]] for g in gradients])
-    expected = flat.var(axis=0, ddof=1).sum()
-    assert training.summed_variance(gradients) == pytest.approx(expected)
+    gradients = [{"a": rng.normal(size=(2, 2, 3)), "b": rng.normal(size=2)} for _ in range(20)]
+    flat = np.array([[[*g["a"][s].ravel(), g["b"][s]] for g in gradients] for s in range(2)])
+    expected = flat.var(axis=1, ddof=1).sum(axis=-1)
+    np.testing.assert_allclose(training.summed_variance(gradients), expected)
+
+
+def test_a_variance_of_rounding_is_none():
+    ulp = np.finfo(np.float32).eps
+    gradient = np.array([[3.0, -2.0]], np.float32)
+    rounded = [gradient * np.float32(1 + i * ulp) for i in range(3)]
+    assert training.summed_variance(rounded) == 0
+    assert training.summed_variance([gradient, 1.0001 * gradient]) > 0
+
+
+# ---- What the seeds tell -------------------------------------------------------------------
+
+
+def finished(name, elbos, variances=(1.0, 1.0, 1.0), seconds=(0.003,) * 8):
+    """A run of three seeds that reached these test ELBOs."""
+    run = training.Run(method_named(name), 9, (0, 1, 2)[: len(elbos)], done=9, status="finished")
+    run.step_seconds = list(seconds)
+    for step, factor in ((0, 2.0), (4, 1.5), (9, 1.0)):
+        test = factor * np.array(elbos)
+        run.log(step=step, gradient_variance=np.array(variances), test_elbo=test)
+    run.measured = {"train_elbo": np.array(elbos), "test_elbo": np.array(elbos)}
+    return run
+
+
+def vae():
+    return VAE(few_images(), "bernoulli", 2)
+
+
+def test_the_best_is_told_apart_seed_by_seed():
+    # The seeds differ more than the methods do, but alike.
+    low = finished("rebar", [-21.1, -20.1, -19.2])
+    high = finished("straight_through", [-21.0, -20.0, -19.1])
+    noisy = finished("arm", [-20.9, -20.5, -19.3])
+    assert ranking.ranked(vae(), [low, high]) == [high, low]
+    assert ranking.best_by_metric(vae(), [low, high]) == [high]
+    assert ranking.best_by_metric(vae(), [low, high, noisy]) == [high, noisy]
+    high.status = "interrupted"
+    assert ranking.ranked(vae(), [low, high]) == [low, high]
+    assert ranking.best_by_metric(vae(), [low, high]) == [low]
+    assert ranking.best_by_metric(vae(), []) == []
+
+
+def test_what_the_interval_of_student_says():
+    # Mean 1, standard error 0.1: 4.303 of them are the half width of 95% with three values.
+    at = lambda mean: mean + 0.1 * np.array([-1, 0, 1]) * 3**0.5
+    assert not ranking.differ(at(0.42))
+    assert ranking.differ(at(0.44))
+    assert not ranking.differ(at(0.44), error=0.1)
+    assert not ranking.differ(np.array([5.0]))
+    assert ranking.differ(np.array([0.2]), error=0.1)
+    assert not ranking.differ(np.array([0.19]), error=0.1)
+
+
+def test_the_cheapest_is_told_apart_by_variance_and_time():
+    one = finished("rebar", [0.0, 0, 0], [1.0, 1.1, 0.9])
+    twice = finished("arm", [0.0, 0, 0], [2.0, 2.2, 1.8])
+    biased = finished("straight_through", [0.0, 0, 0], [0.1, 0.1, 0.1])
+    assert ranking.cheapest([twice, one, biased]) == [one]
+    # Not where a step takes now half, now twice the time.
+    unsteady = finished("arm", [0.0, 0, 0], [2.0, 2.2, 1.8], [0.002, 0.003, 0.006] * 3)
+    assert ranking.cheapest([unsteady, one]) == [one, unsteady]
+    exact = [finished(name, [0.0] * 3, [0.0] * 3) for name in ("enumeration", "measure_valued")]
+    assert ranking.cheapest([one, *exact]) == exact
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_verdicts_say_ties(ties):
+    high = finished("straight_through", [-21.0, -20.0, -19.1])
+    low = finished("rebar", [-20.9, -20.5, -19.3] if ties else [-21.1, -20.1, -19.2])
+    first, second, _ = report.verdicts(vae(), [low, high])
+    tie = "a tie of 2, which 3 seeds do not tell apart: straight_through; rebar."
+    assert first == "Highest test ELBO: " + (tie if ties else "straight_through.")
+    assert second == "Least variance x ms of the unbiased: rebar."
+    (line,) = report.verdicts(vae(), [finished("rebar", [-20.0]), finished("arm", [-21.0])])
+    assert line.startswith("One seed is no verdict")
+
+
+def test_narrow_columns_keep_the_metric():
+    runs = [finished("score_function_loo", [-21.1, -20.1, -19.2]), finished("arm", [-19.0] * 3)]
+    for width, missing in ((44, True), (200, False)):
+        console = Console(file=io.StringIO(), width=width)
+        report.print_table(console, vae(), runs, {})
+        text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert max(map(len, text.splitlines())) <= width
+        assert "-20.13±0.95" in text
+        assert ("In the JSON" in text) == missing
+
+
+# ---- Pictures ------------------------------------------------------------------------------
+
+
+def test_every_method_has_a_look_of_its_own():
+    looks = [pictures.look(method) for method in methods.METHODS]
+    assert len({look["color"] for look in looks}) == len(looks)
+    assert len({str(look["marker"]) for look in looks}) == len(looks)
+    for method, look in zip(methods.METHODS, looks, strict=True):
+        assert (look["linestyle"] == "-") == method.record.is_unbiased
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_keep_their_distance_and_order(seed):
+    rng = np.random.default_rng(seed)
+    wanted = np.sort(np.concatenate([rng.uniform(0, 1, 8), np.full(5, 0.97)]))[::-1]
+    places = np.array(pictures.spread_out(wanted.tolist(), 0.05))
+    assert np.all(places[:-1] - places[1:] >= 0.05 - 1e-9)
+    assert places.max() <= 1 + 1e-9
+    assert places.min() >= -1e-9
+    # Whom nobody is near stays.
+    assert pictures.spread_out([0.9, 0.5], 0.05) == [0.9, 0.5]
+
+
+def test_names_are_at_the_ends_and_do_not_overlap():
+    names = [method.name for method in methods.trainable("bernoulli")]
+    rng = np.random.default_rng(0)
+    runs = [finished(name, -20 - 0.3 * rng.uniform(size=3)) for name in names]
+    # One is far away, and one has no variance.
+    runs[0].history["test_elbo"][-1] -= 5
+    runs[1].history["gradient_variance"] = [np.zeros(3)] * 3
+    for picture in pictures.pictures(vae()):
+        figure = pictures.draw(picture, vae(), runs)
+        figure.draw_without_rendering()
+        panel = figure.axes[1]
+        boxes = [text.get_window_extent() for text in panel.texts]
+        assert {text.get_text().partition(" (")[0] for text in panel.texts} == {
+            run.method.label for run in runs
+        }
+        boxes.sort(key=lambda box: box.y0)
+        assert all(low.y1 <= high.y0 for low, high in itertools.pairwise(boxes))
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+        assert any("(none)" in text.get_text() for text in panel.texts) == picture.log
+
+
+def test_rounding_does_not_stretch_an_axis():
+    cost = 0.2025
+    runs = [finished(name, [cost * (1 + i * 1e-7)] * 3) for i, name in enumerate(["arm", "rebar"])]
+    for run in runs:
+        run.history["test_elbo"] = [run.measured["test_elbo"]] * 3
+    low, high = pictures.draw(pictures.pictures(vae())[0], vae(), runs).axes[0].get_ylim()
+    assert high - low > 1e-4 * cost

@@ -11,3 +11,5 @@ class ProblemError(Exception):
 
 PROBLEMS = ("digits", "mnist", "toy")
 LATENTS = ("bernoulli", "categorical")
+#: Of `gradest table`.
+DURATION = "some five minutes on two cores"

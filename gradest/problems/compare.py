@@ -1,18 +1,21 @@
 """`python -m gradest compare`: trains one problem with every estimator, and reports."""
 
 import contextlib
+import itertools
 import math
 import os
 import pathlib
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
-from . import ProblemError, data, methods, report
+from . import ProblemError, data, methods, pictures, report
 from .problem import Problem
 from .toy import Toy
 from .training import Run, train
@@ -50,13 +53,7 @@ def make_problem(
     if name == "digits":
         images = data.load_digits()
     else:
-        directory = directory or os.environ.get("GRADEST_DATA")
-        if not directory:
-            raise ProblemError(
-                "--data: expected the directory that holds binarized_mnist.npz, got nothing. Name "
-                "it with --data or the environment variable GRADEST_DATA."
-            )
-        images = data.load_binarized_mnist(directory)
+        images = data.load_mnist(directory or os.environ.get("GRADEST_DATA"))
     return VAE(images, latent or "bernoulli", latent_size or 20)
 
 
@@ -83,6 +80,7 @@ def run(
     estimators: Sequence[str] | None,
     steps: int | None,
     seed: int,
+    seeds: int,
     data: str | None,
     out: str,
     quick: bool,
@@ -95,31 +93,34 @@ def run(
     if not chosen:
         name, reason = next(iter(left_out.items()))
         raise ProblemError(f"--estimators: {name} was left out: {reason}, and no other was given.")
-    stem = it.name if it.name == "toy" else f"{it.name}-{it.latent}"
-    path = writable(out) / f"compare-{stem}.json"
+    directory = new_directory(out, it.name if it.name == "toy" else f"{it.name}-{it.latent}")
+    path = directory / "compare.json"
     steps = steps or (_QUICK_STEPS if quick else it.default_steps)
-    settings = {"problem": it.name, "latent": it.latent, "steps": steps, "seed": seed}
     options: dict[str, Any] = {"steps": steps, "seed": seed}
+    settings = {"problem": it.name, "latent": it.latent, **options, "seeds": seeds}
     if quick:
         options["log_points"] = _QUICK_LOG_POINTS
 
     runs: list[Run] = []
-    with interruptible() as interrupted, Bars(it, chosen, steps) as bars:
+    with Bars(it, chosen, steps) as bars, interruptible(bars.say) as interrupted:
         for method in chosen:
             if interrupted.is_set():
                 left_out[method.name] = "interrupted before it began"
                 continue
-            for current in train(it, method, **options):
+            for current in train(it, method, num_seeds=seeds, **options):
                 if current.done == 0:
                     runs.append(current)
                 bars.show(current)
                 if interrupted.is_set():
                     break
             report.write_json(path, it, runs, left_out, settings)
-    report.write_json(path, it, runs, left_out, settings)
+    if not any(run.history for run in runs):
+        path.unlink(missing_ok=True)
+        directory.rmdir()
+        return INTERRUPTED
     report.print_table(Console(highlight=False), it, runs, left_out)
-    report.write_png(path.with_suffix(".png"), it, runs)
-    print(f"\nWritten: {path}\n         {path.with_suffix('.png')}")
+    written = [path, *pictures.write(directory, it, runs)]
+    print(f"\nWritten to {directory}: {', '.join(each.name for each in written)}")
     return INTERRUPTED if interrupted.is_set() else DONE
 
 
@@ -128,24 +129,33 @@ def _names(words: Sequence[str]) -> list[str]:
     return [name for word in words for name in word.split(",") if name]
 
 
-def writable(directory: str) -> pathlib.Path:
-    """The directory, made if need be, after a trial of writing into it."""
-    path = pathlib.Path(directory)
+def new_directory(out: str, name: str) -> pathlib.Path:
+    """A directory below `out` for the results of one run: those of others are kept.
+
+    Raises:
+      ProblemError: if it cannot be made.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        trial = path / ".gradest-trial"
-        trial.touch()
-        trial.unlink()
+        pathlib.Path(out).mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = pathlib.Path(out) / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
     except OSError as error:
         raise ProblemError(
-            f"--out: expected a directory to write into, got {directory!r} ({error.strerror})."
+            f"--out: expected a directory to write into, got {out!r} ({error.strerror})."
         ) from None
-    return path
+    raise AssertionError
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into an event, to be met between two steps; the second one raises."""
+def interruptible(say: Callable[[str], None] = lambda line: None) -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C into an event, to be met between steps; the second one raises.
+
+    Args:
+      say: is told at once what happens now: until a program is compiled, nothing else does.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -155,6 +165,7 @@ def interruptible() -> Iterator[threading.Event]:
         if event.is_set():
             raise KeyboardInterrupt
         event.set()
+        say("Interrupted: what is there will be shown after this step. Again to stop at once.")
 
     before = signal.signal(signal.SIGINT, on_signal)
     try:
@@ -163,25 +174,47 @@ def interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
+class _Clock(ProgressColumn):
+    """Of what goes on, the time that remains; of what is over, the time that it took."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        seconds = task.finished_time if task.finished else task.time_remaining
+        if seconds is None:
+            return Text("" if not task.started else "-:--")
+        minutes, seconds = divmod(round(seconds), 60)
+        return Text(f"{minutes}:{seconds:02d}" + ("" if task.finished else " left"))
+
+
 class Bars:
     """A live bar for each method on a terminal; elsewhere a line when it is over."""
 
+    _WIDE = 76
+
     def __init__(self, problem: Problem, chosen: Sequence[methods.Method], steps: int):
-        self._metric, self._header = list(problem.metrics.items())[-1]
+        self._metric, self._header = problem.metric, problem.header
         self._console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
+        columns = [
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
-            TextColumn("{task.completed:>5.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[news]}"),
-            TimeRemainingColumn(),
+            _Clock(),
+        ]
+        if self._console.width < self._WIDE:
+            # Name, what is reached, and time.
+            columns = [columns[0], columns[3], columns[4]]
+        self._progress = Progress(
+            *columns,
             console=self._console,
             disable=not self._console.is_terminal,
         )
         self._tasks = {
-            method.name: self._progress.add_task(method.name, total=steps, start=False, news="")
+            method.name: self._progress.add_task(method.label, total=steps, start=False, news="")
             for method in chosen
         }
+        self._began: dict[str, float] = {}
 
     def __enter__(self) -> "Bars":
         self._progress.start()
@@ -190,11 +223,21 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def say(self, line: str) -> None:
+        self._console.print(line)
+
     def show(self, run: Run) -> None:
         task, value = self._tasks[run.method.name], run.last(self._metric)
-        news = "compiling" if run.done == 0 else f"{self._header} {report.fixed(value)}"
+        reached = report.fixed(value)
+        news = "compiling" if run.done == 0 else f"{self._header} {reached}"
         if run.done == 0:
+            self._began[run.method.name] = time.monotonic()
             self._progress.start_task(task)
-        self._progress.update(task, completed=run.done, news=news)
-        if run.status == "finished" and not self._console.is_terminal:
-            self._console.print(f"{run.method.name}: {run.done} steps, {news}")
+        # The last step is not the end: what is measured after training is a part of it.
+        completed = run.steps if run.is_finished else min(run.done, run.steps - 1)
+        self._progress.update(task, completed=completed, news=news)
+        if run.is_finished and not self._console.is_terminal:
+            seconds = time.monotonic() - self._began[run.method.name]
+            self._console.print(
+                f"{run.method.label}: {run.done} steps, {news}, {seconds:.0f} s", soft_wrap=True
+            )

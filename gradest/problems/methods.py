@@ -27,13 +27,14 @@ class Method:
     """One way of using one estimator.
 
     Attributes:
-      name: on the command line and in tables.
+      name: on the command line.
       record: of its estimator.
       sampler: makes the sampler from the control variate's parameters, as keywords.
       about: a few words.
       control: those parameters' initial values, or a function of (key, shape of the draw) that
         makes them. They are trained with the model's.
       annealed: which of them follow a schedule instead.
+      used: in a word or two, if the estimator is used in several ways.
       learns_baseline: whether `sampler` also takes the `baseline` that the problem learns.
       latents: the kinds of discrete variables that it trains.
     """
@@ -48,12 +49,18 @@ class Method:
     )
     annealed: tuple[str, ...] = ()
     learns_baseline: bool = False
+    used: str = ""
     latents: tuple[str, ...] = ("bernoulli", "categorical")
 
     def initial_control(self, key: jax.Array, shape: tuple[int, ...]) -> dict[str, Any]:
         """The control variate's parameters before training."""
         values = self.control(key, shape) if callable(self.control) else self.control
         return jax.tree.map(lambda x: jnp.asarray(x, float), dict(values))
+
+    @property
+    def label(self) -> str:
+        """In tables and pictures: the estimator's own name, and how it is used."""
+        return ", ".join(filter(None, (self.record.name, self.used)))
 
     @property
     def enumerates(self) -> bool:
@@ -86,12 +93,14 @@ _TRAINED = [
         lambda baseline: ge.score_function(baseline=baseline),
         "score_function(baseline=b), b learned by its own cotangent",
         learns_baseline=True,
+        used="baseline=b",
     ),
     Method(
         "score_function_loo",
         _SCORE,
         lambda: ge.score_function(num_samples=4, baseline="leave_one_out"),
         'score_function(num_samples=4, baseline="leave_one_out")',
+        used="leave_one_out",
     ),
     Method(
         "rebar",
@@ -180,6 +189,11 @@ def choose(names: Iterable[str] | None, latent: str) -> list[Method]:
 def unknown(option: str, given: str, expected: Iterable[str]) -> str:
     """One line about an unknown name, with the closest known one."""
     expected = list(expected)
-    close = difflib.get_close_matches(given, expected, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    close = closest(given, expected)
+    hint = f" Did you mean {close!r}?" if close else ""
     return f"{option}: expected one of {', '.join(expected)}, got {given!r}.{hint}"
+
+
+def closest(given: str, expected: Iterable[str]) -> str | None:
+    """The name that is most like the given one, if any is."""
+    return next(iter(difflib.get_close_matches(given, list(expected), n=1)), None)

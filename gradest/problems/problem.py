@@ -21,7 +21,7 @@ class Problem(abc.ABC):
       name: on the command line.
       title: one line.
       caption: what the numbers in the table are.
-      metrics: from the metrics' names to their headers; training is about the last.
+      metrics: from the metrics' names to their headers; training is about the last, `metric`.
       unit: of the metrics, or "".
       lower_is_better: of that last metric.
       latent: the kind of the discrete variables, "bernoulli" or "categorical".
@@ -31,7 +31,7 @@ class Problem(abc.ABC):
       examples: the training examples, along the first axis.
       batch_size: how many of them make a minibatch.
       learning_rate: of Adam.
-      num_keys: how many gradients the logged variance is measured from.
+      num_keys: how many gradients of each seed the logged variance is measured from.
       default_steps: of training.
     """
 
@@ -50,6 +50,16 @@ class Problem(abc.ABC):
     learning_rate: float
     num_keys: int
     default_steps: int
+
+    @property
+    def metric(self) -> str:
+        """What training is about."""
+        return list(self.metrics)[-1]
+
+    @property
+    def header(self) -> str:
+        """Of the metric."""
+        return self.metrics[self.metric]
 
     @property
     def size(self) -> int:
@@ -78,10 +88,14 @@ class Problem(abc.ABC):
         """The loss of one example, to be wrapped by `gradest.expectation`."""
 
     @abc.abstractmethod
-    def evaluate(self, params: Any, key: jax.Array) -> dict[str, float]:
-        """The metrics, which do not depend on how the parameters were trained."""
+    def follow(self, params: Any, key: jax.Array) -> jax.Array:
+        """The metric that training is about, while training goes on."""
+
+    @abc.abstractmethod
+    def evaluate(self, params: Any, key: jax.Array) -> dict[str, jax.Array]:
+        """All the metrics, which do not depend on how the parameters were trained."""
 
     def measure(self, loss: Loss, params: Any, key: jax.Array) -> dict[str, float]:
-        """What is measured once, after training, with the loss that was trained."""
+        """What else is measured once, after training, with the loss and the first seed's result."""
         del loss, params, key
         return {}

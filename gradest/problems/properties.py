@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import time
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,18 +15,20 @@ import rich.box
 from jax.scipy import stats
 from jax.typing import ArrayLike
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 import gradest as ge
 from gradest import records
 
-from . import cases
+from . import DURATION, cases
 
 AGREE, DISAGREE = 0, 1
 _SEED = 0
 _NUM_KEYS = 100_000
+# What the table takes.
+_TABLE_WIDTH = 78
 # An estimate further than this from the exact gradient, in standard errors, is biased; a nearer
 # one is unbiased if the standard error is at most this part of the gradient.
 _MAX_Z, _POWER = 4.5, 0.02
@@ -100,20 +103,14 @@ class OnCase:
 
 def run() -> int:
     """Prints the table, and returns the exit status."""
-    console = Console(highlight=False)
-    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("estimator", overflow="fold")
-    for header in _HEADERS.values():
-        table.add_column(header, no_wrap=True)
-    complaints = []
-    listed = list(records.ESTIMATORS.values())
-    for record in track(listed, "Measuring", console=Console(stderr=True), transient=True):
+    console, rows, complaints = Console(highlight=False), [], []
+    for record in _followed(list(records.ESTIMATORS.values())):
         measured, documented = measure(record), claims(record)
-        shown = [Text(record.name)]
+        rows.append([Text(record.name)])
         for name, cell in measured.items():
-            shown.append(Text(str(cell)))
+            rows[-1].append(Text(str(cell)))
             if cell.value != documented[name]:
-                shown[-1].append(" !", style="bold red")
+                rows[-1][-1].append(" !", style="bold red")
                 complaints.append(
                     f"! {record.name}, {name}: measured {cell}, documented "
                     f"{_word(documented[name])}."
@@ -121,9 +118,8 @@ def run() -> int:
                 if name == "distributions":
                     differing = set(cell.value) ^ set(documented[name])
                     complaints[-1] += f" They differ in {', '.join(sorted(differing))}."
-        table.add_row(*shown)
     complaints += [f"! {name}: gradest has it, but no record of it." for name in missing()]
-    console.print(table)
+    _print(console, rows)
     console.print(
         f"\nMeasured now. Distributions: of {len(records.DISTRIBUTIONS)}, how many it serves. The "
         f"rest from {_NUM_KEYS:,} fixed keys on three bits, two one-hot rows and two Normal "
@@ -139,6 +135,46 @@ def run() -> int:
     if not complaints:
         console.print("Every cell agrees with what is documented.")
     return DISAGREE if complaints else AGREE
+
+
+def _followed(listed: Sequence[records.Record]) -> Iterator[records.Record]:
+    """The records one by one, while what is measured and for how long is shown."""
+    console = Console(stderr=True, highlight=False)
+    console.print(f"Measuring {len(listed)} estimators: {DURATION}.")
+    columns = (
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task, start = progress.add_task("", total=len(listed)), time.monotonic()
+        for number, record in enumerate(listed, 1):
+            progress.update(task, description=record.name)
+            yield record
+            progress.update(task, completed=number)
+            if not console.is_terminal:
+                seconds = time.monotonic() - start
+                console.print(f"{number}/{len(listed)} {record.name}, {seconds:.0f} s")
+
+
+def _print(console: Console, rows: Sequence[Sequence[Text]]) -> None:
+    """As a table or, where that is too wide, estimator by estimator."""
+    table = Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("estimator", overflow="fold")
+    for header in _HEADERS.values():
+        table.add_column(header, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    if console.width >= _TABLE_WIDTH:
+        console.print(table)
+        return
+    for name, *cells in rows:
+        console.print(Text.assemble((name.plain, "bold")))
+        for header, cell in zip(_HEADERS.values(), cells, strict=True):
+            words = header.replace("-\n", "").replace("\n", " ")
+            console.print(Text.assemble(f"  {words}: ", cell))
 
 
 def missing() -> list[str]:
