@@ -23,6 +23,7 @@ speed = importlib.import_module("benchmarks.speed")
 transform = importlib.import_module("benchmarks.transform")
 estimators = importlib.import_module("benchmarks.estimators")
 efficiency = importlib.import_module("benchmarks.efficiency")
+accelerators = importlib.import_module("benchmarks.accelerators")
 peers = importlib.import_module("benchmarks.peers.__main__")
 peers_vae, peers_gradient, peers_policy, peers_memory, compared = (
     importlib.import_module(f"benchmarks.peers.{name}")
@@ -419,3 +420,40 @@ def test_what_has_no_draw_is_shown_beside():
 def test_unknown_part_is_one_clear_line(capsys):
     assert peers.main(["vea"]) == 2
     assert "unknown part 'vea'; expected some of gradient, vae" in capsys.readouterr().err
+
+
+# ---- On paper ------------------------------------------------------------------------------
+
+
+def test_random_bits_are_counted_in_loops_and_functions():
+
+    def fn(key):
+        draw = lambda total, key: (total + jnp.sum(jax.random.uniform(key, (5,))), None)
+        total, _ = jax.lax.scan(draw, 0.0, jax.random.split(key, 3))
+        return total + jax.jit(lambda key: jax.random.uniform(key, (7,), jnp.float16))(key).sum()
+
+    counted = accelerators.random_bits(jax.make_jaxpr(fn)(jax.random.key(0)).jaxpr)
+    # Three keys, three times five numbers, and seven of half the bits.
+    assert counted == 3 * 64 + 3 * 5 * 32 + 7 * 16
+
+
+def test_collectives_are_read_from_a_program():
+    text = """
+  %add = f32[3]{0} add(f32[3] %a, f32[3] %b)
+  %all-reduce.1 = (f32[64,128]{1,0}, f32[], bf16[3]{0}) all-reduce(%x, %y, %z), to_apply=%sum
+  %all-reduce.2 = f32[2]{0} all-reduce(%w), to_apply=%sum
+"""
+    found = accelerators.collectives(text)
+    assert found == {"kinds": {"all-reduce": 2}, "bytes": 4 * (64 * 128 + 1 + 2) + 2 * 3}
+    assert accelerators.sent(8.0, 2) == 8
+    assert accelerators.sent(8.0, 512) == pytest.approx(16, rel=0.01)
+
+
+def test_an_estimator_is_counted():
+    """What draws nothing takes no bits, and the least bytes are its arguments and results."""
+    none = accelerators.count(None)
+    assert none["bits"] == 0
+    assert none["least_bytes"] == 8
+    assert none["flops"] > 0
+    row = {"estimator": "none", **none}
+    assert "| none " in accelerators.render_estimators([row])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from . import ranking
 from .methods import METHODS, Method
@@ -51,6 +52,7 @@ class Picture(NamedTuple):
       what: the logged values.
       y_label: of the axis.
       log: whether that axis is logarithmic.
+      log_x: whether the other one is.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Picture(NamedTuple):
     what: str
     y_label: str
     log: bool = False
+    log_x: bool = False
 
 
 def pictures(problem: Problem) -> list[Picture]:
@@ -68,7 +71,7 @@ def pictures(problem: Problem) -> list[Picture]:
     times = "seconds of one seed's updates, compilation excluded"
     return [
         Picture("steps", steps, "step", problem.metric, metric),
-        Picture("seconds", seconds, times, problem.metric, metric),
+        Picture("seconds", seconds, times, problem.metric, metric, log_x=True),
         Picture("variance", steps, "step", "gradient_variance", "gradient variance", log=True),
     ]
 
@@ -93,6 +96,7 @@ def draw(picture: Picture, problem: Problem, runs: Sequence[Run]) -> Figure:
     ends, shown = [], []
     for place, run in enumerate(runs):
         x, y = picture.x(run), _by_seed(run, picture)
+        x = np.where(x > 0, x, np.nan) if picture.log_x else x
         mean = y.mean(axis=1)
         # Markers at different points, lest they hide each other.
         apart = max(1, len(x) // 4)
@@ -104,6 +108,10 @@ def draw(picture: Picture, problem: Problem, runs: Sequence[Run]) -> Figure:
         # Where training has not begun to tell, the curves are one vertical line.
         shown += [*mean[len(x) // 8 :], *y[-1]]
     axes.set(xlabel=picture.x_label, ylabel=picture.y_label)
+    if picture.log_x:
+        # Some take many times as long as others.
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     if picture.log and any(map(math.isfinite, shown)):
         axes.set_yscale("log")
     _limit(axes, shown, picture.log)
