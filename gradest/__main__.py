@@ -22,9 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv and not argv[0].startswith("-"):
             _one_of("command", _COMMANDS)(argv[0])
-        parser = _parser()
-        options = vars(parser.parse_args(argv))
+        parser, commands = _parsers()
+        known, unknown = parser.parse_known_args(argv)
+        options = vars(known)
         command = options.pop("command")
+        if unknown:
+            return _fail(_unrecognized(commands.get(command, parser), unknown))
         if command is None:
             parser.print_help()
             return 0
@@ -53,26 +56,22 @@ def _fail(message: str) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage, and names the nearest option."""
+    """Says what is wrong in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        unknown, _, rest = message.partition("unrecognized arguments: ")
-        given = rest.split()[0].partition("=")[0] if not unknown and rest else ""
-        close = methods.closest(given, self._options()) if given.startswith("-") else None
-        hint = f" Did you mean {close}?" if close else ""
-        raise ProblemError(f"{message}.{hint} (See {self.prog} --help.)")
-
-    def _options(self) -> list[str]:
-        """Of this parser, and of the commands of it."""
-        actions = list(self._actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for command in action.choices.values():
-                    actions += command._actions
-        return [name for action in actions for name in action.option_strings]
+        raise ProblemError(f"{message} (see {self.prog} --help)")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _unrecognized(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
+    """What is said of arguments that a command does not have, with the nearest that it has."""
+    options = [name for action in parser._actions for name in action.option_strings]
+    close = methods.closest(unknown[0].partition("=")[0], options)
+    hint = f" Did you mean {close}?" if close else ""
+    return f"unrecognized arguments: {' '.join(unknown)}.{hint} (See {parser.prog} --help.)"
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Of the program, and of its commands by their names."""
     parser = _Parser(
         prog="gradest",
         description="Gradients through random draws, by every estimator.",
@@ -150,14 +149,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--quick", action="store_true", help="a few dozen steps, to see that everything works"
     )
-    commands.add_parser(
+    table = commands.add_parser(
         "table",
         help="print the table of methods, every cell of it measured",
         description=f"Prints what every estimator is said to do, measured now ({DURATION}). "
         "The exit status is 1 if a measurement and the documentation disagree.",
         allow_abbrev=False,
     )
-    return parser
+    return parser, {"compare": compare, "table": table}
 
 
 def _one_of(option: str, names: Sequence[str]) -> Callable[[str], str]:

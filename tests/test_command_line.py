@@ -66,6 +66,7 @@ ERRORS = {
     "option-seeds": (["compare", "--sedes", "3"], "Did you mean --seeds?"),
     "option-cut-short": (["compare", "--est", "rebar"], "unrecognized arguments: --est"),
     "option-with-a-value": (["compare", "--ou=there"], "Did you mean --out?"),
+    "option-of-the-command": (["compare", "--sedes", "3"], "(See gradest compare --help.)"),
     "option-of-no-command": (["--vresion"], "Did you mean --version?"),
     "seeds": (["compare", "--seeds", "0"], "--seeds: expected an integer from 1"),
     "steps-zero": (["compare", "--steps", "0"], "--steps: expected an integer from 1"),
@@ -80,7 +81,8 @@ ERRORS = {
     "no-data": (["compare", "--problem", "mnist"], "GRADEST_DATA"),
     "missing-data": (["compare", "--problem", "mnist", "--data", "nowhere"], "got 'nowhere'"),
     "where-data-is-from": (["compare", "--problem", "mnist"], "~/.keras/datasets"),
-    "table-option": (["table", "--quick"], "unrecognized arguments: --quick"),
+    # It has none that is like it.
+    "table-option": (["table", "--quick"], "arguments: --quick. (See gradest table --help.)"),
 }
 
 
