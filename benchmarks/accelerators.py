@@ -107,6 +107,8 @@ def count(method: methods.Method | None) -> dict[str, float]:
     compiled = traced.lower().compile()
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
     analysis = analysis[0] if isinstance(analysis, list) else analysis
+    if analysis is None or memory is None:
+        raise RuntimeError(f"{jax.default_backend()}: XLA does not say what its programs move.")
     elements = SIZE * DRAWS
     return {
         "bits": random_bits(traced.jaxpr.jaxpr) / elements,
