@@ -136,6 +136,7 @@ FLOORS = (
         "JAX, numbers, checks",
         [
             Room("_jaxpr", ["JAX's versions"]),
+            Room("_mesh", ["axes of a mesh"]),
             Room("_calls", ["other words"]),
             Room("_transparent", ["stop_gradient"]),
             Room("_plates", ["lanes"], 0.7),
