@@ -22,6 +22,7 @@ from .estimators.arm import disarm as disarm
 from .estimators.delta_method import delta_method as delta_method
 from .estimators.dreg import dreg as dreg
 from .estimators.enumeration import enumeration as enumeration
+from .estimators.gaussian_smoothing import gaussian_smoothing as gaussian_smoothing
 from .estimators.gumbel import gumbel_max as gumbel_max
 from .estimators.gumbel import gumbel_softmax as gumbel_softmax
 from .estimators.gumbel import st_gumbel_softmax as st_gumbel_softmax

@@ -102,6 +102,11 @@ def noise(
     return per_lane(lambda k, s: family(k, s, _numerics.compute_dtype(dtype)), key, shape)
 
 
+def exponential_like(key: jax.Array, like: jax.Array) -> jax.Array:
+    """Exponential noise of the shape and for the type of an array."""
+    return noise(jax.random.exponential, key, like.shape, like.dtype)
+
+
 def words(key: jax.Array, shape: Sequence[int]) -> Words:
     """64 random bits for each element: the two words that keys of their own would have.
 

@@ -8,18 +8,6 @@ import dataclasses
 from collections.abc import Callable
 
 from .base import Distribution
-from .bernoulli import Bernoulli
-from .categorical import Categorical, OneHotCategorical
-from .continuous import Exponential, LogNormal, Normal
-from .counts import Geometric, Poisson
-from .gamma import Gamma
-from .weibull import Weibull
-
-#: Those whose derivative is known as a difference of two distributions.
-WEAKLY_DIFFERENTIABLE = (
-    *(Bernoulli, Categorical, OneHotCategorical, Poisson, Geometric),
-    *(Normal, LogNormal, Exponential, Gamma, Weibull),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +39,7 @@ CAPABILITIES = {
     "reflection": Capability("a centre at which it can be mirrored", _methods("reflect")),
     "weak derivative": Capability(
         "a derivative that is a difference of two distributions",
-        lambda kind: kind in WEAKLY_DIFFERENTIABLE,
+        _methods("weak_derivative"),
     ),
     "support": Capability(
         "finitely many values, which can be listed", _methods("enumerate_support")

@@ -4,7 +4,7 @@ import abc
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.core
@@ -21,6 +21,30 @@ from ._derived import Derived
 Shape = tuple[int, ...]
 
 
+class WeakDerivative(NamedTuple):
+    r"""The derivative in one parameter as a difference of costs, w (f(x+) - f(x-)) on average.
+
+    .. math:: \nabla_\theta E[f(x)] = E[w (f(x^+) - f(x^-))]
+
+    In the others of the joint draw's variables x+ and x- are the draw; each element of the
+    parameter belongs to one variable.
+
+    Attributes:
+      weight: w, of the shape of the parameter; it may be random, and negative where the draw has
+        the place of x+.
+      plus: x+, shape (*variables, *elements, *event), elements being those of the variable's
+        parameter and an event being the value of one variable.
+      minus: x-, likewise; None for the draw itself, which costs no evaluation.
+      of_row: whether x- is, instead, each x+ of the parameter's last axis with its weight for its
+        probability.
+    """
+
+    weight: jax.Array
+    plus: jax.Array
+    minus: jax.Array | None = None
+    of_row: bool = False
+
+
 class Distribution(Derived, abc.ABC):
     """A pytree whose leaves are its parameters.
 
@@ -35,6 +59,10 @@ class Distribution(Derived, abc.ABC):
     * `enumerate_support()`, the outcomes of one independent element along a leading axis (and a
       property `num_outcomes`, where there may be too many to list);
     * `mean()`, of the shape of a draw, differentiable in the parameters;
+    * `weak_derivative(key, x, coupled=True)`, for each parameter a `WeakDerivative`, or a tuple of
+      the same, at the draw `x`, with noise of `key`: coupled, x+ and x- have what noise they can
+      in common, with `x` too; else they are independent. None for a parameter of integers. And
+      `left_weak_derivative`, one from the other side, for counts;
     * `reflect(x)`, the draw as probable as `x` on the other side of the centre;
     * `perturb(key)`, the logits plus noise, and `soften(z, temperature)`, the relaxed draw there;
     * besides, `harden(z)`, an exact draw; `conditional(key, x)`, a z of which x is the draw; and

@@ -1,7 +1,7 @@
 """Bernoulli variables and the binary concrete density that relaxes them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +11,20 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._numerics import least_probability, tempered
+from .._numerics import in_compute_dtype, least_probability, tempered
 from ._implicit import inside
 from ._information import OfOutcomes
 from ._thresholds import Sign
-from .base import Distribution, Shape, align_wide, as_float, as_floats, finite, plain
+from .base import (
+    Distribution,
+    Shape,
+    WeakDerivative,
+    align_wide,
+    as_float,
+    as_floats,
+    finite,
+    plain,
+)
 
 
 def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
@@ -120,6 +129,16 @@ class Bernoulli(OfOutcomes, Sign):
         never, always = jnp.isneginf(logits), jnp.isposinf(logits)
         log_p = weighted(x, log_p, never) + weighted(1 - x, log_q, always)
         return log_p.astype(self.logits.dtype)
+
+    def weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative]:
+        """The draw, and the other outcome."""
+        del key, coupled
+        (l,) = in_compute_dtype(self.logits)
+        edge = least_probability(self.logits.dtype)
+        weight = jax.nn.sigmoid(l) * jax.nn.sigmoid(-l) + jnp.where(jnp.isinf(l), edge, 0)
+        return [WeakDerivative(jnp.where(x > 0, -weight, weight), 1 - x)]
 
 
 @jax.custom_jvp

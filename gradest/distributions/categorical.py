@@ -1,6 +1,7 @@
 """Categorical variables, as integers and one-hot, and the concrete densities that relax them."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,17 @@ from .. import _check, _random
 from .._numerics import below_top, in_compute_dtype, least_probability, tempered
 from ._information import OfOutcomes
 from ._thresholds import Argmax, outcomes
-from .base import Distribution, Shape, align, align_wide, as_float, finite, plain, scored
+from .base import (
+    Distribution,
+    Shape,
+    WeakDerivative,
+    align,
+    align_wide,
+    as_float,
+    finite,
+    plain,
+    scored,
+)
 from .bernoulli import certain, on_the_edge, weighted
 
 
@@ -99,6 +110,18 @@ class _Logits(Distribution):
     def probs(self) -> jax.Array:
         """Probabilities of the categories, shape (..., K)."""
         return jax.nn.softmax(self.logits, axis=-1)
+
+    def weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative]:
+        """Each category, and all of them as they are probable."""
+        del key, coupled
+        (l,) = in_compute_dtype(self.logits)
+        edge = least_probability(self.logits.dtype)
+        p = jax.nn.softmax(l, axis=-1) + jnp.where(jnp.isneginf(l), edge, 0).astype(l.dtype)
+        values = self.enumerate_support()
+        values = jnp.broadcast_to(values.astype(x.dtype), (*p.shape[:-1], *values.shape))
+        return [WeakDerivative(p, values, of_row=True)]
 
 
 class Categorical(OfOutcomes, _Logits):

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -12,6 +12,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from .. import _check, _random
+from .._numerics import in_compute_dtype
 from ._implicit import bounded_exp, inside
 from ._information import (
     OfExponential,
@@ -23,7 +24,16 @@ from ._information import (
     OfNormal,
     OfUniform,
 )
-from .base import Distribution, Shape, align, align_wide, as_float, as_floats, finite
+from .base import (
+    Distribution,
+    Shape,
+    WeakDerivative,
+    align,
+    align_wide,
+    as_float,
+    as_floats,
+    finite,
+)
 
 
 class _LocScale(Distribution):
@@ -105,6 +115,23 @@ class Normal(OfNormal, _Symmetric):
     @staticmethod
     def _log_density(z: jax.Array) -> jax.Array:
         return -0.5 * (z * z + math.log(2 * math.pi))
+
+    def weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative]:
+        """In `loc` a Rayleigh variable to either side; in `scale` a double-sided Maxwell one."""
+        keys = _random.split(key, 4)
+        wide, loc, scale = in_compute_dtype(x, self.loc, self.scale)
+        at = lambda z: (loc + scale * z).astype(x.dtype)
+        right = jnp.sqrt(2 * _random.exponential_like(keys[0], loc))
+        left = right if coupled else jnp.sqrt(2 * _random.exponential_like(keys[1], loc))
+        # n is uniform between 0 and m = sign(n) sqrt(n^2 + 2 e): the coupling of section 7.2 of
+        # Mohamed et al. 2020, seen from the Normal variable.
+        n = _random.noise(jax.random.normal, keys[2], loc.shape, loc.dtype)
+        n = (wide - loc) / scale if coupled else n
+        m = jnp.where(n < 0, -1, 1) * jnp.sqrt(n * n + 2 * _random.exponential_like(keys[3], loc))
+        of_loc = WeakDerivative(1 / (scale * math.sqrt(2 * math.pi)), at(right), at(-left))
+        return of_loc, WeakDerivative(1 / scale, at(m))
 
 
 class Laplace(OfLaplace, _Symmetric):
@@ -190,6 +217,17 @@ class LogNormal(OfLogNormal, Normal):
         log_p = self._log_density(standardized(y, loc, scale)) - jnp.log(scale) - y
         return log_p.astype(self.loc.dtype)
 
+    def weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative]:
+        """Exponentials of Normal's."""
+
+        def exp(pair: WeakDerivative) -> WeakDerivative:
+            minus = None if pair.minus is None else jnp.exp(pair.minus)
+            return pair._replace(plus=jnp.exp(pair.plus), minus=minus)
+
+        return [exp(pair) for pair in super().weak_derivative(key, jnp.log(x), coupled=coupled)]
+
 
 class Exponential(OfExponential, Distribution):
     """Independent exponential variables, p(x) = rate * exp(-rate * x) for x >= 0.
@@ -221,6 +259,15 @@ class Exponential(OfExponential, Distribution):
         x, rate = align_wide(x, self.rate)
         log_p = jnp.where(x >= 0, jnp.log(rate) - rate * x, -jnp.inf)
         return log_p.astype(self.rate.dtype)
+
+    def weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative]:
+        """The draw, or another one, and one more."""
+        keys = _random.split(key, 2)
+        (rate,) = in_compute_dtype(self.rate)
+        first = x if coupled else self.sample(keys[0])
+        return [WeakDerivative(-1 / rate, first + self.sample(keys[1]))]
 
 
 class Uniform(OfUniform, Distribution):

@@ -1,5 +1,7 @@
 """Distributions of counts: draws are integers, which no gradient flows through."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,20 @@ from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._numerics import in_compute_dtype
+from .._numerics import in_compute_dtype, least_probability
 from ._implicit import implicit, per_lane
 from ._information import OfGeometric, OfPoisson
 from ._special import STIRLING, log_beta, simplex_log_density
-from .base import Distribution, Shape, align, as_float, as_floats, plain, scored
+from .base import (
+    Distribution,
+    Shape,
+    WeakDerivative,
+    align,
+    as_float,
+    as_floats,
+    plain,
+    scored,
+)
 from .bernoulli import logits_from, weighted
 from .gamma import by_stirling, log_gamma
 
@@ -68,6 +79,24 @@ class Poisson(OfPoisson, Distribution):
         )
         return _on_counts(x, log_p, self.rate.dtype)
 
+    def weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative]:
+        """One more than the draw, or than another one."""
+        (rate,) = in_compute_dtype(self.rate)
+        first = x if coupled else self._sample(key)
+        return [WeakDerivative(jnp.ones_like(rate), first + 1)]
+
+    def left_weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative]:
+        """The draw, and one less."""
+        del key, coupled
+        wide, rate = _with_counts(x, self.rate)
+        never = rate == 0
+        down = wide / jnp.where(never, 1, rate)
+        return [_neighbour(x, jnp.ones_like(rate), down, never)]
+
 
 class _Logits(Distribution):
     """Holds log-odds."""
@@ -122,6 +151,24 @@ class Geometric(OfGeometric, _Logits):
         x, logits = _with_counts(scored(self, x), self.logits)
         log_p = weighted(x, *_log_sigmoid(-logits)) + jax.nn.log_sigmoid(logits)
         return _on_counts(x, log_p, self.logits.dtype)
+
+    def weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative]:
+        """The draw, or another one, and one more success."""
+        keys = _random.split(key, 2)
+        first = x if coupled else self._sample(keys[0])
+        return [WeakDerivative(-_failure(self.logits), first + self._sample(keys[1]) + 1)]
+
+    def left_weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative]:
+        """The draw, and one less."""
+        del key, coupled
+        wide, l = _with_counts(x, self.logits)
+        pair = _neighbour(x, _failure(self.logits), wide, jnp.isposinf(l))
+        # It is a function of the log-odds of failure.
+        return [pair._replace(weight=-pair.weight)]
 
 
 class Binomial(_Logits):
@@ -190,6 +237,25 @@ class Binomial(_Logits):
         log_p = _binary(jnp.maximum(x, 0), failures, logits) - jnp.log1p(n)
         return _on_counts(x, log_p, self.logits.dtype)
 
+    def weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative | None]:
+        """The draw, and one more: weighted, it is the count of n - 1 trials and one success."""
+        del key, coupled
+        return None, self._neighbour(x, ~jnp.isposinf(self.logits))
+
+    def left_weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative | None]:
+        """The draw, and one less."""
+        del key, coupled
+        return None, self._neighbour(x, jnp.isneginf(self.logits))
+
+    def _neighbour(self, x: jax.Array, right: jax.Array) -> WeakDerivative:
+        wide, l = _with_counts(x, self.logits)
+        left = self.total_count.astype(l.dtype) - wide
+        return _neighbour(x, _failure(-l) * left, _failure(l) * wide, right)
+
 
 class NegativeBinomial(_Logits):
     """Independent counts of successes before the failure number `total_count`.
@@ -243,6 +309,37 @@ class NegativeBinomial(_Logits):
         log_p = _binary(jnp.maximum(x, 0), r, logits) - jnp.log1p(x / r) - jnp.log1p(x + r)
         return _on_counts(x, log_p, self.logits.dtype)
 
+    def weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative]:
+        """The draw, and one more; in r the draw, or another one, and a cluster more."""
+        of_r = self._longer(key, x, coupled)
+        wide, r = _with_counts(x, self.total_count)
+        p = _failure(-self.logits)
+        return of_r, WeakDerivative(p * (r + wide), x + 1)
+
+    def left_weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative]:
+        """The draw, and one less; in r as from the right."""
+        of_r = self._longer(key, x, coupled)
+        wide, r = _with_counts(x, self.total_count)
+        never = jnp.isneginf(self.logits)
+        return of_r, _neighbour(x, _failure(-self.logits) * r, wide, never)
+
+    def _longer(self, key: jax.Array, x: jax.Array, coupled: bool) -> WeakDerivative:
+        """In r: the counts are a Poisson number, of mean -r log(1 - p), of clusters."""
+        keys = _random.split(key, 3)
+        (l,) = in_compute_dtype(self.logits)
+        first = x if coupled else self._sample(keys[0])
+        # The size j of a cluster has the probability p^j / (-j log(1 - p)): a Geometric one, of
+        # whose failures the probability is 1 - (1 - p)^u, u uniform (Kemp 1981).
+        clusters = jax.nn.softplus(l)
+        u = 1 - _random.noise(jax.random.uniform, keys[1], l.shape, l.dtype)
+        rate = -jnp.log(-jnp.expm1(-u * clusters))
+        size = 1 + _geometric(_random.exponential_like(keys[2], l), rate)
+        return WeakDerivative(clusters, jnp.minimum(first + size, HIGHEST))
+
 
 # ---- Counts --------------------------------------------------------------------------------
 
@@ -256,6 +353,19 @@ def _poisson(key: ArrayLike, rate: jax.Array, shape: Shape) -> jax.Array:
 def _geometric(e: jax.Array, rate: jax.Array) -> jax.Array:
     """A call of the name of jax.random's own, for gradest.expectation to see that it is a draw."""
     return jnp.minimum(jnp.where(e > 0, e / rate, 0), HIGHEST).astype(int)
+
+
+def _failure(logits: jax.Array) -> jax.Array:
+    """1 - p, and the least that there is where it is 0, in at least single precision."""
+    (l,) = in_compute_dtype(logits)
+    edge = least_probability(logits.dtype)
+    return jax.nn.sigmoid(-l) + jnp.where(jnp.isposinf(l), edge, 0)
+
+
+def _neighbour(x: jax.Array, up: jax.Array, down: jax.Array, right: jax.Array) -> WeakDerivative:
+    """up (f(x + 1) - f(x)) where `right`, else down (f(x) - f(x - 1)); weight 0 is at x."""
+    weight = jnp.where(right, up, -down)
+    return WeakDerivative(weight, jnp.where(weight == 0, x, jnp.where(right, x + 1, x - 1)))
 
 
 def _with_counts(x: ArrayLike, parameter: jax.Array) -> list[jax.Array]:

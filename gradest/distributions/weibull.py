@@ -1,15 +1,17 @@
 """Weibull variables."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
+from .._numerics import in_compute_dtype
 from ._implicit import bounded_exp, inside
 from ._information import OfWeibull
-from .base import Distribution, Shape, align_wide, as_floats
+from .base import Distribution, Shape, WeakDerivative, align_wide, as_floats
 
 
 class Weibull(OfWeibull, Distribution):
@@ -58,6 +60,24 @@ class Weibull(OfWeibull, Distribution):
     def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
         u, scale, k = align_wide(u, self.scale, self.concentration)
         return _log_density(u - jnp.log(scale), scale, k).astype(self.scale.dtype)
+
+    def weak_derivative(
+        self, key: jax.Array, x: jax.Array, *, coupled: bool = True
+    ) -> Sequence[WeakDerivative]:
+        """The draw, and the one whose power of `concentration` is longer."""
+        keys = _random.split(key, 2)
+        first = x if coupled else self.sample(keys[0])
+        x, first, scale, k = in_compute_dtype(x, first, self.scale, self.concentration)
+        e = _random.exponential_like(keys[1], scale)
+
+        def longer(x: jax.Array) -> jax.Array:
+            y = jnp.exp(k * log_ratio(x, scale))
+            return from_log(jnp.log(y + e), scale, k, self.scale.dtype)
+
+        # With g(y) = f(x), k times the derivative is E[(1 + log y - y log y) g(y)]. The density of
+        # z = y + e is z exp(-z) and E[1 + log y | z] = log z: it is E[(1 + log y) (g(y) - g(z))].
+        weight = (1 + k * log_ratio(x, scale)) / k
+        return WeakDerivative(k / scale, longer(first)), WeakDerivative(-weight, longer(x))
 
 
 def _log_density(r: jax.Array, scale: jax.Array, k: jax.Array) -> jax.Array:
