@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from support import estimates
 from support.estimates import (
     CASES,
@@ -17,11 +18,12 @@ from support.estimates import (
     assert_unbiased,
     assert_variance,
     of_dist,
+    wave,
 )
 
 import gradest as ge
+from gradest import _random
 from gradest import distributions as dists
-from gradest.estimators import measure_valued as module
 
 SUPPORTED = CASES["measure_valued"].record.distributions
 independent = functools.partial(ge.measure_valued, coupled=False)
@@ -159,13 +161,223 @@ def test_closed_form(name, coupled):
 @pytest.mark.parametrize("name", ["Normal", "Gamma", "Weibull"])
 @pytest.mark.usefixtures("x64")
 def test_pairs_that_are_too_far_apart(name, monkeypatch):
-    exponential = module._exponential
-    monkeypatch.setattr(module, "_exponential", lambda *args: 1.1 * exponential(*args))
+    exponential = _random.exponential_like
+    monkeypatch.setattr(_random, "exponential_like", lambda *args: 1.1 * exponential(*args))
     got, (mean, variance) = samples(name, coupled=True), MOMENTS[name].closed_form(coupled=True)
     with pytest.raises(AssertionError, match="mean is"):
         assert_unbiased(got, mean)
     with pytest.raises(AssertionError, match="variance is"):
         assert_variance(got, variance)
+
+
+# ---- Counts --------------------------------------------------------------------------------
+
+
+class Count(NamedTuple):
+    """A count, and a derivative with its variances: by its score, less the mean cost; by pairs."""
+
+    dist: Callable[[], Any]
+    probs: Callable[[np.ndarray], np.ndarray]
+    cost: Callable[[Any], Any]
+    slope: float
+    gradient: float
+    left: float
+    right: float
+
+
+# In the probability, or the rate: that of the log-odds times `slope`.
+COUNTS = {
+    "Binomial, square": Count(
+        lambda: dists.Binomial(5, probs=0.3),
+        scipy.stats.binom(5, 0.3).pmf,
+        lambda x: (x - 1.5) ** 2,
+        1 / (0.3 * 0.7),
+        *(2.0, 169.866667, 72.3428571),
+    ),
+    "Binomial, reciprocal": Count(
+        lambda: dists.Binomial(8, probs=0.6),
+        scipy.stats.binom(8, 0.6).pmf,
+        lambda x: 1 / (1 + x),
+        1 / (0.6 * 0.4),
+        *(-0.3074688, 0.00879332433, 0.187262213),
+    ),
+    "Poisson, square": Count(
+        lambda: dists.Poisson(3.0),
+        scipy.stats.poisson(3).pmf,
+        lambda x: (x - 2) ** 2,
+        1.0,
+        *(3.0, 35.0, 12.0),
+    ),
+    "Poisson, root": Count(
+        lambda: dists.Poisson(4.0),
+        scipy.stats.poisson(4).pmf,
+        jnp.sqrt,
+        1.0,
+        *(0.2668670639, 0.00343377291, 0.0139134939),
+    ),
+}
+
+
+def moments_of_counts(case, side):
+    """Of w (f(x+) - f(x)) at each count, by its probability."""
+    dist, x = case.dist(), jnp.arange(80)
+    method = dist.weak_derivative if side == "right" else dist.left_weak_derivative
+
+    @jax.vmap
+    def estimate(x):
+        pair = method(jax.random.key(0), x)[-1]
+        return pair.weight * (case.cost(pair.plus.astype(float)) - case.cost(x.astype(float)))
+
+    p = case.probs(np.arange(80))
+    g = case.slope * np.where(p > 0, estimate(x), 0)
+    return p @ g, p @ (g - p @ g) ** 2
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.usefixtures("x64")
+def test_exact_moments_of_counts(name):
+    case = COUNTS[name]
+    for side, variance in (("right", case.right), ("left", case.left)):
+        np.testing.assert_allclose(moments_of_counts(case, side), (case.gradient, variance), 1e-8)
+
+
+class Measured(dists.Binomial):
+    """With the textbook's pair: a count y of one trial less, and y + 1."""
+
+    parameters = ("total_count", "logits")
+
+    def weak_derivative(self, key, x, *, coupled=True):
+        del x, coupled
+        n, p = self.total_count, self.probs
+        y = dists.Binomial(n - 1, self.logits)._sample(key)
+        return None, (n * p * (1 - p), y + 1, y)
+
+
+@pytest.mark.statistical
+@pytest.mark.usefixtures("x64")
+def test_variances_of_counts():
+    """The values of the draws are as exact as their pairs; a pair of one's own has its variance."""
+    one, other = COUNTS["Binomial, square"], COUNTS["Binomial, reciprocal"]
+    ways = {
+        "right": (one, ge.measure_valued(), one.dist(), one.right),
+        "left": (other, ge.measure_valued(side="left"), other.dist(), other.left),
+        "textbook": (one, ge.measure_valued(), Measured(5, probs=0.3), 84.0),
+    }
+
+    def run(dists, key):
+        def of(name):
+            case, sampler, *_ = ways[name]
+            loss = lambda d: sampler.expect(key, d, lambda x: case.cost(x.astype(float)))
+            return case.slope * jax.grad(loss, allow_int=True)(dists[name]).logits
+
+        return {name: of(name) for name in ways}
+
+    of_dists = {name: way[2] for name, way in ways.items()}
+    got = jax.jit(jax.vmap(run, (None, 0)))(of_dists, estimates.keys(200_000))
+    mean = {name: way[0].gradient for name, way in ways.items()}
+    variance = {name: way[3] for name, way in ways.items()}
+    assert_unbiased(got, mean)
+    assert_variance(got, variance)
+    larger = jax.tree.map(lambda x: 1.05 * x, got)
+    with pytest.raises(AssertionError, match="mean is"):
+        assert_unbiased(larger, mean)
+    with pytest.raises(AssertionError, match="variance is"):
+        assert_variance(larger, variance)
+
+
+LEFT = ("Poisson", "Geometric", "Binomial", "NegativeBinomial")
+
+
+@pytest.mark.statistical
+def test_from_the_left():
+    """Of two counts each, in sequence with another draw, the cost not separable."""
+    of_dists = {name: DISTRIBUTIONS[name]() for name in LEFT}
+    w = jnp.array([0.9, -0.6])
+
+    def loss(dist, key):
+        first, second = jax.random.split(key)
+        x = ge.measure_valued(side="left")(first, dist).astype(float)
+        y = ge.enumeration()(second, dists.Bernoulli(0.3 * x[0] - 0.2))
+        return wave(w, x) * (0.5 + y)
+
+    def expected(dist):
+        after = lambda x: wave(w, x) * (0.5 + jax.nn.sigmoid(0.3 * x[0].astype(float) - 0.2))
+        return estimates.oracles.expectation(dist, after)
+
+    def run(dists, key):
+        gradient = jax.grad(ge.expectation(loss), allow_int=True)
+        return {name: floats(gradient(dist, key)) for name, dist in dists.items()}
+
+    floats = lambda dist: [g for g in jax.tree.leaves(dist) if g.dtype == jnp.float32]
+    got = jax.jit(jax.vmap(run, (None, 0)))(of_dists, estimates.keys(200_000))
+    exact = jax.jit(jax.grad(expected, allow_int=True))
+    want = {name: floats(exact(dist)) for name, dist in of_dists.items()}
+    assert_unbiased(got, want)
+    with pytest.raises(AssertionError, match="mean is"):
+        assert_unbiased(jax.tree.map(lambda x: 1.05 * x, got), want)
+
+
+def test_edges_of_counts():
+    """One-sided derivatives, from either side; and no cost beyond the support."""
+    key, inside = jax.random.key(0), lambda x: (x >= 0) & (x <= 4)
+    cost = lambda x: jnp.where(inside(x), (x.astype(float) - 0.3) ** 2, jnp.nan)
+    of = {
+        "none": (lambda p: dists.Binomial(4, probs=p), 0.0, 4 * 0.4),
+        "all": (lambda p: dists.Binomial(4, probs=p), 1.0, 4 * (3.7**2 - 2.7**2)),
+        "no success": (lambda p: dists.NegativeBinomial(2.5, probs=p), 0.0, 2.5 * 0.4),
+        "no failure": (lambda p: dists.Geometric(probs=p), 1.0, -0.4),
+        "rate": (dists.Poisson, 0.0, 0.4),
+    }
+
+    def gradients(parameters, side):
+        sampler = ge.measure_valued(side=side)
+        loss = lambda make: lambda p: sampler.expect(key, make(p), cost)
+        return {name: jax.grad(loss(of[name][0]))(p) for name, p in parameters.items()}
+
+    parameters = {name: jnp.float32(p) for name, (_, p, _) in of.items()}
+    within = lambda p, side: jax.grad(
+        lambda p: ge.measure_valued(side=side).expect(key, dists.Binomial(4, probs=p), cost)
+    )(p)
+    for side in ("right", "left"):
+        got = jax.jit(gradients, static_argnums=1)(parameters, side)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5),
+            got,
+            {name: want for name, (_, _, want) in of.items()},
+        )
+        both = jax.jit(jax.vmap(within, (0, None)), static_argnums=1)(jnp.array([0.1, 0.9]), side)
+        assert jnp.isfinite(both).all()
+
+
+def test_sides():
+    with pytest.raises(ValueError, match="side: expected one of .*'left'.*, got 'up'"):
+        ge.measure_valued(side="up")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r'side="left"\): expected Poisson.* got Normal, .*Leave'):
+        ge.measure_valued(side="left").expect(jax.random.key(0), dists.Normal(), jnp.sum)
+
+
+# ---- Draws that are rounded where their density is steep -----------------------------------
+
+
+@pytest.mark.statistical
+def test_what_is_less_than_the_smallest_number():
+    """P(x > t) = exp(-t^k) of Weibull; a sixth of the draws are no numbers of their type."""
+    k, t = 0.02, 1e-30
+    got = of_dist(
+        ge.measure_valued(), lambda x: (x > t).astype(float), dists.Weibull(1.0, k), 200_000
+    ).concentration
+    y = t**k
+    want = -np.exp(-y) * y * np.log(t)
+    assert_unbiased(got, want)
+    with pytest.raises(AssertionError, match="mean is"):
+        assert_unbiased(1.05 * got, want)
+
+
+def test_what_is_more_than_the_largest_number():
+    g = of_dist(
+        ge.measure_valued(), lambda x: x / 6e4, dists.LogNormal(jnp.float16(9), jnp.float16(4)), 500
+    )
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(g))
 
 
 # ---- Several variables ---------------------------------------------------------------------
@@ -299,9 +511,14 @@ def test_second_derivatives_raise(name):
     loss = lambda dist: ge.measure_valued().expect(
         jax.random.key(0), dist, lambda x: jnp.sum(jnp.cos(x.astype(jnp.float32)))
     )
-    norm = lambda dist: sum(jnp.sum(g * g) for g in jax.tree.leaves(jax.grad(loss)(dist)))
+    parameters, treedef = jax.tree.flatten(dist)
+
+    def norm(last):
+        of = lambda last: loss(jax.tree.unflatten(treedef, [*parameters[:-1], last]))
+        return jnp.sum(jax.grad(of)(last) ** 2)
+
     with pytest.raises(NotImplementedError, match="measure_valued: its gradient was diff"):
-        jax.eval_shape(jax.grad(norm), dist)
+        jax.eval_shape(jax.grad(norm), parameters[-1])
 
 
 def test_what_follows_is_traced_once():
@@ -321,15 +538,20 @@ def test_what_follows_is_traced_once():
 def test_half_precision(name):
     """Finite supports are among the extremes of every estimator."""
 
+    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+
     def loss(dist, dtype):
         cost = lambda x: jnp.sum(x.astype(dtype) ** 2)
         return ge.measure_valued().expect(jax.random.key(0), dist, cost)
 
     for dtype in (jnp.float16, jnp.bfloat16):
-        dist = jax.tree.map(lambda leaf: leaf.astype(dtype), DISTRIBUTIONS[name]())  # noqa: B023
-        value, g = jax.jit(jax.value_and_grad(loss), static_argnums=1)(dist, dtype)
+        cast = lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf  # noqa: B023
+        dist = jax.tree.map(cast, DISTRIBUTIONS[name]())
+        value, g = jax.jit(jax.value_and_grad(loss, allow_int=True), static_argnums=1)(dist, dtype)
         assert value.dtype == dtype
         for leaf, parameter in zip(jax.tree.leaves(g), jax.tree.leaves(dist), strict=True):
+            if not is_float(parameter):
+                continue
             assert leaf.dtype == dtype
             assert leaf.shape == parameter.shape
             assert jnp.isfinite(leaf).all()

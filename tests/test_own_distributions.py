@@ -14,7 +14,7 @@ from gradest import records
 from gradest.distributions import Categorical
 from gradest.distributions.base import Distribution
 
-# ---- Three of them -------------------------------------------------------------------------
+# ---- Four of them --------------------------------------------------------------------------
 
 
 class TruncatedGeometric(Distribution):
@@ -108,12 +108,41 @@ class SpanningTree(Distribution):
         return x @ self.logits - jnp.linalg.slogdet(laplacian)[1]
 
 
+class Maxwell(Distribution):
+    """Speeds x, p(x) proportional to x^2 exp(-x^2 / (2 scale^2)): a weak derivative."""
+
+    parameters = ("scale",)
+
+    def __init__(self, scale):
+        self.scale = jnp.asarray(scale)
+
+    @property
+    def shape(self):
+        return self.scale.shape
+
+    def sample(self, key, shape=()):
+        velocity = jax.random.normal(key, (*shape, *self.shape, 3), self.scale.dtype)
+        return self.scale * jnp.linalg.norm(velocity, axis=-1)
+
+    def log_prob(self, x):
+        z = x / self.scale
+        return 0.5 * jnp.log(2 / jnp.pi) + 2 * jnp.log(z) - 0.5 * z**2 - jnp.log(self.scale)
+
+    def weak_derivative(self, key, x, coupled=True):
+        # The derivative of p in the scale is 3 / scale times that in five dimensions less p.
+        keys = jax.random.split(key)
+        first = x if coupled else self.sample(keys[0])
+        two_more = 2 * jax.random.exponential(keys[1], self.shape, self.scale.dtype)
+        return [(3 / self.scale, jnp.sqrt(first**2 + self.scale**2 * two_more))]
+
+
 # ---- Which estimators they get, and that those are right ------------------------------------
 
 MAKE = {
     "TruncatedGeometric": lambda: TruncatedGeometric(jnp.array([0.4, -0.3]), 4),
     "VonMisesFisher": lambda: VonMisesFisher(jnp.array([0.3, -1.0, 0.5]), jnp.array(2.5)),
     "SpanningTree": lambda: SpanningTree(jnp.array([0.3, -0.5, 0.8, 0.1, -0.2])),
+    "Maxwell": lambda: Maxwell(jnp.array([0.6, 0.9])),
 }
 SERVED = {
     "TruncatedGeometric": {
@@ -122,6 +151,7 @@ SERVED = {
     },
     "VonMisesFisher": {"score_function", "vimco", "reparameterize", "relax", "dreg"},
     "SpanningTree": {"score_function", "vimco"},
+    "Maxwell": {"score_function", "vimco", "measure_valued"},
 }
 BOUNDS = ("vimco", "dreg")
 
@@ -145,6 +175,11 @@ def points(dist):
     """Values, and probabilities from the density."""
     if isinstance(dist, VonMisesFisher):
         values, area = sphere()
+    elif isinstance(dist, Maxwell):
+        nodes, weights = np.polynomial.legendre.leggauss(48)
+        nodes, weights = 3 * (nodes + 1), 3 * weights
+        values = np.array(list(itertools.product(nodes, repeat=2)))
+        area = np.array([a * b for a, b in itertools.product(weights, repeat=2)])
     elif isinstance(dist, SpanningTree):
         values, area = dist.trees, np.ones(len(dist.trees))
     else:
@@ -219,3 +254,14 @@ def test_what_is_lacking_is_named():
     ) as error:
         ge.enumeration().expect(keys(1)[0], MAKE["SpanningTree"](), cost)
     assert "score_function, vimco" in str(error.value)
+
+
+def test_pairs_that_do_not_match_the_parameters():
+    class Wrong(Maxwell):
+        parameters = ("scale",)
+
+        def weak_derivative(self, key, x, coupled=True):
+            return [*super().weak_derivative(key, x, coupled)] * 2
+
+    with pytest.raises(ValueError, match=r"Wrong\.weak_derivative a .*shapes \[\(2,\)\] .* got "):
+        ge.measure_valued().expect(keys(1)[0], Wrong(jnp.ones(2)), cost)

@@ -3,7 +3,7 @@
 import abc
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -159,6 +159,12 @@ class Distribution(Derived, abc.ABC):
     def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
         """The log-probability of the draws that are made of `u`."""
         return self.log_prob(u)
+
+    def _weak_derivative_unrounded(
+        self, key: jax.Array, u: jax.Array, coupled: bool
+    ) -> Sequence[Any]:
+        """`weak_derivative` at the draw that is made of `u`."""
+        return self.weak_derivative(key, self._rounded(u), coupled=coupled)
 
 
 def as_floats(**named: ArrayLike) -> list[jax.Array]:

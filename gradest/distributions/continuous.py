@@ -221,12 +221,14 @@ class LogNormal(OfLogNormal, Normal):
         self, key: jax.Array, x: jax.Array, *, coupled: bool = True
     ) -> Sequence[WeakDerivative]:
         """Exponentials of Normal's."""
+        return self._weak_derivative_unrounded(key, jnp.log(x), coupled)
 
-        def exp(pair: WeakDerivative) -> WeakDerivative:
-            minus = None if pair.minus is None else jnp.exp(pair.minus)
-            return pair._replace(plus=jnp.exp(pair.plus), minus=minus)
-
-        return [exp(pair) for pair in super().weak_derivative(key, jnp.log(x), coupled=coupled)]
+    def _weak_derivative_unrounded(
+        self, key: jax.Array, u: jax.Array, coupled: bool
+    ) -> Sequence[WeakDerivative]:
+        pairs = super().weak_derivative(key, u, coupled=coupled)
+        of = lambda y: None if y is None else self._rounded(y)
+        return [pair._replace(plus=of(pair.plus), minus=of(pair.minus)) for pair in pairs]
 
 
 class Exponential(OfExponential, Distribution):

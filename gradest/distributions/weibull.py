@@ -65,19 +65,24 @@ class Weibull(OfWeibull, Distribution):
         self, key: jax.Array, x: jax.Array, *, coupled: bool = True
     ) -> Sequence[WeakDerivative]:
         """The draw, and the one whose power of `concentration` is longer."""
+        return self._weak_derivative_unrounded(key, jnp.log(x), coupled)
+
+    def _weak_derivative_unrounded(
+        self, key: jax.Array, u: jax.Array, coupled: bool
+    ) -> Sequence[WeakDerivative]:
         keys = _random.split(key, 2)
-        first = x if coupled else self.sample(keys[0])
-        x, first, scale, k = in_compute_dtype(x, first, self.scale, self.concentration)
+        first = u if coupled else self._sample_unrounded(keys[0], ())
+        u, first, scale, k = in_compute_dtype(u, first, self.scale, self.concentration)
+        log_y, log_first = k * (u - jnp.log(scale)), k * (first - jnp.log(scale))
         e = _random.exponential_like(keys[1], scale)
 
-        def longer(x: jax.Array) -> jax.Array:
-            y = jnp.exp(k * log_ratio(x, scale))
-            return from_log(jnp.log(y + e), scale, k, self.scale.dtype)
+        def longer(log_y: jax.Array) -> jax.Array:
+            return self._rounded(jnp.log(scale) + jnp.log(jnp.exp(log_y) + e) / k)
 
         # With g(y) = f(x), k times the derivative is E[(1 + log y - y log y) g(y)]. The density of
         # z = y + e is z exp(-z) and E[1 + log y | z] = log z: it is E[(1 + log y) (g(y) - g(z))].
-        weight = (1 + k * log_ratio(x, scale)) / k
-        return WeakDerivative(k / scale, longer(first)), WeakDerivative(-weight, longer(x))
+        weight = (1 + log_y) / k
+        return WeakDerivative(k / scale, longer(log_first)), WeakDerivative(-weight, longer(log_y))
 
 
 def _log_density(r: jax.Array, scale: jax.Array, k: jax.Array) -> jax.Array:
@@ -88,9 +93,3 @@ def _log_density(r: jax.Array, scale: jax.Array, k: jax.Array) -> jax.Array:
 def log_ratio(x: jax.Array, scale: jax.Array) -> jax.Array:
     """log(x / scale), finite where the ratio underflows."""
     return jnp.log(jnp.maximum(x / scale, float(jnp.finfo(x.dtype).tiny)))
-
-
-def from_log(y: jax.Array, scale: jax.Array, k: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """scale * exp(y / k), finite and positive: the draw whose exponential variable is exp(y)."""
-    limit = 0.9 * math.log(jnp.finfo(y.dtype).max)
-    return inside(scale * jnp.exp(jnp.clip(y / k, -limit, limit)), dtype)

@@ -120,8 +120,8 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool, side: str
     if not _numerics.least_probability(jnp.result_type(*floats)):
         base.check_edges("measure_valued", dist)
     key_draw, key_pairs = _random.split(key, 2)
-    x = fixed.sample(key_draw)
-    pairs = _pairs(fixed, key_pairs, x, coupled, side)
+    x, u = base.draw_unrounded(key_draw, fixed)
+    pairs = _pairs(fixed, key_pairs, u, coupled, side)
     # The draw and all that it is compared with in one batch: what follows is traced once.
     points = [x[None]]
     for pair in filter(None, pairs):
@@ -148,23 +148,23 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool, side: str
         return change - w * jnp.sum(change, axis=-1, keepdims=True) if pair.of_row else change
 
     gradient = tuple(map(derivative, pairs, jax.tree.leaves(dist)))
-    return attach_gradient(value, dist, gradient, log_prob=base.log_prob(dist, x))
+    return attach_gradient(value, dist, gradient, log_prob=base.log_prob_unrounded(dist, u))
 
 
 def _pairs(
-    dist: Any, key: jax.Array, x: jax.Array, coupled: bool, side: str
+    dist: Any, key: jax.Array, u: jax.Array, coupled: bool, side: str
 ) -> list[WeakDerivative | None]:
-    """What the distribution says, one for each of its leaves."""
-    method = dist.weak_derivative
-    if side == "left":
-        method = getattr(dist, "left_weak_derivative", None)
-    if method is None:
+    """What the distribution says at the draw that is made of `u`, one for each of its leaves."""
+    if side == "right":
+        of = dist._weak_derivative_unrounded(key, u, coupled)
+    elif hasattr(dist, "left_weak_derivative"):
+        of = dist.left_weak_derivative(key, u, coupled=coupled)
+    else:
         raise TypeError(
             'measure_valued(side="left"): expected Poisson, Geometric, Binomial or '
             f"NegativeBinomial, got {_check.name_of(type(dist))}, whose weak derivative has one "
             'form only. Leave out side="left".'
         )
-    of = method(key, x, coupled=coupled)
     pairs = [pair if pair is None else WeakDerivative(*pair) for pair in of]
     leaves = jax.tree.leaves(dist)
     given = [None if pair is None else np.shape(pair.weight) for pair in pairs]
@@ -211,7 +211,7 @@ def _num_evaluations(options: Mapping[str, Any], dist: Any) -> int:
     side, coupled = options["side"], options["coupled"]
 
     def evaluated(key: jax.Array, dist: Any) -> Any:
-        pairs = filter(None, _pairs(dist, key, dist.sample(key), coupled, side))
+        pairs = filter(None, _pairs(dist, key, base.draw_unrounded(key, dist)[1], coupled, side))
         return [(pair.weight, _evaluated(pair)) for pair in pairs]
 
     of_pairs = jax.eval_shape(evaluated, jax.random.key(0), dist)

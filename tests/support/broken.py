@@ -14,7 +14,13 @@ import pytest
 
 import gradest as ge
 from gradest import _lockstep
-from gradest.estimators import _relaxation, _scores, measure_valued, unordered_set
+from gradest.estimators import (
+    _relaxation,
+    _scores,
+    gaussian_smoothing,
+    measure_valued,
+    unordered_set,
+)
 
 Make = Callable[[], ge.Sampler]
 Broken = Callable[[pytest.MonkeyPatch], ge.Sampler]
@@ -148,6 +154,12 @@ def others_not_as_drawn(make: Make) -> Broken:
     right = measure_valued._replaced
     wrong = lambda x, new, weight: right(jnp.ones_like(x), new, weight)
     return replaced(measure_valued, "_replaced", wrong, make)
+
+
+def own_block_in_baseline(make: Make) -> Broken:
+    """The mean of all other pairs, those with directions that depend on a pair's own included."""
+    right = gaussian_smoothing._of_others
+    return replaced(gaussian_smoothing, "_of_others", lambda costs, _: right(costs, 1), make)
 
 
 def own_cost_in_baseline(_: pytest.MonkeyPatch) -> ge.Sampler:

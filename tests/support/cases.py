@@ -253,6 +253,19 @@ _ALL = (
         variants={"": Variant(ge.enumeration)},
         broken={"scaled": broken.scaled(ge.enumeration)},
     ),
+    Case(
+        ge.gaussian_smoothing,
+        variants={
+            "4": Variant(lambda: ge.gaussian_smoothing(4)),
+            "orthogonal": Variant(lambda: ge.gaussian_smoothing(3, orthogonal=True)),
+        },
+        broken={
+            "scaled": broken.scaled(lambda: ge.gaussian_smoothing(4)),
+            "its own block in the baseline": broken.own_block_in_baseline(
+                lambda: ge.gaussian_smoothing(2, orthogonal=True)
+            ),
+        },
+    ),
     Case(ge.gumbel_max, variants={"": Variant(ge.gumbel_max)}, broken={}),
     Case(
         ge.gumbel_rao,
