@@ -91,7 +91,7 @@ def test_one_variable():
 @pytest.mark.parametrize("num_pairs", [2, 3, 6, 7])
 @pytest.mark.usefixtures("x64")
 def test_orthogonal_directions(num_pairs):
-    """Each is a Normal vector up to its sign, those of a block orthogonal; and no offset matters."""
+    """Normal vectors up to their sign, those of a block orthogonal; and no offset matters."""
     draw = lambda key: gaussian_smoothing._directions(key, NORMAL(), num_pairs, min(3, num_pairs))
     e = jax.jit(jax.vmap(draw))(estimates.keys(20_000))
     assert e.shape[1:] == (num_pairs, 3)
@@ -173,6 +173,53 @@ def test_both_of_a_pair_have_the_same_draws_after_them():
 
     g = estimates.gradients(loss, 0.3, 2_000)
     assert jnp.std(g) < 2 * math.sqrt(2 / 3) * 1.2
+
+
+@pytest.mark.statistical
+@pytest.mark.usefixtures("x64")
+def test_beside_the_perturbations_of_optax():
+    """The Jacobian of a perturbed argmax: variances summed over its entries."""
+    perturbations = pytest.importorskip("optax.perturbations")
+    logits = jnp.array([0.5, -0.2, 0.3])
+    hard = lambda x: jax.nn.one_hot(jnp.argmax(x), 3, dtype=x.dtype)
+
+    def there(noise):
+        perturbed = perturbations.make_perturbed_fun(hard, 1, 1.0, noise, use_baseline=False)
+        return lambda key: jax.jacrev(lambda l: perturbed(key, l))(logits)
+
+    def here(sampler, law, of_draw):
+        row = lambda key, i: jax.grad(
+            lambda l: sampler.expect(key, law(l), lambda x: of_draw(x)[i])
+        )(logits)
+        return lambda key: jnp.stack([row(key, i) for i in range(3)])
+
+    normal = lambda l: dists.Normal(l, jnp.ones(3))
+    ways = {
+        "Gumbel, optax": there(perturbations.Gumbel()),
+        "Gumbel": here(ge.score_function(), dists.OneHotCategorical, lambda x: x),
+        "Normal, optax": there(perturbations.Normal()),
+        "Normal, pair": here(ge.gaussian_smoothing(1), normal, hard),
+    }
+    run = lambda key: {name: way(key) for name, way in ways.items()}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        got = jax.jit(jax.vmap(run))(estimates.keys(200_000))
+    p = jax.nn.softmax(logits)
+    of_gumbel = np.diag(p) - np.outer(p, p)
+    diagonal, off = [0.304743076, 0.207135713, 0.286635224], [-0.112621783, -0.192121294]
+    (a, b, c), (d, e), f = diagonal, off, -0.0945139304
+    of_normal = np.array([[a, d, e], [d, b, f], [e, f, c]])
+    want = {name: of_gumbel if "Gumbel" in name else of_normal for name in ways}
+    assert_unbiased(got, want)
+    squared = {
+        name: np.sum((np.asarray(got[name]) - np.asarray(want[name])) ** 2, axis=(1, 2))
+        for name in ways
+    }
+    traces = {"Gumbel, optax": 2.78384862, "Gumbel": 0.426260775, "Normal, optax": 2.66501242}
+    assert_unbiased({name: squared[name] for name in traces}, traces)
+    np.testing.assert_allclose(squared["Normal, pair"].mean(), 1.14, rtol=0.02)
+    for name, trace in traces.items():
+        with pytest.raises(AssertionError, match="mean is"):
+            assert_unbiased(1.05 * squared[name], trace)
 
 
 def test_masked_empty_and_half():

@@ -212,7 +212,9 @@ def test_private_jax_is_found(source):
 PRIVATE = {
     # What two estimators are made of, a function at a time: scores, trees and sets.
     "test_arm": {"gradest.estimators.arm"},
-    "test_measure_valued": {"gradest.estimators.measure_valued"},
+    "test_gaussian_smoothing": {"gradest.estimators.gaussian_smoothing"},
+    # The noise by which a pair is apart.
+    "test_measure_valued": {"gradest._random"},
     "test_optimal_baseline": {"gradest.estimators.score_function"},
     "test_without_replacement": {
         "gradest._cost",
@@ -257,6 +259,7 @@ PRIVATE = {
         "gradest._lockstep",
         "gradest.estimators._relaxation",
         "gradest.estimators._scores",
+        "gradest.estimators.gaussian_smoothing",
         "gradest.estimators.measure_valued",
         "gradest.estimators.unordered_set",
     },

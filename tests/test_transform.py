@@ -76,7 +76,10 @@ ONE_ELEMENT = {
     ),
     "normal": (
         lambda z, l: dists.Normal(l + z, 0.5 + jax.nn.sigmoid(z)),
-        [ge.measure_valued(), ge.delta_method(), ge.antithetic(), ge.relax(jnp.multiply, 0.4)],
+        [
+            *(ge.measure_valued(), ge.delta_method(), ge.antithetic()),
+            *(ge.gaussian_smoothing(2), ge.relax(jnp.multiply, 0.4)),
+        ],
     ),
 }
 
