@@ -28,5 +28,6 @@ from .gamma import StudentT as StudentT
 from .mixture import MixtureSameFamily as MixtureSameFamily
 from .plackett_luce import PlackettLuce as PlackettLuce
 from .subset import Subset as Subset
+from .vocabulary import VocabularyCategorical as VocabularyCategorical
 from .vonmises import VonMises as VonMises
 from .weibull import Weibull as Weibull

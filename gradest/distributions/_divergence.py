@@ -26,9 +26,10 @@ def kl_divergence(p: Any, q: Any) -> jax.Array:
 
     Raises:
       TypeError: for two classes, or one that has none. Bernoulli, Categorical, OneHotCategorical,
-        Subset (of equal k), PlackettLuce (likewise, of up to 12 items), LinearChainCRF, Poisson,
-        Geometric, Normal, LogNormal, MultivariateNormal, Laplace, Gumbel, Exponential, Uniform,
-        Gamma, Beta, Dirichlet and Weibull have one.
+        VocabularyCategorical (of equal chunks), Subset (of equal k), PlackettLuce (likewise, of up
+        to 12 items), LinearChainCRF, Poisson, Geometric, Normal, LogNormal, MultivariateNormal,
+        Laplace, Gumbel, Exponential, Uniform, Gamma, Beta, Dirichlet and Weibull have one.
+      ValueError: if the shapes of the parameters do not broadcast.
 
     Example:
       >>> import gradest.distributions as dist
@@ -45,7 +46,12 @@ def kl_divergence(p: Any, q: Any) -> jax.Array:
         )
     dtype = dtype_of((p, q))
     pairs = zip(jax.tree.leaves(wide(p)), jax.tree.leaves(wide(q)), strict=True)
-    of_p, of_q = zip(*(align(a, b) for a, b in pairs), strict=True)
+    try:
+        of_p, of_q = zip(*(align(a, b) for a, b in pairs), strict=True)
+    except ValueError:
+        raise ValueError(
+            f"kl_divergence: expected parameters of shapes that broadcast, got {p} and {q}."
+        ) from None
     return rebuilt(p, *of_p)._relative_entropy(rebuilt(q, *of_q)).astype(dtype)
 
 

@@ -39,10 +39,26 @@ from .gamma import Beta, Dirichlet, Gamma, StudentT
 from .mixture import MixtureSameFamily
 from .plackett_luce import PlackettLuce
 from .subset import Subset
+from .vocabulary import VocabularyCategorical
 from .vonmises import VonMises
 from .weibull import Weibull
 
 # ---- What is known of each distribution ----------------------------------------------------
+
+
+class Shared(NamedTuple):
+    """A parameter that all elements of a draw have in common.
+
+    It is replaced where all of them are masked in a lane of a vmap that has it for itself; what is
+    one for all lanes stays as it is.
+
+    Attributes:
+      value: to put in its place.
+      ndim: how many axes it has.
+    """
+
+    value: float
+    ndim: int
 
 
 class StandIn(NamedTuple):
@@ -56,7 +72,7 @@ class StandIn(NamedTuple):
     """
 
     point: ArrayLike
-    parameters: Sequence[ArrayLike]
+    parameters: Sequence[ArrayLike | Shared]
     event_ndim: int = 0
     certain: bool = False
 
@@ -100,6 +116,7 @@ _STAND_INS: Mapping[type[Distribution], Callable[..., StandIn]] = {
     LinearChainCRF: lambda dist: StandIn(
         np.exp(_first(dist)), (_first(dist), 0.0), 2, certain=True
     ),
+    VocabularyCategorical: lambda dist: StandIn(0, (0.0, Shared(0.0, 2))),
     Poisson: _elementwise(0, 1.0),
     Geometric: _elementwise(0, 0.0),
     Binomial: _elementwise(0, 1, 0.0),
@@ -176,7 +193,7 @@ class Masked(Distribution):
         """`dist`, with the parameters of a fixed law where masked."""
         leaves, treedef = jax.tree.flatten(self.dist)
         chosen = [
-            _select(_spread(self.where, jnp.shape(leaf)), jnp.asarray(leaf), parameter)
+            _replaced(self.where, jnp.asarray(leaf), parameter)
             for leaf, parameter in zip(leaves, stand_in(self.dist).parameters, strict=True)
         ]
         safe = jax.tree.unflatten(treedef, chosen)
@@ -212,6 +229,17 @@ class Masked(Distribution):
 
     def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
         return _select(self.where, self.safe._log_prob_unrounded(u), 0)
+
+
+def _replaced(where: jax.Array, leaf: jax.Array, parameter: ArrayLike | Shared) -> jax.Array:
+    """The leaf, with the parameter of a fixed law where masked."""
+    if isinstance(parameter, Shared):
+        lanes = leaf.ndim - parameter.ndim
+        if lanes == 0:
+            return leaf
+        where = jnp.any(where, axis=tuple(range(lanes, where.ndim)))
+        parameter = parameter.value
+    return _select(_spread(where, leaf.shape), leaf, parameter)
 
 
 def _spread(where: jax.Array, shape: Shape) -> jax.Array:

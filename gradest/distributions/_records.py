@@ -30,6 +30,7 @@ from .gamma import Beta, Dirichlet, Gamma, StudentT
 from .mixture import MixtureSameFamily
 from .plackett_luce import PlackettLuce
 from .subset import Subset
+from .vocabulary import VocabularyCategorical
 from .vonmises import VonMises
 from .weibull import Weibull
 
@@ -92,6 +93,16 @@ RECORDS = (
         OneHotCategorical,
         "rows with one 1 among K - 1 zeros",
         lambda: OneHotCategorical(jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]])),
+        discrete=True,
+    ),
+    DistributionRecord(
+        VocabularyCategorical,
+        "integers from 0 to K - 1",
+        lambda: VocabularyCategorical(
+            jnp.array([[0.9, -0.4], [-0.2, 1.1]]),
+            jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]]),
+            chunk_size=2,
+        ),
         discrete=True,
     ),
     DistributionRecord(

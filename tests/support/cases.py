@@ -72,6 +72,11 @@ DISTRIBUTIONS: dict[str, Callable[[], Any]] = {
     "LinearChainCRF": lambda: dists.LinearChainCRF(
         jnp.array([[0.3, -0.2], [1.0, 0.0], [-0.4, 0.7]]), jnp.array([[0.5, -0.3], [0.2, 0.4]])
     ),
+    "VocabularyCategorical": lambda: dists.VocabularyCategorical(
+        jnp.array([[0.9, -0.4], [-0.2, 1.1]]),
+        jnp.array([[0.3, -0.5, 0.8], [-0.9, 0.6, 0.1]]),
+        chunk_size=2,
+    ),
     "Poisson": lambda: dists.Poisson(jnp.array([0.8, 1.7])),
     "Geometric": lambda: dists.Geometric(jnp.array([0.4, 0.8])),
     "Binomial": lambda: dists.Binomial(jnp.array([3, 2]), jnp.array([0.4, -0.9])),
@@ -86,8 +91,8 @@ def _of(has: Callable[[records.DistributionRecord], bool]) -> tuple[str, ...]:
     return tuple(name for name in names if has(records.DISTRIBUTIONS[name]))
 
 
-# Not of independent elements: sampled in a file of their own, here traced.
-STRUCTURED = ("Subset", "PlackettLuce", "LinearChainCRF")
+# Not of independent elements, or parameters: sampled in files of their own, here traced.
+STRUCTURED = ("Subset", "PlackettLuce", "LinearChainCRF", "VocabularyCategorical")
 FINITE = _of(lambda record: "support" in record.capabilities)
 COUNTS = _of(lambda record: record.discrete and "support" not in record.capabilities)
 RELAXABLE = _of(lambda record: "relaxation" in record.capabilities)

@@ -77,6 +77,11 @@ def _(dist: dists.Categorical) -> Points:
 
 
 @points.register
+def _(dist: dists.VocabularyCategorical) -> Points:
+    return points(dists.Categorical(dist.hidden @ dist.weights))
+
+
+@points.register
 def _(dist: dists.OneHotCategorical) -> Points:
     return _joint(jnp.eye(dist.logits.shape[-1]), _normalised(dist.logits), dist.shape)
 
