@@ -1,4 +1,4 @@
-"""Categories by chunks of a vocabulary: the law of a plain Categorical, in the memory of a chunk."""
+"""Categories by chunks of a vocabulary: a plain Categorical's law, in the memory of a chunk."""
 
 import functools
 import re
@@ -39,7 +39,7 @@ SIZES = [1, 7, 23, 100]
 WORD = np.array([[0, 22, 21], [5, 13, 14]])
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [7, 100])
 def test_everything_is_that_of_the_plain_law(size):
     """Log-probabilities, entropies, divergences and all their derivatives, to second order."""
     hidden, weights = parameters()
@@ -53,10 +53,10 @@ def test_everything_is_that_of_the_plain_law(size):
 
     def twice(make, *params):
         slope = jax.grad(functools.partial(total, make), argnums=(0, 1))
-        push = lambda *params: jax.jvp(slope, params, params)[1]
         pull = lambda *params: jax.vjp(slope, *params)[1](params)
-        first = jax.jvp(functools.partial(total, make), params, params)
-        return told(make, *params), first, slope(*params), push(*params), pull(*params)
+        # The forward mode over it as well.
+        first = jax.jvp(lambda *params: (told(make, *params), slope(*params)), params, params)
+        return first, pull(*params)
 
     got = jax.jit(functools.partial(twice, in_chunks(size)))(hidden, weights)
     want = jax.jit(functools.partial(twice, plain))(hidden, weights)
@@ -68,12 +68,12 @@ def test_everything_is_that_of_the_plain_law(size):
 def test_equal_to_rounding_in_every_type(dtype, x64):
     hidden, weights = parameters(dtype)
 
-    def run(make):
-        dist = make(hidden, weights)
+    @jax.jit
+    def run(dist):
         slopes = jax.grad(lambda d: jnp.sum(d.log_prob(WORD).astype(float)))(dist)
         return dist.log_prob(WORD), slopes, dist.sample(KEY), dist.entropy()
 
-    log_p, slopes, x, entropy = run(in_chunks(5))
+    log_p, slopes, x, entropy = run(in_chunks(5)(hidden, weights))
     assert log_p.dtype == entropy.dtype == dtype
     assert {leaf.dtype for leaf in jax.tree.leaves(slopes)} == {jnp.dtype(dtype)}
     assert x.dtype == int
@@ -82,9 +82,9 @@ def test_equal_to_rounding_in_every_type(dtype, x64):
     eps = float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(log_p.astype(float), exact.log_prob(WORD), rtol=8 * eps)
     np.testing.assert_allclose(entropy.astype(float), exact.entropy(), rtol=8 * eps)
-    of_exact = jax.grad(
-        lambda h, w: jnp.sum(Categorical(h @ w).log_prob(WORD)), argnums=(0, 1)
-    )(hidden.astype(float), weights.astype(float))
+    of_exact = jax.grad(lambda h, w: jnp.sum(Categorical(h @ w).log_prob(WORD)), argnums=(0, 1))(
+        hidden.astype(float), weights.astype(float)
+    )
     for got, want in zip(jax.tree.leaves(slopes), of_exact, strict=True):
         np.testing.assert_allclose(got.astype(float), want, rtol=8 * eps, atol=16 * eps)
 
@@ -330,12 +330,19 @@ def test_a_language_model_in_a_loop():
         return 0.0 * jnp.sum(params["table"]), words
 
     params = {"head": weights, "table": table}
-    run = jax.jit(jax.vmap(jax.grad(ge.expectation(has_aux=True)(
-        functools.partial(loss, in_chunks(6))), has_aux=True), in_axes=(None, 0)))
+    run = jax.jit(
+        jax.vmap(
+            jax.grad(
+                ge.expectation(has_aux=True)(functools.partial(loss, in_chunks(6))), has_aux=True
+            ),
+            in_axes=(None, 0),
+        )
+    )
     gradient, words = run(params, keys(3))
 
     def by_hand(params, words):
         """Each draw credited with what is paid after it."""
+
         def step(state, x):
             return jnp.tanh(state + params["table"][x]), plain(state, params["head"]).log_prob(x)
 

@@ -31,6 +31,7 @@ POINTS = {
 }
 EVENTS = {
     **dict.fromkeys(["OneHotCategorical", "MultivariateNormal", "Dirichlet", "Subset"], 1),
+    "LowRankMultivariateNormal": 1,
     **dict.fromkeys(["RelaxedOneHotCategorical", "ExpRelaxedOneHotCategorical"], 1),
     **dict.fromkeys(["PlackettLuce", "LinearChainCRF"], 2),
 }

@@ -48,6 +48,7 @@ def num_chunks(length: int, size: int) -> int:
 
 def chunk_at(i: jax.Array, length: int, size: int) -> tuple[jax.Array, Chunk]:
     """Chunk number i of `size` places, at most `length`, and where it starts."""
+    i = i.astype(jnp.int32)
     start = jnp.minimum(i * size, length - size)
     indices = start + jnp.arange(size, dtype=start.dtype)
     return start, Chunk(indices, indices >= i * size)

@@ -14,7 +14,6 @@ from .continuous import Gumbel as Gumbel
 from .continuous import Laplace as Laplace
 from .continuous import Logistic as Logistic
 from .continuous import LogNormal as LogNormal
-from .continuous import MultivariateNormal as MultivariateNormal
 from .continuous import Normal as Normal
 from .continuous import Uniform as Uniform
 from .counts import Binomial as Binomial
@@ -26,6 +25,8 @@ from .gamma import Dirichlet as Dirichlet
 from .gamma import Gamma as Gamma
 from .gamma import StudentT as StudentT
 from .mixture import MixtureSameFamily as MixtureSameFamily
+from .multivariate import LowRankMultivariateNormal as LowRankMultivariateNormal
+from .multivariate import MultivariateNormal as MultivariateNormal
 from .plackett_luce import PlackettLuce as PlackettLuce
 from .subset import Subset as Subset
 from .vocabulary import VocabularyCategorical as VocabularyCategorical

@@ -29,13 +29,13 @@ from .continuous import (
     Laplace,
     Logistic,
     LogNormal,
-    MultivariateNormal,
     Normal,
     Uniform,
 )
 from .counts import Binomial, Geometric, NegativeBinomial, Poisson
 from .gamma import Beta, Dirichlet, Gamma, StudentT
 from .mixture import COMPONENTS, MixtureSameFamily
+from .multivariate import LowRankMultivariateNormal, MultivariateNormal
 from .vonmises import VonMises
 from .weibull import Weibull
 
@@ -171,7 +171,7 @@ def _normal_by_triangle(d: Any) -> Distribution | None:
 
 
 def _normal_by_covariance(d: Any) -> Distribution:
-    return MultivariateNormal(d.loc, jnp.linalg.cholesky(jnp.asarray(d.covariance_matrix)))
+    return MultivariateNormal(d.loc, covariance_matrix=d.covariance_matrix)
 
 
 def _mixture(weights: str, components: str) -> Twin:
@@ -255,6 +255,7 @@ _NUMPYRO: Mapping[str, Twin] = {
     "GammaPoisson": Twin(NegativeBinomial, _gamma_poisson),
     "LogNormal": _by(LogNormal, "loc", "scale"),
     "MultivariateNormal": _by(MultivariateNormal, "loc", "scale_tril"),
+    "LowRankMultivariateNormal": _by(LowRankMultivariateNormal, "loc", "cov_factor", "cov_diag"),
     "Exponential": _by(Exponential, "rate"),
     "Uniform": _by(Uniform, "low", "high"),
     "Gamma": _by(Gamma, "concentration", "rate"),

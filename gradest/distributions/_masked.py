@@ -30,13 +30,13 @@ from .continuous import (
     Laplace,
     Logistic,
     LogNormal,
-    MultivariateNormal,
     Normal,
     Uniform,
 )
 from .counts import Binomial, Geometric, NegativeBinomial, Poisson
 from .gamma import Beta, Dirichlet, Gamma, StudentT
 from .mixture import MixtureSameFamily
+from .multivariate import LowRankMultivariateNormal, MultivariateNormal
 from .plackett_luce import PlackettLuce
 from .subset import Subset
 from .vocabulary import VocabularyCategorical
@@ -124,6 +124,7 @@ _STAND_INS: Mapping[type[Distribution], Callable[..., StandIn]] = {
     Normal: _elementwise(0.0, 0.0, 1.0),
     LogNormal: _elementwise(1.0, 0.0, 1.0),
     MultivariateNormal: lambda dist: StandIn(0.0, (0.0, np.eye(dist.shape[-1])), 1),
+    LowRankMultivariateNormal: lambda dist: StandIn(0.0, (0.0, 0.0, 1.0), 1),
     Laplace: _elementwise(0.0, 0.0, 1.0),
     Logistic: _elementwise(0.0, 0.0, 1.0),
     Gumbel: _elementwise(0.0, 0.0, 1.0),

@@ -21,13 +21,13 @@ from .continuous import (
     Laplace,
     Logistic,
     LogNormal,
-    MultivariateNormal,
     Normal,
     Uniform,
 )
 from .counts import Binomial, Geometric, NegativeBinomial, Poisson
 from .gamma import Beta, Dirichlet, Gamma, StudentT
 from .mixture import MixtureSameFamily
+from .multivariate import LowRankMultivariateNormal, MultivariateNormal
 from .plackett_luce import PlackettLuce
 from .subset import Subset
 from .vocabulary import VocabularyCategorical
@@ -155,6 +155,13 @@ RECORDS = (
         MultivariateNormal,
         "vectors",
         lambda: MultivariateNormal(jnp.array([0.5, -0.3]), jnp.array([[0.8, 0.0], [0.5, 0.9]])),
+    ),
+    DistributionRecord(
+        LowRankMultivariateNormal,
+        "vectors",
+        lambda: LowRankMultivariateNormal(
+            jnp.array([0.5, -0.3]), jnp.array([[0.6], [-0.5]]), jnp.array([0.5, 0.8])
+        ),
     ),
     DistributionRecord(
         Laplace, "reals", lambda: Laplace(jnp.array([0.5, -0.3]), jnp.array([0.7, 0.4]))

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from .. import _check, _random
@@ -20,20 +19,10 @@ from ._information import (
     OfLaplace,
     OfLogistic,
     OfLogNormal,
-    OfMultivariateNormal,
     OfNormal,
     OfUniform,
 )
-from .base import (
-    Distribution,
-    Shape,
-    WeakDerivative,
-    align,
-    align_wide,
-    as_float,
-    as_floats,
-    finite,
-)
+from .base import Distribution, Shape, WeakDerivative, align_wide, as_float, as_floats, finite
 
 
 class _LocScale(Distribution):
@@ -316,70 +305,3 @@ class Uniform(OfUniform, Distribution):
         x, low, high = align_wide(x, self.low, self.high)
         log_p = jnp.where((x >= low) & (x <= high), -jnp.log(high - low), -jnp.inf)
         return log_p.astype(self.low.dtype)
-
-
-class MultivariateNormal(OfMultivariateNormal, Distribution):
-    """Multivariate Normal vectors, x = loc + scale_tril @ noise.
-
-    Args:
-      loc: mean, shape (..., d).
-      scale_tril: lower-triangular Cholesky factor of the covariance, shape (..., d, d), with a
-        positive diagonal. The leading axes of the two broadcast against each other.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from gradest.distributions import MultivariateNormal
-      >>> MultivariateNormal(jnp.zeros(3), 2 * jnp.eye(3))
-      MultivariateNormal(loc=float32[3], scale_tril=float32[3, 3])
-    """
-
-    parameters = ("loc", "scale_tril")
-    reparameterizable = True
-    loc: jax.Array
-    scale_tril: jax.Array
-
-    def __init__(self, loc: ArrayLike, scale_tril: ArrayLike):
-        mean, factor = as_float("loc", loc), as_float("scale_tril", scale_tril)
-        d = factor.shape[-1] if factor.ndim >= 2 else None
-        dtype = jnp.result_type(mean, factor)
-        try:
-            if mean.ndim == 0 or factor.shape[-2:] != (d, d) or mean.shape[-1] not in (1, d):
-                raise ValueError
-            # Aligned by adding the vector's missing axis, then taking it away again.
-            columns, matrices = align(mean[..., None].astype(dtype), factor.astype(dtype))
-        except ValueError:
-            raise ValueError(
-                "loc, scale_tril: expected a vector of shape (..., d) and a lower-triangular "
-                "matrix of shape (..., d, d) whose leading axes broadcast, got "
-                f"{mean.shape} and {factor.shape}."
-            ) from None
-        self.loc, self.scale_tril = columns[..., 0], matrices
-        numbers = _check.known(scale_tril)
-        if numbers is not None and not np.all(np.diagonal(numbers, axis1=-2, axis2=-1) > 0):
-            raise ValueError(
-                "scale_tril: expected a positive diagonal, got one that is not. It is the Cholesky "
-                "factor of a covariance: jnp.linalg.cholesky(covariance)."
-            )
-
-    @property
-    def shape(self) -> Shape:
-        return self.loc.shape
-
-    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        noise = _random.noise(jax.random.normal, key, (*shape, *self.shape), self.loc.dtype)
-        noise, loc = align_wide(noise, self.loc)
-        factor = jnp.tril(self.scale_tril).astype(loc.dtype)
-        factor = jnp.broadcast_to(factor, (*noise.shape, noise.shape[-1]))
-        return finite(loc + jnp.einsum("...ij,...j->...i", factor, noise), self.loc.dtype)
-
-    def reflect(self, x: jax.Array) -> jax.Array:
-        """The draw that mirrors `x` at the centre."""
-        return self.loc + (self.loc - x)
-
-    def log_prob(self, x: ArrayLike) -> jax.Array:
-        """Shape (...,) of vectors `x` of shape (..., d)."""
-        x, loc = align_wide(x, self.loc)
-        factor = jnp.broadcast_to(self.scale_tril, (*x.shape, x.shape[-1])).astype(x.dtype)
-        z = solve_triangular(factor, (x - loc)[..., None], lower=True)[..., 0]
-        log_det = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
-        return (jnp.sum(Normal._log_density(z), axis=-1) - log_det).astype(self.loc.dtype)

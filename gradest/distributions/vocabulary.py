@@ -134,7 +134,7 @@ def _total(terms: jax.Array, kept: jax.Array) -> jax.Array:
 def _of(x: jax.Array, chunk: Chunk, logits: jax.Array) -> jax.Array:
     """The logits of the words x, those of them that are in the chunk; 0 of others."""
     aligned = jnp.broadcast_to(logits, (*x.shape, logits.shape[-1]))
-    indices = chunk.indices.reshape((1,) * x.ndim + (-1,))
+    indices = chunk.indices.reshape((1,) * x.ndim + (-1,)).astype(x.dtype)
     return _total(aligned, (x[..., None] == indices) & _kept(chunk, x.ndim))
 
 

@@ -29,8 +29,8 @@ def antithetic() -> Sampler:
     Cost evaluations per gradient: 2. What comes after each draw has randomness of its own.
 
     Returns:
-      A cost-based sampler for Normal, MultivariateNormal, Laplace, Logistic, StudentT and
-      Uniform. Its value is the mean of the two costs.
+      A cost-based sampler for Normal, MultivariateNormal, LowRankMultivariateNormal, Laplace,
+      Logistic, StudentT and Uniform. Its value is the mean of the two costs.
 
     Raises:
       TypeError: from the sampler, for another distribution.

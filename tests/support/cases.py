@@ -41,6 +41,9 @@ DISTRIBUTIONS: dict[str, Callable[[], Any]] = {
     "MultivariateNormal": lambda: dists.MultivariateNormal(
         jnp.array([0.5, -0.3]), jnp.array([[0.8, 0.0], [0.5, 0.9]])
     ),
+    "LowRankMultivariateNormal": lambda: dists.LowRankMultivariateNormal(
+        jnp.array([0.5, -0.3]), jnp.array([[0.6], [-0.5]]), jnp.array([0.5, 0.8])
+    ),
     "Laplace": lambda: dists.Laplace(jnp.array([0.5, -0.3]), jnp.array([0.7, 0.4])),
     "Logistic": lambda: dists.Logistic(jnp.array([0.5, -0.3]), jnp.array([0.5, 0.3])),
     "Gumbel": lambda: dists.Gumbel(jnp.array([0.5, -0.3]), jnp.array([0.5, 0.7])),

@@ -55,6 +55,9 @@ EXAMPLES: Mapping[str, Mapping[str, Example | list[Example]]] = {
             lambda d: d.MultivariateNormal(PAIR, covariance_matrix=COVARIANCE),
             lambda d: d.MultivariateNormal(PAIR, precision_matrix=COVARIANCE),
         ],
+        "LowRankMultivariateNormal": lambda d: d.LowRankMultivariateNormal(
+            PAIR, FACTOR[:, 1:] - 0.3, SCALES
+        ),
         "Exponential": lambda d: d.Exponential(SCALES),
         "Uniform": lambda d: d.Uniform(PAIR, 1.5),
         "Gamma": lambda d: d.Gamma(SCALES, 1.7),

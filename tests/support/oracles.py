@@ -312,6 +312,13 @@ def _(dist: dists.MultivariateNormal) -> Points:
 
 
 @points.register
+def _(dist: dists.LowRankMultivariateNormal) -> Points:
+    low_rank = dist.cov_factor @ dist.cov_factor.T
+    factor = jnp.linalg.cholesky(low_rank + jnp.diag(dist.cov_diag))
+    return points(dists.MultivariateNormal(dist.loc, factor))
+
+
+@points.register
 def _(dist: dists.RelaxedBernoulli) -> Points:
     noise, weights = _product(_logistic(), dist.shape)
     z = dist.logits[None] + _as(noise, dist.logits)
