@@ -139,7 +139,8 @@ def standard_promotion():
 def test_the_table_has_every_distribution():
     public = {name for name, value in vars(dists).items() if isinstance(value, type)}
     elsewhere = {*test_implicit.PARAMETERS, *test_counts.PARAMETERS, *test_structured.CASES}
-    assert public == {*PARAMETERS, *elsewhere, "MixtureSameFamily"}
+    alone = {"MixtureSameFamily", "VocabularyCategorical", "LowRankMultivariateNormal"}
+    assert public == {*PARAMETERS, *elsewhere, *alone}
 
 
 # ---- Densities and probabilities -------------------------------------------------------------

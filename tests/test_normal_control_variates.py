@@ -46,7 +46,11 @@ def test_antithetic_moments():
 
 
 @pytest.mark.parametrize(
-    "name", ["Normal", "MultivariateNormal", "Laplace", "Logistic", "StudentT", "Uniform"]
+    "name",
+    [
+        *("Normal", "MultivariateNormal", "LowRankMultivariateNormal"),
+        *("Laplace", "Logistic", "StudentT", "Uniform"),
+    ],
 )
 def test_mirrored_draws_are_as_probable(name):
 
