@@ -39,7 +39,7 @@ class Body(Protocol):
     is kept.
     """
 
-    def __call__(self, chunk: Chunk, /, *args: Any) -> Sequence[jax.Array]: ...
+    def __call__(self, chunk: Chunk, /, *args: Any, **kwargs: Any) -> Sequence[jax.Array]: ...
 
 
 def num_chunks(length: int, size: int) -> int:

@@ -83,7 +83,9 @@ class VocabularyCategorical(Distribution):
 
     @property
     def _dtype(self) -> Any:
-        return jnp.result_type(self.hidden, self.weights)
+        # The weights stay in their own type, strict promotion or not: they are never copied.
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.promote_types(self.hidden.dtype, self.weights.dtype)
 
     @property
     def _wide(self) -> tuple[jax.Array, jax.Array]:
@@ -102,9 +104,9 @@ class VocabularyCategorical(Distribution):
         """Shape of `x`, integers; -inf for one that is no word."""
         x = jnp.asarray(scored(self, x), int)
         x = jnp.broadcast_to(x, np.broadcast_shapes(x.shape, self.shape))
-        chosen, log_z = _scores(self.chunk_size, *self._wide, x)
+        chosen, top, log_mass = _scores(self.chunk_size, *self._wide, x)
         possible = (x >= 0) & (x < self.num_categories)
-        log_p = chosen - jnp.broadcast_to(log_z, chosen.shape)
+        log_p = (chosen - jnp.broadcast_to(top, x.shape)) - jnp.broadcast_to(log_mass, x.shape)
         return jnp.where(possible, log_p, -jnp.inf).astype(self._dtype)
 
     def entropy(self) -> jax.Array:
@@ -142,12 +144,18 @@ def _kept(chunk: Chunk, rank: int) -> jax.Array:
     return chunk.fresh.reshape((1,) * rank + (-1,))
 
 
+def _log_p(logits: jax.Array, top: jax.Array, log_mass: jax.Array) -> jax.Array:
+    """Of logits far from 0 the digits are in what they are below the largest."""
+    return (logits - top[..., None]) - log_mass[..., None]
+
+
 def _chosen_and_mass(
-    chunk: Chunk, hidden: jax.Array, weights: jax.Array, x: jax.Array, log_z: jax.Array
+    chunk: Chunk, hidden: jax.Array, weights: jax.Array, x: jax.Array, *normaliser: jax.Array
 ) -> list[jax.Array]:
-    """What a chunk adds to the logits of the words x and to the sum of exp(logits - log_z)."""
+    """What a chunk adds to the logits of the words x and to the sum of all probabilities."""
     l = _logits(hidden, weights)
-    return [_of(x, chunk, l), _total(jnp.exp(l - log_z[..., None]), _kept(chunk, log_z.ndim))]
+    p = jnp.exp(_log_p(l, *normaliser))
+    return [_of(x, chunk, l), _total(p, _kept(chunk, p.ndim - 1))]
 
 
 # ---- Log-probabilities ---------------------------------------------------------------------
@@ -156,10 +164,11 @@ def _chosen_and_mass(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _scores(
     size: int, hidden: jax.Array, weights: jax.Array, x: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The logits of the words x, 0 of what is no word, and log sum exp of all logits.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The logits of the words x, 0 of what is no word, and the normaliser of all logits.
 
-    In one pass, as a running sum relative to the running maximum.
+    That is their maximum, which counts as constant, and log sum exp of what they are below it: a
+    running sum relative to the running maximum, in one pass.
     """
     hidden, weights, x = _jaxpr.varying_alike(hidden, weights, x)
     length = weights.shape[-1]
@@ -176,19 +185,20 @@ def _scores(
     none_chosen = jnp.broadcast_to(nothing, x.shape) + jnp.zeros_like(x, hidden.dtype)
     state = (nothing - jnp.inf, nothing, none_chosen)
     top, mass, chosen = jax.lax.fori_loop(0, num_chunks(length, size), step, state)
-    return chosen, top + jnp.log(mass)
+    return chosen, top, jnp.log(mass)
 
 
 @functools.partial(_scores.defjvp, symbolic_zeros=True)
 def _scores_jvp(size: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
     *parameters, x = primals
-    chosen, log_z = _scores(size, *parameters, x)
+    chosen, *normaliser = _scores(size, *parameters, x)
 
     def sums(hidden: jax.Array, weights: jax.Array) -> list[jax.Array]:
-        # The mass relative to log_z is 1, and its derivative that of log_z.
-        return _summed(_chosen_and_mass, size, (hidden, weights, x, log_z))
+        # That of the probabilities is 1, and its derivative that of the logarithm of the mass.
+        return _summed(_chosen_and_mass, size, (hidden, weights, x, *normaliser))
 
-    return (chosen, log_z), tuple(_slope(sums, parameters, tangents))
+    of_chosen, of_mass = _slope(sums, parameters, tangents)
+    return (chosen, *normaliser), (of_chosen, jnp.zeros_like(normaliser[0]), of_mass)
 
 
 def _slope(
@@ -206,8 +216,8 @@ def _slope(
 
 
 def _summed(body: Body, size: int, args: Sequence[jax.Array]) -> list[jax.Array]:
-    """Over the chunks of the arguments number 1 and 4, which are weights."""
-    sliced = [k in (1, 4) for k in range(len(args))]
+    """Over the chunks of the arguments number 1 and 5, which are weights."""
+    sliced = [k in (1, 5) for k in range(len(args))]
     return sum_over_chunks(body, args, sliced=sliced, size=size)
 
 
@@ -231,53 +241,52 @@ def _joined(
 # derivative they stand as constants, and what they add is in the terms. So one sum has it all.
 
 
-def _log_z(size: int, hidden: jax.Array, weights: jax.Array) -> jax.Array:
-    return _scores(size, hidden, weights, jnp.full(hidden.shape[:-1], -1))[1]
+def _law(size: int, hidden: jax.Array, weights: jax.Array) -> tuple[jax.Array, ...]:
+    """The parameters, and their normaliser."""
+    return hidden, weights, *_scores(size, hidden, weights, jnp.full(hidden.shape[:-1], -1))[1:]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _entropy(size: int, hidden: jax.Array, weights: jax.Array) -> jax.Array:
-    log_z = _log_z(size, hidden, weights)
-    return _summed(_surprise, size, (hidden, weights, log_z, jnp.ones_like(log_z)))[0]
+    law = _law(size, hidden, weights)
+    return _summed(_surprise, size, (*law, jnp.ones_like(law[-1])))[0]
 
 
 @functools.partial(_entropy.defjvp, symbolic_zeros=True)
 def _entropy_jvp(size: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
-    h, log_z = _entropy(size, *primals), _log_z(size, *primals)
-    sums = lambda hidden, weights: _summed(_surprise, size, (hidden, weights, log_z, h))
+    h, (_, _, *normaliser) = _entropy(size, *primals), _law(size, *primals)
+    sums = lambda hidden, weights: _summed(_surprise, size, (hidden, weights, *normaliser, h))
     return h, _slope(sums, primals, tangents)[0]
 
 
-def _surprise(
-    chunk: Chunk, hidden: jax.Array, weights: jax.Array, log_z: jax.Array, h: jax.Array
-) -> list[jax.Array]:
+def _surprise(chunk: Chunk, *terms: jax.Array) -> list[jax.Array]:
     """Terms of -sum p (log p + h - 1), whose derivative in the logits is -p (log p + h)."""
-    log_p = _logits(hidden, weights) - log_z[..., None]
-    return [_total(-jnp.exp(log_p) * (log_p + h[..., None] - 1), _kept(chunk, log_z.ndim))]
+    log_p, h = _log_p(_logits(*terms[:2]), *terms[2:4]), terms[-1]
+    return [_total(-jnp.exp(log_p) * (log_p + h[..., None] - 1), _kept(chunk, h.ndim))]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _divergence(size: int, *parameters: jax.Array) -> jax.Array:
     """Of two laws, of (hidden, weights) each."""
-    of_p, of_q = (_log_z(size, *parameters[k : k + 2]) for k in (0, 2))
-    terms = (*parameters[:2], of_p, *parameters[2:], of_q, jnp.zeros_like(of_p))
-    return _summed(_excess, size, terms)[0]
+    p, q = _law(size, *parameters[:2]), _law(size, *parameters[2:])
+    return _summed(_excess, size, (*p, *q, jnp.zeros_like(p[-1])))[0]
 
 
 @functools.partial(_divergence.defjvp, symbolic_zeros=True)
 def _divergence_jvp(size: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
     d = _divergence(size, *primals)
-    of_p, of_q = (_log_z(size, *primals[k : k + 2]) for k in (0, 2))
+    of_p, of_q = (_law(size, *primals[k : k + 2])[2:] for k in (0, 2))
 
     def sums(*moved: jax.Array) -> list[jax.Array]:
-        return _summed(_excess, size, (*moved[:2], of_p, *moved[2:], of_q, d))
+        return _summed(_excess, size, (*moved[:2], *of_p, *moved[2:], *of_q, d))
 
     return d, _slope(sums, primals, tangents)[0]
 
 
 def _excess(chunk: Chunk, *terms: jax.Array) -> list[jax.Array]:
     """Terms of sum p (log p - log q - d - 1) + q, of slopes p (log p - log q - d) and q - p."""
-    log_p, log_q = (_logits(*terms[k : k + 2]) - terms[k + 2][..., None] for k in (0, 3))
+    laws = (terms[:4], terms[4:8])
+    log_p, log_q = (_log_p(_logits(*law[:2]), *law[2:]) for law in laws)
     excess = jnp.exp(log_p) * (log_p - log_q - terms[-1][..., None] - 1) + jnp.exp(log_q)
     return [_total(excess, _kept(chunk, log_p.ndim - 1))]
 
