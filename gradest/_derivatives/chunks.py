@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
-from .. import _jaxpr
+from .. import _mesh
 
 Flags = tuple[bool, ...]
 
@@ -71,7 +71,7 @@ def sum_over_chunks(
       sliced: which of them have the long axis, their last.
       size: of a chunk.
     """
-    args = _jaxpr.varying_alike(*args)
+    args = _mesh.varying_alike(*args)
     length = next(x.shape[-1] for x, long in zip(args, sliced, strict=True) if long)
     chunks = {"length": length, "size": min(size, length)}
     shapes = _shapes(args, body=body, sliced=tuple(sliced), size=chunks["size"])
@@ -102,8 +102,8 @@ def _run(
     shapes = _shapes(args, body=body, sliced=sliced, size=size)
     whole = lambda s, in_place: (*s.shape[:-1], length) if in_place else s.shape
     zeros = [jnp.zeros(whole(s, p), s.dtype) for s, p in zip(shapes, placed, strict=True)]
-    axes = frozenset().union(*map(_jaxpr.varying_axes, args))
-    zeros = [_jaxpr.varying(x, axes) if axes else x for x in zeros]
+    axes = frozenset().union(*map(_mesh.varying_axes, args))
+    zeros = [_mesh.varying(x, axes) if axes else x for x in zeros]
     return jax.lax.fori_loop(0, num_chunks(length, size), add, zeros)
 
 
@@ -134,7 +134,7 @@ def _abstract(
     shapes = _shapes(avals, body=body, sliced=sliced, size=size)
     whole = lambda s, in_place: (*s.shape[:-1], length) if in_place else s.shape
     of = lambda s, in_place: jax.ShapeDtypeStruct(whole(s, in_place), s.dtype)
-    return [_jaxpr.shaped(of(s, p), avals) for s, p in zip(shapes, placed, strict=True)]
+    return [_mesh.shaped(of(s, p), avals) for s, p in zip(shapes, placed, strict=True)]
 
 
 _STATIC = ("body", "sliced", "placed", "length", "size")
@@ -177,7 +177,7 @@ def _differentiate(
     active = tuple(not isinstance(t, ad.Zero) for t in tangents)
     moving = [t for t in tangents if not isinstance(t, ad.Zero)]
     long = (*sliced, *(s for s, a in zip(sliced, active, strict=True) if a))
-    moved = _jaxpr.varying_alike(*primals, *moving)
+    moved = _mesh.varying_alike(*primals, *moving)
     of_tangent = _tangent(body, active)
     return out, chunks_p.bind(*moved, body=of_tangent, sliced=long, placed=placed, **chunks)
 
@@ -225,7 +225,7 @@ def _transpose(
     avals = [x.aval for x, is_linear in pairs if is_linear]
     parts = tuple(_parts(avals, of(sliced, linear, True), size))
     back = chunks_p.bind(
-        *_jaxpr.varying_alike(*fixed, *counted),
+        *_mesh.varying_alike(*fixed, *counted),
         body=_with_shapes(_transposed(body, linear, live), len(fixed), parts),
         sliced=long,
         placed=of(sliced, linear, True),

@@ -10,7 +10,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from .. import _check, _jaxpr, _numerics, _random
+from .. import _check, _mesh, _numerics, _random
 from .._derivatives.chunks import Body, Chunk, chunk_at, num_chunks, slice_at, sum_over_chunks
 from .._fixed_point import Words, fixed, halve, less
 from .base import Distribution, Shape, as_float, plain, scored
@@ -170,7 +170,7 @@ def _scores(
     That is their maximum, which counts as constant, and log sum exp of what they are below it: a
     running sum relative to the running maximum, in one pass.
     """
-    hidden, weights, x = _jaxpr.varying_alike(hidden, weights, x)
+    hidden, weights, x = _mesh.varying_alike(hidden, weights, x)
     length = weights.shape[-1]
     size = min(size, length)
 
@@ -299,7 +299,7 @@ def _draw(
     keys: jax.Array, hidden: jax.Array, weights: jax.Array, shape: Shape, size: int
 ) -> jax.Array:
     """One word of each chunk, which takes the place of that before with the chunk's share."""
-    keys, hidden, weights = _jaxpr.varying_alike(keys, hidden, weights)
+    keys, hidden, weights = _mesh.varying_alike(keys, hidden, weights)
     rows, length = hidden.shape[:-1], weights.shape[-1]
     size = min(size, length)
 
