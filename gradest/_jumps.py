@@ -65,7 +65,8 @@ class Mark:
         """The draw as the analysis follows it, if what follows it has to have a slope."""
         if not self.slope_in:
             return None
-        return Draw(name, self.slope_in != "draw", self.at_relaxed_points)
+        atoms = getattr(self.law, "atoms", False)
+        return Draw(name, self.slope_in != "draw", self.at_relaxed_points, atoms)
 
 
 class Complaint:

@@ -124,7 +124,7 @@ def cells(record: records.Record) -> dict[str, str]:
 def distributions_in_words(record: records.Record) -> str:
     """Their names, but for groups that have a name of their own."""
     pathwise = {kind.name for kind in _DISTRIBUTIONS if kind.reparameterizable}
-    fixed = {kind.name for kind in _DISTRIBUTIONS if kind.fixed_support}
+    fixed = {kind.name for kind in _DISTRIBUTIONS if kind.scored}
     groups = {
         "any with `log_prob` and a fixed support": fixed,
         "those of `reparameterize` with a fixed support": pathwise & fixed,

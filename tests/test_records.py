@@ -98,6 +98,14 @@ def test_example(name):
         ("integers from 0 to `total_count`", lambda x: (x >= 0) & (x <= 3)),
         ("positive reals", lambda x: x > 0),
         ("reals from 0", lambda x: x >= 0),
+        (
+            "reals from 0 to 1, both of which have mass",
+            lambda x: (x >= 0) & (x <= 1) & np.any(x == 0) & np.any(x == 1),
+        ),
+        (
+            "matrices whose columns add up to 1, and rows nearly",
+            lambda x: (abs(x.sum(-2) - 1) < 1e-5).all(-1) & (abs(x.sum(-1) - 1) < 0.2).all(-1),
+        ),
         ("reals from `low` to `high`", lambda x: (x >= -0.5) & (x <= 1.9)),
         ("reals between 0 and 1", lambda x: (x > 0) & (x < 1)),
         ("points of the simplex", lambda x: abs(np.sum(x, axis=-1) - 1) < 1e-5),

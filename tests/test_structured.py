@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from support.cases import assert_unbiased, keys, oracles
 
@@ -308,6 +309,59 @@ def test_gumbel_softmax_of_a_subset_is_of_another_law():
     successive = [0.791186845, 0.487443334, 0.869014274, 0.612570124, 0.239785424]
     np.testing.assert_allclose(mean, successive, atol=0.015)
     assert np.abs(mean - dist.mean()).max() > 0.03
+
+
+def relaxed_top(z, k, temperature):
+    """Of rows z, as the reference's equations have it: k softmaxes, without what is taken."""
+    taken = 0.0
+    for _ in range(k):
+        one = scipy.special.softmax(z / temperature, axis=-1)
+        taken, z = taken + one, z + np.log1p(-np.minimum(one, 1 - 1e-15))
+    return taken
+
+
+def neural_sort(z, k, temperature):
+    """Of rows z, entry by entry."""
+    n = z.shape[-1]
+    apart = sum(np.abs(z - z[..., [i]]) for i in range(n))
+    rows = [(n + 1 - 2 * r) * z - apart for r in range(1, k + 1)]
+    return scipy.special.softmax(np.stack(rows, axis=-2) / temperature, axis=-1)
+
+
+def of_relaxed(y):
+    """A cost of relaxed subsets and orders of three items, no sum of functions of one each."""
+    flat = y.reshape(*y.shape[:-2], -1) if y.shape[-2:] == (2, 3) else y
+    w = np.array([0.9, -0.6, 1.5, 0.7, -0.8, 0.4], flat.dtype)[: flat.shape[-1]]
+    return ((flat * w).sum(-1) - 0.4) ** 2 + 0.8 * flat[..., 0] * flat[..., -1]
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(("make", "soften"), [(Subset, relaxed_top), (PlackettLuce, neural_sort)])
+def test_gumbel_softmax_has_the_gradient_of_its_own_expectation(make, soften):
+    """By quadrature over differences of Gumbel noise, in which the density moves and not the cost.
+
+    For d_i = z_i - z_3 that is 2 exp(-d_1 - d_2) / (1 + exp(-d_1) + exp(-d_2))^3 at d - l.
+    """
+    logits, k, temperature = np.array([0.5, -0.3, 0.8]), 2, 0.7
+    axis = np.arange(-14.0, 14.0, 0.05)
+    d = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1)
+    e = np.exp(-(d - (logits[:2] - logits[2])))
+    whole = 1 + e.sum(-1)
+    weights = 2 * e.prod(-1) / whole**3 * 0.05**2
+    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-4)
+    costs = of_relaxed(soften(np.concatenate([d, np.zeros_like(d[..., :1])], -1), k, temperature))
+    moves = 1 - 3 * e / whole[..., None]
+    exact = np.einsum("ij,ij,ijk->k", weights, costs, moves)
+    exact = np.append(exact, -exact.sum())
+
+    def gradient(logits, key):
+        sampler = ge.gumbel_softmax(temperature)
+        return jax.grad(lambda l: of_relaxed(sampler(key, make(l, k=k))))(logits)
+
+    got = jit(jax.vmap(gradient, in_axes=(None, 0)))(jnp.asarray(logits, float), keys(60_000))
+    assert_unbiased(got, exact)
+    with pytest.raises(AssertionError, match="standard errors off"):
+        assert_unbiased(1.05 * got, exact)
 
 
 def test_noise_given_an_order_makes_that_order():

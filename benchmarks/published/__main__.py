@@ -16,13 +16,14 @@ from .. import _measure
 from . import _resume
 from ._suite import Reproduction
 from .blr import BLR
+from .permutation_toy import PERMUTATION_TOY
 from .polynomial import POLYNOMIAL
 from .rebar_sbn import REBAR_SBN
 from .relax_toy import RELAX_TOY
 from .structured import STRUCTURED
 from .vae import VAE
 
-ALL = {r.name: r for r in (REBAR_SBN, POLYNOMIAL, BLR, RELAX_TOY, STRUCTURED, VAE)}
+ALL = {r.name: r for r in (REBAR_SBN, POLYNOMIAL, BLR, RELAX_TOY, PERMUTATION_TOY, STRUCTURED, VAE)}
 STATE = pathlib.Path(__file__).parents[1] / ".state"
 FAILED, INTERRUPTED = 1, 130
 

@@ -26,11 +26,13 @@ class Draw:
         equality with a value, and a mask by a large constant, are steps for it.
       transparent: whether a stop_gradient is not obeyed, as where the cost is evaluated at points
         that no draw can be at.
+      atoms: whether its law has mass at 0 and at 1: equality with these is a step for it too.
     """
 
     name: Hashable
     relaxed: bool = False
     transparent: bool = False
+    atoms: bool = False
 
 
 class Graph:
@@ -59,8 +61,9 @@ class Graph:
         bit = self.bits.setdefault(draw.name, 1 << len(self.bits))
         self.relaxed |= bit * draw.relaxed
         self.transparent |= bit * draw.transparent
-        value = self._depending("draw", shape, dtype, ins, bit, draw.relaxed)
-        if draw.relaxed:
+        hard = draw.relaxed or draw.atoms
+        value = self._depending("draw", shape, dtype, ins, bit, hard)
+        if hard:
             # A draw may be 0 or 1 itself, and a comparison with these may tell it from others.
             value.params = {"margin": 0.0 if draw.transparent else 0.1}
         return value

@@ -24,10 +24,12 @@ from .gamma import Beta as Beta
 from .gamma import Dirichlet as Dirichlet
 from .gamma import Gamma as Gamma
 from .gamma import StudentT as StudentT
+from .hard_concrete import HardConcrete as HardConcrete
 from .mixture import MixtureSameFamily as MixtureSameFamily
 from .multivariate import LowRankMultivariateNormal as LowRankMultivariateNormal
 from .multivariate import MultivariateNormal as MultivariateNormal
 from .plackett_luce import PlackettLuce as PlackettLuce
+from .relaxed_permutation import RelaxedPermutation as RelaxedPermutation
 from .subset import Subset as Subset
 from .vocabulary import VocabularyCategorical as VocabularyCategorical
 from .vonmises import VonMises as VonMises

@@ -31,7 +31,7 @@ def _methods(*names: str) -> Callable[[type[Distribution]], bool]:
 CAPABILITIES = {
     "density": Capability(
         "a log-probability, over a support that does not depend on the parameters",
-        lambda kind: kind.fixed_support,
+        lambda kind: kind.fixed_support and not kind.no_density,
     ),
     "pathwise": Capability(
         "draws that are differentiable in the parameters", lambda kind: kind.reparameterizable

@@ -35,9 +35,11 @@ from .continuous import (
 )
 from .counts import Binomial, Geometric, NegativeBinomial, Poisson
 from .gamma import Beta, Dirichlet, Gamma, StudentT
+from .hard_concrete import HardConcrete
 from .mixture import MixtureSameFamily
 from .multivariate import LowRankMultivariateNormal, MultivariateNormal
 from .plackett_luce import PlackettLuce
+from .relaxed_permutation import RelaxedPermutation
 from .subset import Subset
 from .vocabulary import VocabularyCategorical
 from .vonmises import VonMises
@@ -140,6 +142,10 @@ _STAND_INS: Mapping[type[Distribution], Callable[..., StandIn]] = {
     RelaxedBernoulli: _elementwise(0.5, 1.0, 0.0),
     LogitRelaxedBernoulli: _elementwise(0.0, 1.0, 0.0),
     RelaxedOneHotCategorical: _of_rows(lambda k: 1 / k, 1.0, 0.0),
+    HardConcrete: _elementwise(0.0, 0.0, 1.0, -0.1, 1.1),
+    RelaxedPermutation: lambda dist: StandIn(
+        np.full(dist.shape[-2:], 1 / dist.shape[-1]), (0.0, 1.0), event_ndim=2
+    ),
     ExpRelaxedOneHotCategorical: _of_rows(lambda k: -math.log(k), 1.0, 0.0),
 }
 
@@ -188,6 +194,10 @@ class Masked(Distribution):
     @property
     def fixed_support(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.dist.fixed_support
+
+    @property
+    def no_density(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.dist.no_density
 
     @property
     def safe(self) -> Any:

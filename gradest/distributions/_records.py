@@ -26,9 +26,11 @@ from .continuous import (
 )
 from .counts import Binomial, Geometric, NegativeBinomial, Poisson
 from .gamma import Beta, Dirichlet, Gamma, StudentT
+from .hard_concrete import HardConcrete
 from .mixture import MixtureSameFamily
 from .multivariate import LowRankMultivariateNormal, MultivariateNormal
 from .plackett_luce import PlackettLuce
+from .relaxed_permutation import RelaxedPermutation
 from .subset import Subset
 from .vocabulary import VocabularyCategorical
 from .vonmises import VonMises
@@ -71,7 +73,12 @@ class DistributionRecord:
     @property
     def relaxed(self) -> bool:
         """Whether it is the density of a relaxed discrete draw."""
-        return "temperature" in self.parameters
+        return "temperature" in self.parameters and self.scored
+
+    @property
+    def scored(self) -> bool:
+        """Whether it has a log-probability over a fixed support."""
+        return "density" in self.capabilities
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -228,5 +235,15 @@ RECORDS = (
         ExpRelaxedOneHotCategorical,
         "logarithms of points of the simplex",
         lambda: ExpRelaxedOneHotCategorical(1.2, jnp.array([[-0.3, 1.5, 0.1], [-0.9, 0.6, 1.1]])),
+    ),
+    DistributionRecord(
+        HardConcrete,
+        "reals from 0 to 1, both of which have mass",
+        lambda: HardConcrete(jnp.array([-0.4, 1.5])),
+    ),
+    DistributionRecord(
+        RelaxedPermutation,
+        "matrices whose columns add up to 1, and rows nearly",
+        lambda: RelaxedPermutation(jnp.array([[0.4, -0.6], [1.0, 0.1]]), 0.8),
     ),
 )

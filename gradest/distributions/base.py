@@ -78,6 +78,10 @@ class Distribution(Derived, abc.ABC):
     lost_edge: bool = False
     #: Whether the set of possible draws is the same whatever the parameters.
     fixed_support: ClassVar[bool] = True
+    #: Why it has no log-probability to be scored, and what to use; empty if it has one.
+    no_density: ClassVar[str] = ""
+    #: Whether it has mass at 0 and at 1, besides a density: draws may be equal to these.
+    atoms: ClassVar[bool] = False
     #: Whether its outcomes are those of a softmax or a sigmoid of its logits.
     categorical: ClassVar[bool] = False
 

@@ -30,6 +30,11 @@ def checked(estimator: str, dist: Any) -> Any:
             f"parameters, got {_check.name_of(type(dist))}: the moving bounds would be missing "
             "from the gradient. Use reparameterize."
         )
+    if getattr(dist, "no_density", ""):
+        raise TypeError(
+            f"{estimator}: expected a distribution with a log-probability, got "
+            f"{_check.name_of(type(dist))}: {dist.no_density}"
+        )
     base.check_edges(estimator, dist)
     return _supports.refusing(estimator, dist)
 

@@ -40,8 +40,9 @@ def reparameterize(*, sticking_the_landing: bool = False) -> Sampler:
     Returns:
       A pathwise sampler for Normal, LogNormal, MultivariateNormal, LowRankMultivariateNormal,
       Laplace, Logistic, Gumbel, Exponential, Uniform, Gamma, Beta, Dirichlet, StudentT, Weibull,
-      VonMises, MixtureSameFamily, the relaxed densities, and other libraries' distributions whose
-      `sample` is differentiable. With `sticking_the_landing` it is cost-based.
+      VonMises, MixtureSameFamily, the relaxed densities, HardConcrete, RelaxedPermutation, and
+      other libraries' distributions whose `sample` is differentiable. With `sticking_the_landing`
+      it is cost-based.
 
     Raises:
       TypeError: from the sampler, for a distribution that is known not to be reparameterizable,

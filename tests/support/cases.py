@@ -57,6 +57,10 @@ DISTRIBUTIONS: dict[str, Callable[[], Any]] = {
     "ExpRelaxedOneHotCategorical": lambda: dists.ExpRelaxedOneHotCategorical(
         1.2, jnp.array([[-0.3, 1.5, 0.1], [-0.9, 0.6, 1.1]])
     ),
+    "HardConcrete": lambda: dists.HardConcrete(jnp.array([-0.4, 1.5])),
+    "RelaxedPermutation": lambda: dists.RelaxedPermutation(
+        jnp.array([[0.4, -0.6], [1.0, 0.1]]), 0.8
+    ),
     "Gamma": lambda: dists.Gamma(jnp.array([1.8, 2.6]), jnp.array([2.0, 1.7])),
     "Beta": lambda: dists.Beta(jnp.array([1.7, 2.0]), jnp.array([1.5, 2.8])),
     "Dirichlet": lambda: dists.Dirichlet(jnp.array([1.8, 1.5, 2.6])),
@@ -105,7 +109,7 @@ IMPLICIT = ("Gamma", "Beta", "Dirichlet", "StudentT", "VonMises", "MixtureSameFa
 # Whose draws are arithmetic on those of another distribution in the table.
 COMPOSED = ("Beta", "Dirichlet", "StudentT", "NegativeBinomial")
 # The score function takes the derivative under an integral whose bounds must not move.
-FIXED_SUPPORT = _of(lambda record: record.fixed_support)
+FIXED_SUPPORT = _of(lambda record: record.scored)
 
 
 def value_and_grad(loss: Callable[..., Any]) -> Callable[..., Any]:

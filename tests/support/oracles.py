@@ -346,6 +346,34 @@ def _(dist: dists.ExpRelaxedOneHotCategorical) -> Points:
     return _points(jax.nn.log_softmax(z / dist.temperature[None, ..., None]), weights)
 
 
+@points.register
+def _(dist: dists.RelaxedPermutation) -> Points:
+    """Of two items: rows are divided first, so that what matters is their differences."""
+    noise, weights = _product(_logistic(), (2,))
+    apart = dist.logits[:, 0] - dist.logits[:, 1] + _as(noise, dist.logits)
+    x = jnp.exp(jnp.stack([apart, -apart], axis=-1) / (2 * dist.temperature))
+    for _ in range(dist.num_iterations):
+        x = x / jnp.sum(x, axis=2, keepdims=True)
+        x = x / jnp.sum(x, axis=1, keepdims=True)
+    return _points(x, weights)
+
+
+@points.register
+def _(dist: dists.HardConcrete) -> Points:
+    """The mass at 0, that at 1, and the density in between."""
+    z, weights = gauss_legendre(0.0, 1.0, 1, 24)
+    z, weights = _as(z[None], dist.low), _as(weights[None], dist.low)
+    each = lambda x: x[:, None]
+    log_alpha, t, low, high = map(each, (dist.log_alpha, dist.temperature, dist.low, dist.high))
+    below = lambda z: t * (jnp.log(z - low) - jnp.log(high - z)) - log_alpha
+    cumulative = lambda z: 1 / (1 + jnp.exp(-below(z)))
+    steepness = t * (high - low) / ((z - low) * (high - z))
+    density = steepness * cumulative(z) * (1 - cumulative(z))
+    ends = cumulative(jnp.zeros((1, 1))), 1 - cumulative(jnp.ones((1, 1)))
+    probs = jnp.concatenate([ends[0], weights * density, ends[1]], axis=1)
+    return _joint(jnp.concatenate([jnp.zeros(1), z[0], jnp.ones(1)]), probs, dist.shape)
+
+
 # Where no noise is free of the parameters, the nodes are and the weights are not: values x(t) of a
 # variable t of the real line, and the density of t. It is given up to a constant, which may depend
 # on the parameters, since the weights sum to one.
