@@ -22,6 +22,7 @@ if str(ROOT) not in sys.path:
 speed = importlib.import_module("benchmarks.speed")
 transform = importlib.import_module("benchmarks.transform")
 estimators = importlib.import_module("benchmarks.estimators")
+subsets = importlib.import_module("benchmarks.subsets")
 efficiency = importlib.import_module("benchmarks.efficiency")
 accelerators = importlib.import_module("benchmarks.accelerators")
 peers = importlib.import_module("benchmarks.peers.__main__")
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "speed": speed,
     "transform": transform,
     "estimators": estimators,
+    "subsets": subsets,
     "efficiency": efficiency,
     "peers": peers,
 }
@@ -161,6 +163,38 @@ def test_wrong_arguments_are_one_clear_line(argv, message, capsys):
     assert out == ""
     (line,) = err.splitlines()
     assert re.fullmatch(f"benchmarks.speed: {message}", line)
+
+
+# ---- Subsets -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_quick_run_of_the_subsets(tmp_path, capsys, monkeypatch):
+    """The estimators that list all subsets are measured where these are few."""
+    monkeypatch.setattr(subsets, "SIZES", (2, 10))
+    readme = measure.README.read_bytes()
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert subsets.main(["--quick", "--out", str(tmp_path)]) == 0
+    (path,) = measure.result_files("subsets", tmp_path)
+    results = json.loads(path.read_text())
+    few, many = ([row["name"] for row in results["tables"][k]] for k in ("2", "10"))
+    assert set(few) - set(many) == set(subsets.LISTING)
+    assert len(few) == len(subsets.SAMPLERS) + 3
+    assert capsys.readouterr().out.strip() == subsets.render(results)
+    assert measure.README.read_bytes() == readme
+
+
+def test_subsets_of_the_committed_run_are_all_there():
+    for path in measure.result_files("subsets"):
+        results = json.loads(path.read_text())
+        assert list(results["tables"]) == list(map(str, subsets.SIZES))
+        for row in results["tables"]["3"]:
+            assert len(row["accuracy"]) == subsets.SEEDS
+            if row["name"] in subsets.SAMPLERS and row["name"] not in BIASED:
+                assert row["bias"] <= 4.5 * row["bias_error"], row["name"]
+
+
+BIASED = ("straight_through() (SIMPLE)", "gumbel_softmax(0.5) (relaxed top k)")
 
 
 # ---- The estimators, and the guide made of them ---------------------------------------------

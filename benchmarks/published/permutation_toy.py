@@ -166,7 +166,8 @@ def run(seeds: int, quick: bool) -> list[Row]:
 
 PERMUTATION_TOY = Reproduction(
     "permutation_toy",
-    "Gadetsky et al. 2020, the toy experiment; the published numbers are read off its figure",
+    "Gadetsky et al. 2020, the toy experiment, of which the published numbers are read off a "
+    "figure",
     run,
     seeds=5,
 )
