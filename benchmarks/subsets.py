@@ -21,7 +21,7 @@ from gradest.distributions import Subset
 
 from . import _measure
 
-SIZES, STEPS, SEEDS, DRAWS = (3, 10), 500, 5, 4000
+SIZES, STEPS, SEEDS, DRAWS = (3, 10), 300, 3, 2000
 #: After so many steps the variance is measured, at the same parameters for all.
 MEASURED_AFTER = 100
 FEATURES, TRAIN = 30, 380
@@ -72,7 +72,8 @@ def loss(sampler: ge.Sampler, k: int, params: Any, key: jax.Array, x: Any, y: An
     """The mean cross-entropy of all training examples, on one choice, with a little decay."""
 
     def cost(chosen: jax.Array) -> jax.Array:
-        logits = (x * chosen) @ params["w"] + params["b"]
+        # The regression on x * chosen.
+        logits = x @ (chosen * params["w"]) + params["b"]
         decay = 1e-3 * jnp.sum(params["w"] ** 2)
         return decay + jnp.mean(optax.sigmoid_binary_cross_entropy(logits, y))
 

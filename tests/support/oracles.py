@@ -350,7 +350,7 @@ def _(dist: dists.ExpRelaxedOneHotCategorical) -> Points:
 def _(dist: dists.RelaxedPermutation) -> Points:
     """Of two items: rows are divided first, so that what matters is their differences."""
     noise, weights = _product(_logistic(), (2,))
-    apart = dist.logits[:, 0] - dist.logits[:, 1] + _as(noise, dist.logits)
+    apart = (dist.logits[:, 0] - dist.logits[:, 1])[None] + _as(noise, dist.logits)
     x = jnp.exp(jnp.stack([apart, -apart], axis=-1) / (2 * dist.temperature))
     for _ in range(dist.num_iterations):
         x = x / jnp.sum(x, axis=2, keepdims=True)
