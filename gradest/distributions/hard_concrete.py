@@ -52,9 +52,9 @@ class HardConcrete(Distribution):
       ...     gates = HardConcrete(log_alpha)
       ...     z = ge.reparameterize()(key, gates)
       ...     return (jnp.sum(z * x) - 2.0) ** 2 + 0.1 * jnp.sum(gates.prob_nonzero())
-      >>> log_alpha = jnp.zeros(3)
+      >>> log_alpha, gradient = jnp.zeros(3), jax.jit(jax.grad(loss))
       >>> for key in jax.random.split(jax.random.key(0), 300):
-      ...     log_alpha -= 0.2 * jax.grad(loss)(log_alpha, key)
+      ...     log_alpha -= 0.2 * gradient(log_alpha, key)
       >>> HardConcrete(log_alpha).mean().round()
       Array([1., 1., 0.], dtype=float32)
 
