@@ -8,6 +8,7 @@ file to the repository.
 """
 
 import functools
+import json
 import pathlib
 import posixpath
 import re
@@ -30,12 +31,16 @@ _PAGES = {
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    app.connect("config-inited", lambda app, config: write_pages(pathlib.Path(app.srcdir)))
+    app.connect("config-inited", _write_pages)
     app.connect("source-read", lambda app, page, source: rewrite(app.config, page, source))
     return {"parallel_read_safe": True}
 
 
-def write_pages(docs: pathlib.Path) -> None:
+def _write_pages(app: Sphinx, config: Any) -> None:
+    write_pages(pathlib.Path(app.srcdir), config.html_theme_options["repository_url"])
+
+
+def write_pages(docs: pathlib.Path, address: str) -> None:
     """Files that did not change are left alone, and so are Sphinx's pages of them."""
     pages = docs / _FOLDER
     contents = {
@@ -44,10 +49,8 @@ def write_pages(docs: pathlib.Path) -> None:
     }
     contents |= {f"{name}.md": text for name, text in benchmarks().items()}
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        text = notebook.read_text(encoding="utf-8")
-        # The badge's picture would come from elsewhere.
-        text = re.sub(r"\[!\[(Open In Colab)\]\([^)]*\)\]", r"[\1]", text)
-        contents[f"notebooks/{notebook.name}"] = text
+        page = f"{_FOLDER}/notebooks/{notebook.stem}"
+        contents[f"notebooks/{notebook.name}"] = notebook_page(notebook, page, address)
     written = {path for path in pages.rglob("*") if path.is_file()}
     for path in written - {pages / name for name in contents}:
         path.unlink()
@@ -56,6 +59,19 @@ def write_pages(docs: pathlib.Path) -> None:
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
+
+
+def notebook_page(path: pathlib.Path, page: str, address: str) -> str:
+    """A notebook, whose links to the repository are whole, since it is read in Colab too."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            text = "".join(cell["source"])
+            # The badge's picture would come from elsewhere.
+            text = re.sub(r"\[!\[(Open In Colab)\]\([^)]*\)\]", r"[\1]", text)
+            text = text.replace(f"]({address}/blob/main/", "](")
+            cell["source"] = on_site(text, page, "README.md", address)
+    return json.dumps(notebook, ensure_ascii=False, indent=1)
 
 
 @functools.cache

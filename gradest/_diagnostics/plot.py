@@ -51,7 +51,10 @@ def figure(report: Any) -> Figure:
     of_variance.set(xscale="log", xlabel="variance of one gradient")
     of_product.set(xscale="log", xlabel="variance x time (us)")
     for axes in (of_variance, of_product):
-        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        # Over many decades, numbers between their powers of ten would touch.
+        low, high = axes.get_xlim()
+        subs = (1,) if high > 100 * low else (1, 2, 5)
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=subs))
         axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     for axes in it.axes:
