@@ -35,6 +35,7 @@ from .estimators.relax import relax as relax
 from .estimators.reparameterize import reparameterize as reparameterize
 from .estimators.score_function import score_function as score_function
 from .estimators.straight_through import straight_through as straight_through
+from .estimators.stratified import stratified as stratified
 from .estimators.sum_and_sample import sum_and_sample as sum_and_sample
 from .estimators.unordered_set import unordered_set as unordered_set
 from .estimators.vimco import vimco as vimco

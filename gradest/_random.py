@@ -122,9 +122,28 @@ def words_of(keys: jax.Array, shape: Sequence[int]) -> Words:
     return Words(*per_lane(words, keys, shape))
 
 
+def uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
+    """As `jax.random.uniform`, never 0, and with all digits where it is small."""
+    return as_float(words(key, shape), jnp.dtype(dtype))
+
+
+def permutations(key: jax.Array, num: int, shape: Sequence[int]) -> jax.Array:
+    """Of the numbers below `num`, along a new leading axis: an independent one for each element.
+
+    The axes of an array of keys are the first axes of `shape`.
+    """
+
+    def draw(key: jax.Array, inner: tuple[int, ...]) -> jax.Array:
+        numbers = jnp.arange(num).reshape(num, *(1,) * len(inner))
+        every = jnp.broadcast_to(numbers, (num, *inner))
+        return jax.random.permutation(key, every, axis=0, independent=True)
+
+    return jnp.moveaxis(per_lane(draw, key, shape), key.ndim, 0)
+
+
 def gumbel(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
     """As `jax.random.gumbel`, up to 45 and not to 17 only: an argmax finds rare categories."""
-    u = as_float(words(key, shape), jnp.dtype(dtype))
+    u = uniform(key, shape, dtype)
     return -jnp.log(-jnp.log1p(-u))
 
 

@@ -158,7 +158,8 @@ class Sampler:
       slope_in: what the cost is differentiated in, and must not jump in: a "draw" of a continuous
         law; a "relaxed draw", of a discrete one; a "discrete draw", as if it were continuous; a
         "relaxed point" between discrete draws; or "", nothing. By default "draw" for a pathwise
-        sampler, and "" for any other.
+        sampler, and "" for any other. Where that depends on the distribution, a function of its
+        class.
       options: arrays and numbers, leaves of the sampler: a temperature, a baseline. They may be
         traced.
       static: hashable options: a number of samples, a flag.
@@ -181,7 +182,7 @@ class Sampler:
     hoist: HoistFn | None = None
     linear: bool = True
     takes_baseline: bool = False
-    slope_in: SlopeIn | None = None
+    slope_in: SlopeIn | Callable[[type], SlopeIn] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     static: Mapping[str, Hashable] = dataclasses.field(default_factory=dict)
 
@@ -339,7 +340,7 @@ class Sampler:
 
     def _mark(self, where: str, law: type) -> Mark:
         """Of a draw at the user's line `where`."""
-        slope_in = self.slope_in or ""
+        slope_in = (self.slope_in(law) if callable(self.slope_in) else self.slope_in) or ""
         return Mark(self.name, slope_in, where, law, with_score=slope_in == "relaxed point")
 
     def _relaxed(self, key: jax.Array, dist: Any) -> Any:

@@ -138,7 +138,7 @@ def _right(record: Record, law: type, jumps: bool, in_scan: bool) -> bool:
     """Whether the estimator has no bias for such a draw there."""
     if law.__name__ not in record.distributions or not record.is_unbiased:
         return False
-    if record.unbiased == "of the bound" or (jumps and record.differentiable_cost):
+    if record.unbiased == "of the bound" or (jumps and record.needs_slope(law)):
         return False
     sampler = record.sampler()
     return not in_scan or sampler.pathwise or sampler.score is not None

@@ -37,6 +37,9 @@ CAPABILITIES = {
         "draws that are differentiable in the parameters", lambda kind: kind.reparameterizable
     ),
     "reflection": Capability("a centre at which it can be mirrored", _methods("reflect")),
+    "quantile": Capability(
+        "a quantile function, differentiable in the parameters", _methods("quantile")
+    ),
     "weak derivative": Capability(
         "a derivative that is a difference of two distributions",
         _methods("weak_derivative"),

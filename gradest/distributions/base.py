@@ -64,6 +64,8 @@ class Distribution(Derived, abc.ABC):
       in common, with `x` too; else they are independent. None for a parameter of integers. And
       `left_weak_derivative`, one from the other side, for counts;
     * `reflect(x)`, the draw as probable as `x` on the other side of the centre;
+    * `quantile(u)`, the draw that u of the probability is below, elementwise, for u between 0 and 1
+      of the shape of a draw, differentiable in the parameters;
     * `perturb(key)`, the logits plus noise, and `soften(z, temperature)`, the relaxed draw there;
     * besides, `harden(z)`, an exact draw; `conditional(key, x)`, a z of which x is the draw; and
       `pull_back_conditional(x, z, ct)`, the cotangent of the logits given that of such a z.

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 
 from .. import _check, _random
@@ -52,6 +53,14 @@ class _LocScale(Distribution):
         noise, loc, scale = align_wide(noise, self.loc, self.scale)
         return loc + scale * noise
 
+    def quantile(self, u: ArrayLike) -> jax.Array:
+        """The x with P(X <= x) = u, elementwise, for u between 0 and 1."""
+        return finite(self._quantile_wide(u), self.loc.dtype)
+
+    def _quantile_wide(self, u: ArrayLike) -> jax.Array:
+        u, loc, scale = align_wide(u, self.loc, self.scale)
+        return loc + scale * self._standard_quantile(u)
+
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise."""
         x, loc, scale = align_wide(x, self.loc, self.scale)
@@ -61,6 +70,11 @@ class _LocScale(Distribution):
     @staticmethod
     @abc.abstractmethod
     def _log_density(z: jax.Array) -> jax.Array:
+        """Of the noise."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def _standard_quantile(u: jax.Array) -> jax.Array:
         """Of the noise."""
 
 
@@ -122,6 +136,10 @@ class Normal(OfNormal, _Symmetric):
         of_loc = WeakDerivative(1 / (scale * math.sqrt(2 * math.pi)), at(right), at(-left))
         return of_loc, WeakDerivative(1 / scale, at(m))
 
+    @staticmethod
+    def _standard_quantile(u: jax.Array) -> jax.Array:
+        return ndtri(u)
+
 
 class Laplace(OfLaplace, _Symmetric):
     """Independent Laplace variables, p(x) = exp(-|x - loc| / scale) / (2 scale).
@@ -137,6 +155,12 @@ class Laplace(OfLaplace, _Symmetric):
     @staticmethod
     def _log_density(z: jax.Array) -> jax.Array:
         return -jnp.abs(z) - math.log(2)
+
+    @staticmethod
+    def _standard_quantile(u: jax.Array) -> jax.Array:
+        below = u < 0.5
+        # The distance from the nearer end, which floats have exactly.
+        return jnp.where(below, 1, -1) * jnp.log(2 * jnp.where(below, u, 1 - u))
 
 
 class Logistic(OfLogistic, _Symmetric):
@@ -154,6 +178,10 @@ class Logistic(OfLogistic, _Symmetric):
     def _log_density(z: jax.Array) -> jax.Array:
         return -2 * jnp.logaddexp(z / 2, -z / 2)
 
+    @staticmethod
+    def _standard_quantile(u: jax.Array) -> jax.Array:
+        return jnp.log(u) - jnp.log1p(-u)
+
 
 class Gumbel(OfGumbel, _LocScale):
     """Independent Gumbel variables, P(X <= x) = exp(-exp(-(x - loc) / scale)).
@@ -170,6 +198,10 @@ class Gumbel(OfGumbel, _LocScale):
     def _log_density(z: jax.Array) -> jax.Array:
         return -(z + bounded_exp(-z, 0.9))
 
+    @staticmethod
+    def _standard_quantile(u: jax.Array) -> jax.Array:
+        return -jnp.log(-jnp.log(u))
+
 
 class LogNormal(OfLogNormal, Normal):
     """x = exp(y) with y ~ Normal(loc, scale).
@@ -185,6 +217,10 @@ class LogNormal(OfLogNormal, Normal):
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return self._rounded(self._sample_wide(key, shape))
+
+    def quantile(self, u: ArrayLike) -> jax.Array:
+        """The x with P(X <= x) = u, elementwise, for u between 0 and 1."""
+        return self._rounded(self._quantile_wide(u))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf unless `x` is positive."""
@@ -245,6 +281,11 @@ class Exponential(OfExponential, Distribution):
         noise, rate = align_wide(noise, self.rate)
         return finite(noise / rate, dtype)
 
+    def quantile(self, u: ArrayLike) -> jax.Array:
+        """The x with P(X <= x) = u, elementwise, for u between 0 and 1."""
+        u, rate = align_wide(u, self.rate)
+        return finite(-jnp.log1p(-u) / rate, self.rate.dtype)
+
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf where `x` is negative."""
         x, rate = align_wide(x, self.rate)
@@ -294,6 +335,11 @@ class Uniform(OfUniform, Distribution):
         noise = _random.noise(jax.random.uniform, key, (*shape, *self.shape), dtype)
         noise, low, high = align_wide(noise, self.low, self.high)
         return (low + (high - low) * noise).astype(dtype)
+
+    def quantile(self, u: ArrayLike) -> jax.Array:
+        """The x with P(X <= x) = u, elementwise, for u between 0 and 1."""
+        u, low, high = align_wide(u, self.low, self.high)
+        return (low + (high - low) * u).astype(self.low.dtype)
 
     def reflect(self, x: jax.Array) -> jax.Array:
         """The draw that mirrors `x` at the centre."""

@@ -39,6 +39,11 @@ class Weibull(OfWeibull, Distribution):
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return self._rounded(self._sample_unrounded(key, shape))
 
+    def quantile(self, u: ArrayLike) -> jax.Array:
+        """The x with P(X <= x) = u, elementwise, for u between 0 and 1."""
+        u, scale, k = align_wide(u, self.scale, self.concentration)
+        return self._rounded(jnp.log(scale) + jnp.log(-jnp.log1p(-u)) / k)
+
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf unless `x` is positive."""
         x, scale, k = align_wide(x, self.scale, self.concentration)

@@ -45,7 +45,8 @@ class Record:
       needs: what a distribution must have, by the names of `CAPABILITIES`; of several names in a
         tuple, one.
       unbiased: whether its gradient is.
-      differentiable_cost: whether the cost must be differentiable in the draw.
+      differentiable_cost: whether the cost must be differentiable in the draw, of one distribution
+        at least (`needs_slope`).
       evaluations: of the cost.
       reference: first authors and years, which its docstring cites in full; "-" for none.
       draws: "exact" if they follow the distribution, or "relaxed".
@@ -93,6 +94,10 @@ class Record:
         if self.only is not None and kind not in self.only:
             return False
         return all(has(kind, need) for need in self.needs)
+
+    def needs_slope(self, kind: type[Distribution]) -> bool:
+        """Whether the cost must be differentiable in draws of that class."""
+        return self.differentiable_cost and bool(self.sampler()._mark("", kind).slope_in)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -1,0 +1,205 @@
+"""Stratified draws: several samples, one from each part of a distribution."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _check, _numerics, _random
+from .._calls import estimator
+from .._cost import Cost
+from .._derivatives.attach import attach_gradient
+from .._jumps import SlopeIn
+from .._sampler import Sampler
+from ..distributions import _foreign, base
+from ..distributions._capabilities import has
+from ..distributions._derived import rebuilt
+from ..distributions.bernoulli import Bernoulli
+from . import _needs
+from ._record import NUM_SAMPLES, Record
+
+
+@estimator
+def stratified(num_samples: int) -> Sampler:
+    r"""Several draws, of which every element has one in each of as many equally probable parts.
+
+    .. math:: x_i = F_\theta^{-1}(u_i), \quad u_i = (\sigma(i) + v_i) / n, \quad i = 0, \dots, n - 1
+
+    with F the distribution function of an element, v uniform and sigma a permutation, random and
+    independent for every element: a Latin hypercube. For distributions with a quantile function
+    that is differentiated as it stands,
+
+    .. math:: \nabla_\theta E[f(x)] = E[\tfrac1n \sum_i \nabla_\theta f(x_i)] .
+
+    Bernoulli variables and categories have the gradient of leave-one-out,
+
+    .. math:: \hat g = \tfrac{1}{n - 1} \sum_i (f(x_i) - \bar f)\, x_i,
+
+    corrected for the draws' dependence. With P_ab the probability that two of them are a and b,
+    the mean of this is (diag(p) - P) f where that of independent ones is (diag(p) - p p^T) f. So
+
+    .. math:: \nabla_l E[f(x)] = E[(\mathrm{diag}(p) - p p^T) (\mathrm{diag}(p) - P)^+ \hat g],
+
+    for Bernoulli p (1 - p) / (p - P_11) times leave-one-out. The correction never lengthens: its
+    eigenvalues are from 0 to 1.
+
+    Assumptions: with a quantile function, the cost is differentiable in the draw almost everywhere
+    and has no jumps. None on the cost of discrete draws.
+    Bias: none. With a quantile function derivatives of every order are unbiased where the cost's
+    are.
+    Variance: of each element's effect by itself next to nothing is left, and interactions of
+    elements average out as those of independent draws do. For x ~ Normal(mu, s), f = (x - k)^2
+    and d/d mu it is 4 s^2 v, with v = .0349, .00139 and .0000610 at 4, 16 and 64 samples, where
+    independent ones have 1 / n. For one Bernoulli element with P(1) = p <= 1/2, m the whole part
+    of n p and r the rest, and the difference d of its two costs, it is
+    (d p (1 - p) (n - 1 - 2m) / (m (n - m) + r (n - 1 - 2m)))^2 r (1 - r). Two draws of Bernoulli
+    variables are those of `disarm`.
+    Cost evaluations per gradient: `num_samples`. In a loss under `gradest.expectation` each sample
+    has draws of its own at the later sites.
+
+    Args:
+      num_samples: how many draws there are, and parts; at least 2.
+
+    Returns:
+      A cost-based sampler for Bernoulli, OneHotCategorical and Categorical, and for Normal,
+      LogNormal, Laplace, Logistic, Gumbel, Exponential, Uniform, Weibull and any distribution of
+      one's own with `quantile`. Its value is the mean of the costs. Categories are stratified in
+      their order: it helps if neighbours cost alike.
+
+    Raises:
+      ValueError: for fewer than two samples.
+      TypeError: from the sampler, for another distribution.
+      NotImplementedError: of discrete draws, when differentiated twice with respect to the logits.
+
+    Example:
+      >>> import gradest as ge, jax
+      >>> from gradest.distributions import Normal
+      >>> loss = lambda m: ge.stratified(16).expect(
+      ...     jax.random.key(0), Normal(m, 1.0), lambda x: (x - 0.5) ** 2
+      ... )
+      >>> print(f"{jax.grad(loss)(2.0):.1f}")
+      3.0
+
+    Reference:
+      McKay, Beckman and Conover 1979, "A Comparison of Three Methods for Selecting Values of
+      Input Variables in the Analysis of Output from a Computer Code", section 2, for the draws.
+      Dimitriev and Zhou 2021, "ARMS: Antithetic-REINFORCE-Multi-Sample Gradient for Binary
+      Variables", section 3, for leave-one-out of dependent Bernoulli draws, there antithetic ones.
+    """
+    static = {"num_samples": _check.integer("num_samples", num_samples, 2)}
+    return Sampler("stratified", estimate=_estimate, slope_in=_slope_in, static=static)
+
+
+def _slope_in(law: type) -> SlopeIn:
+    return "" if has(law, "categorical") and not has(law, "quantile") else "draw"
+
+
+def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax.Array:
+    dist = _foreign.own(dist, moving=True)
+    _needs.check("stratified", dist, ("quantile", "categorical"))
+    if has(type(dist), "quantile"):
+        return jnp.mean(cost.batch(_quantiles(key, dist, num_samples)))
+    base.check_edges("stratified", dist)
+    draws = _bits if isinstance(dist, Bernoulli) else _categories
+    xs, indicators, correct = draws(key, jax.lax.stop_gradient(dist), num_samples)
+    costs = cost.batch(xs)
+    # In half precision the differences of costs would be mostly rounding.
+    signal = costs.astype(indicators.dtype)
+    signal = (signal - jnp.mean(signal)) / (num_samples - 1)
+    # Around their mean, so that nothing is left where all are the same.
+    around = indicators - jnp.mean(indicators, axis=0)
+    gradient = rebuilt(dist, correct(jnp.tensordot(signal, around, 1, precision="highest")))
+    attach = lambda c, x: attach_gradient(c, dist, gradient, log_prob=base.log_prob(dist, x))
+    return jnp.mean(jax.vmap(attach)(costs, xs))
+
+
+def _quantiles(key: jax.Array, dist: Any, n: int) -> jax.Array:
+    """Stratified draws of a distribution with a quantile function, stacked."""
+    of_strata, within = _random.split(key, 2)
+    floats = [x.dtype for x in jax.tree.leaves(dist) if jnp.issubdtype(x.dtype, jnp.floating)]
+    dtype = _numerics.compute_dtype(jnp.result_type(*floats))
+    noise = lambda key: _random.noise(_random.uniform, key, dist.shape, dtype)
+    v = jax.vmap(noise)(_random.split(within, n))
+    u = (_random.permutations(of_strata, n, dist.shape).astype(dtype) + v) / n
+    # The last one may round to 1.
+    return jax.vmap(dist.quantile)(jnp.minimum(u, 1 - float(jnp.finfo(dtype).epsneg)))
+
+
+#: Draws, stacked; one-hot if they are categories; and the correction of leave-one-out's gradient.
+_Discrete = tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]
+
+
+def _bits(key: jax.Array, dist: Bernoulli, n: int) -> _Discrete:
+    of_strata, within = _random.split(key, 2)
+    l = dist._log_odds()
+    # By the rarer outcome, whose probability has the digits.
+    p, q = jax.nn.sigmoid(-jnp.abs(l)), jax.nn.sigmoid(jnp.abs(l))
+    # The rarer outcome fills the first m strata and a part r of the next.
+    m = jnp.floor(n * p)
+    r = n * p - m
+    share = jnp.clip(n * p - _random.permutations(of_strata, n, l.shape), 0, 1).astype(l.dtype)
+    odds = jnp.log(share) - jnp.log1p(-share)
+    rare = jax.vmap(_random.bernoulli)(_random.split(within, n), odds)
+    xs = (rare ^ (l > 0)).astype(dist.logits.dtype)
+    # n (n - 1) (p - P11), which is n (n - 1) p where m = 0.
+    parted = m * (n - m) + r * (n - 1 - 2 * m)
+    factor = jnp.where(m == 0, q, n * (n - 1) * p * q / jnp.where(m == 0, 1, parted))
+    return xs, xs.astype(l.dtype), lambda gradient: factor * gradient
+
+
+def _categories(key: jax.Array, dist: Any, n: int) -> _Discrete:
+    of_strata, within = _random.split(key, 2)
+    (l,) = _numerics.in_compute_dtype(dist.logits)
+    *rows, k = l.shape
+    p = jax.nn.softmax(l, axis=-1)
+    w = _shares(p, n)
+    in_stratum = jnp.take_along_axis(w, _random.permutations(of_strata, n, rows)[..., None], 0)
+    choose = lambda key, share: _random.categorical(key, l + jnp.log(share))
+    index = jax.vmap(choose)(_random.split(within, n), in_stratum)
+    correct = lambda gradient: _corrected(gradient, n * p * w, w)
+    return dist.enumerate_support()[index], jax.nn.one_hot(index, k, dtype=l.dtype), correct
+
+
+def _shares(p: jax.Array, n: int) -> jax.Array:
+    """Which part of each category is in which of n strata, shape (n, ..., K).
+
+    The categories lie side by side from 0 to 1, in their order. Of each the shares add up to 1,
+    however small it is.
+    """
+    zero = jnp.zeros_like(p[..., :1])
+    left = jnp.concatenate([zero, jnp.cumsum(p, axis=-1)[..., :-1]], axis=-1)
+    ends = (jnp.arange(1, n, dtype=p.dtype) / n).reshape(-1, *(1,) * p.ndim)
+    below = jnp.clip((ends - left) / jnp.where(p > 0, p, 1), 0, 1)
+    return jnp.diff(below, axis=0, prepend=jnp.zeros_like(p)[None], append=jnp.ones_like(p)[None])
+
+
+def _corrected(gradient: jax.Array, q: jax.Array, w: jax.Array) -> jax.Array:
+    """J (diag(p) - P)^+ g, where g adds up to zero.
+
+    Let q be the probabilities of the categories in each stratum. Two draws are in different strata,
+    so that P = ((n p) (n p)^T - q^T q) / (n (n - 1)) and, for h with p . h = 0, from
+    (diag(p) - P) h = g follow J h = diag(p) h = g - q^T y / (n (n - 1)) and, multiplied by the
+    shares w = q / (n p), (1 + q w^T / (n - 1)) y = n w g for y = q h. The matrix has eigenvalues
+    from 1 to 2: strata overlap in no more than a category.
+    """
+    n = len(q)
+    of = lambda formula, *arrays: jnp.einsum(formula, *arrays, precision="highest")
+    matrix = jnp.eye(n, dtype=q.dtype) + of("s...k,t...k->...st", q, w) / (n - 1)
+    right = n * of("s...k,...k->...s", w, gradient)
+    y = jnp.linalg.solve(matrix, right[..., None])[..., 0]
+    return gradient - of("s...k,...s->...k", q, y) / (n * (n - 1))
+
+
+RECORDS = (
+    Record(
+        stratified,
+        needs=(("quantile", "categorical"),),
+        unbiased="yes",
+        differentiable_cost=True,
+        cost_note="with a quantile function; discrete draws: no",
+        evaluations=NUM_SAMPLES,
+        reference="McKay 1979; Dimitriev 2021",
+        arguments={"num_samples": 4},
+    ),
+)
