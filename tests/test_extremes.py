@@ -44,7 +44,7 @@ ESTIMATORS = {
 }
 # What cannot be made without arguments, with the arguments that it needs.
 ESTIMATORS["relax"] = functools.partial(ge.relax, lambda _, x: surrogate(0.8, x), None)  # pyright: ignore[reportArgumentType]
-for name in ("dreg", "unordered_set", "vimco"):
+for name in ("dreg", "stratified", "unordered_set", "vimco"):
     ESTIMATORS[name] = functools.partial(ESTIMATORS[name], 3)
 
 

@@ -261,6 +261,7 @@ PRIVATE = {
         "gradest.estimators._scores",
         "gradest.estimators.gaussian_smoothing",
         "gradest.estimators.measure_valued",
+        "gradest.estimators.stratified",
         "gradest.estimators.unordered_set",
     },
 }

@@ -71,13 +71,14 @@ ONE_ELEMENT = {
                 ge.sum_and_sample(num_summed=1),
                 ge.score_function(num_samples=3),
                 ge.relax(jnp.multiply, 0.4),
+                ge.stratified(2),
             ),
         ],
     ),
     "normal": (
         lambda z, l: dists.Normal(l + z, 0.5 + jax.nn.sigmoid(z)),
         [
-            *(ge.measure_valued(), ge.delta_method(), ge.antithetic()),
+            *(ge.measure_valued(), ge.delta_method(), ge.antithetic(), ge.stratified(2)),
             *(ge.gaussian_smoothing(2), ge.relax(jnp.multiply, 0.4)),
         ],
     ),

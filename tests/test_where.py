@@ -102,6 +102,7 @@ def test_a_masked_element_is_a_fixed_point_whatever_its_parameters():
 
 KINDS = ("Bernoulli", "OneHotCategorical", "Normal")
 MORE = {"enumeration": "Categorical", "score_function": "Categorical", "measure_valued": "Poisson"}
+MORE |= {"stratified": "Categorical"}
 
 
 def loss_of(sampler, name, where):

@@ -1,5 +1,6 @@
 """Stratified draws: several samples, one from each part of a distribution."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -108,7 +109,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     signal = costs.astype(indicators.dtype)
     signal = (signal - jnp.mean(signal)) / (num_samples - 1)
     # Around their mean, so that nothing is left where all are the same.
-    around = indicators - jnp.mean(indicators, axis=0)
+    around = indicators - jnp.mean(indicators, axis=0, keepdims=True)
     gradient = rebuilt(dist, correct(jnp.tensordot(signal, around, 1, precision="highest")))
     attach = lambda c, x: attach_gradient(c, dist, gradient, log_prob=base.log_prob(dist, x))
     return jnp.mean(jax.vmap(attach)(costs, xs))
@@ -138,10 +139,11 @@ def _bits(key: jax.Array, dist: Bernoulli, n: int) -> _Discrete:
     # The rarer outcome fills the first m strata and a part r of the next.
     m = jnp.floor(n * p)
     r = n * p - m
-    share = jnp.clip(n * p - _random.permutations(of_strata, n, l.shape), 0, 1).astype(l.dtype)
+    strata = _random.permutations(of_strata, n, l.shape).astype(l.dtype)
+    share = jnp.clip(n * p[None] - strata, 0, 1)
     odds = jnp.log(share) - jnp.log1p(-share)
     rare = jax.vmap(_random.bernoulli)(_random.split(within, n), odds)
-    xs = (rare ^ (l > 0)).astype(dist.logits.dtype)
+    xs = (rare ^ (l > 0)[None]).astype(dist.logits.dtype)
     # n (n - 1) (p - P11), which is n (n - 1) p where m = 0.
     parted = m * (n - m) + r * (n - 1 - 2 * m)
     factor = jnp.where(m == 0, q, n * (n - 1) * p * q / jnp.where(m == 0, 1, parted))
@@ -151,44 +153,42 @@ def _bits(key: jax.Array, dist: Bernoulli, n: int) -> _Discrete:
 def _categories(key: jax.Array, dist: Any, n: int) -> _Discrete:
     of_strata, within = _random.split(key, 2)
     (l,) = _numerics.in_compute_dtype(dist.logits)
-    *rows, k = l.shape
     p = jax.nn.softmax(l, axis=-1)
-    w = _shares(p, n)
-    in_stratum = jnp.take_along_axis(w, _random.permutations(of_strata, n, rows)[..., None], 0)
-    choose = lambda key, share: _random.categorical(key, l + jnp.log(share))
-    index = jax.vmap(choose)(_random.split(within, n), in_stratum)
-    correct = lambda gradient: _corrected(gradient, n * p * w, w)
-    return dist.enumerate_support()[index], jax.nn.one_hot(index, k, dtype=l.dtype), correct
+    w = jnp.vectorize(functools.partial(_shares, n), signature="(k)->(n,k)")(p)
+    strata = _random.permutations(of_strata, n, l.shape[:-1])
+    in_stratum = lambda s: jnp.take_along_axis(w, s[..., None, None], axis=-2)[..., 0, :]
+    choose = lambda key, s: _random.categorical(key, l + jnp.log(in_stratum(s)))
+    index = jax.vmap(choose)(_random.split(within, n), strata)
+    one_hot = jax.nn.one_hot(index, l.shape[-1], dtype=l.dtype)
+    correct = jnp.vectorize(_corrected, signature="(k),(k),(n,k)->(k)")
+    return dist.enumerate_support()[index], one_hot, lambda gradient: correct(gradient, p, w)
 
 
-def _shares(p: jax.Array, n: int) -> jax.Array:
-    """Which part of each category is in which of n strata, shape (n, ..., K).
+def _shares(n: int, p: jax.Array) -> jax.Array:
+    """Which part of each of K categories is in which of n strata, shape (n, K).
 
     The categories lie side by side from 0 to 1, in their order. Of each the shares add up to 1,
     however small it is.
     """
-    zero = jnp.zeros_like(p[..., :1])
-    left = jnp.concatenate([zero, jnp.cumsum(p, axis=-1)[..., :-1]], axis=-1)
-    ends = (jnp.arange(1, n, dtype=p.dtype) / n).reshape(-1, *(1,) * p.ndim)
-    below = jnp.clip((ends - left) / jnp.where(p > 0, p, 1), 0, 1)
-    return jnp.diff(below, axis=0, prepend=jnp.zeros_like(p)[None], append=jnp.ones_like(p)[None])
+    left = jnp.concatenate([jnp.zeros_like(p[:1]), jnp.cumsum(p)[:-1]])
+    ends = jnp.arange(1, n, dtype=p.dtype) / n
+    below = jnp.clip((ends[:, None] - left[None]) / jnp.where(p > 0, p, 1)[None], 0, 1)
+    return jnp.diff(jnp.pad(below, ((1, 1), (0, 0)), constant_values=((0, 1), (0, 0))), axis=0)
 
 
-def _corrected(gradient: jax.Array, q: jax.Array, w: jax.Array) -> jax.Array:
-    """J (diag(p) - P)^+ g, where g adds up to zero.
+def _corrected(g: jax.Array, p: jax.Array, w: jax.Array) -> jax.Array:
+    """(diag(p) - p p^T) (diag(p) - P)^+ g, where g adds up to zero.
 
-    Let q be the probabilities of the categories in each stratum. Two draws are in different strata,
-    so that P = ((n p) (n p)^T - q^T q) / (n (n - 1)) and, for h with p . h = 0, from
-    (diag(p) - P) h = g follow J h = diag(p) h = g - q^T y / (n (n - 1)) and, multiplied by the
-    shares w = q / (n p), (1 + q w^T / (n - 1)) y = n w g for y = q h. The matrix has eigenvalues
-    from 1 to 2: strata overlap in no more than a category.
+    Two draws are in different strata, in which the categories have the probabilities q = n p w: so
+    P = ((n p) (n p)^T - q^T q) / (n (n - 1)). For the h with (diag(p) - P) h = g and p . h = 0, and
+    for y = q h, that is diag(p) h + q^T y / (n (n - 1)) = g. The first term is the result; q / p
+    times the equation is one for y, of a matrix with eigenvalues from 1 to 1 + 1 / (n - 1).
     """
-    n = len(q)
-    of = lambda formula, *arrays: jnp.einsum(formula, *arrays, precision="highest")
-    matrix = jnp.eye(n, dtype=q.dtype) + of("s...k,t...k->...st", q, w) / (n - 1)
-    right = n * of("s...k,...k->...s", w, gradient)
-    y = jnp.linalg.solve(matrix, right[..., None])[..., 0]
-    return gradient - of("s...k,...s->...k", q, y) / (n * (n - 1))
+    n = len(w)
+    dot = functools.partial(jnp.matmul, precision="highest")
+    q = n * p[None] * w
+    y = jnp.linalg.solve(jnp.eye(n, dtype=q.dtype) + dot(w, q.T) / (n - 1), n * dot(w, g))
+    return g - dot(y, q) / (n * (n - 1))
 
 
 RECORDS = (

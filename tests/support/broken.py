@@ -19,6 +19,7 @@ from gradest.estimators import (
     _scores,
     gaussian_smoothing,
     measure_valued,
+    stratified,
     unordered_set,
 )
 
@@ -147,6 +148,13 @@ def as_if_drawn_with_replacement(make: Make) -> Broken:
         return -jnp.log(float(k)) - l, jnp.where(jnp.eye(k, dtype=bool), 0, others)
 
     return replaced(unordered_set, "_log_ratios", ratios, make)
+
+
+def as_if_drawn_independently(make: Make) -> Broken:
+    """Leave-one-out as it stands, of draws that are not independent."""
+    right = stratified._bits
+    uncorrected = lambda key, dist, n: (*right(key, dist, n)[:2], lambda gradient: gradient)
+    return replaced(stratified, "_bits", uncorrected, make)
 
 
 def others_not_as_drawn(make: Make) -> Broken:

@@ -401,6 +401,18 @@ _ALL = (
         broken={"scaled": broken.scaled(ge.straight_through)},
     ),
     Case(
+        ge.stratified,
+        variants={str(n): Variant(functools.partial(ge.stratified, n)) for n in (4, 3)},
+        # The quantile functions of the others have a test of their own.
+        matrix=("Bernoulli", "OneHotCategorical", "Categorical", "Normal"),
+        broken={
+            "scaled": broken.scaled(lambda: ge.stratified(4)),
+            "as if drawn independently": broken.as_if_drawn_independently(
+                lambda: ge.stratified(4)
+            ),
+        },
+    ),
+    Case(
         ge.sum_and_sample,
         variants={
             "": Variant(ge.sum_and_sample),
