@@ -136,6 +136,29 @@ class Maxwell(Distribution):
         return [(3 / self.scale, jnp.sqrt(first**2 + self.scale**2 * two_more))]
 
 
+class Kumaraswamy(Distribution):
+    """P(x <= t) = 1 - (1 - t^a)^b, t from 0 to 1: a quantile function, and draws without a slope."""
+
+    parameters = ("a", "b")
+
+    def __init__(self, a, b):
+        self.a, self.b = jnp.asarray(a), jnp.asarray(b)
+
+    @property
+    def shape(self):
+        return self.a.shape
+
+    def quantile(self, u):
+        return (1 - (1 - u) ** (1 / self.b)) ** (1 / self.a)
+
+    def sample(self, key, shape=()):
+        return jax.lax.stop_gradient(self.quantile(jax.random.uniform(key, shape + self.shape)))
+
+    def log_prob(self, x):
+        tail = jnp.log1p(-(x**self.a))
+        return jnp.log(self.a * self.b) + (self.a - 1) * jnp.log(x) + (self.b - 1) * tail
+
+
 # ---- Which estimators they get, and that those are right ------------------------------------
 
 MAKE = {
@@ -143,6 +166,7 @@ MAKE = {
     "VonMisesFisher": lambda: VonMisesFisher(jnp.array([0.3, -1.0, 0.5]), jnp.array(2.5)),
     "SpanningTree": lambda: SpanningTree(jnp.array([0.3, -0.5, 0.8, 0.1, -0.2])),
     "Maxwell": lambda: Maxwell(jnp.array([0.6, 0.9])),
+    "Kumaraswamy": lambda: Kumaraswamy(jnp.array([2.0, 1.5]), jnp.array([3.5, 2.5])),
 }
 SERVED = {
     "TruncatedGeometric": {
@@ -152,6 +176,7 @@ SERVED = {
     "VonMisesFisher": {"score_function", "vimco", "reparameterize", "relax", "dreg"},
     "SpanningTree": {"score_function", "vimco"},
     "Maxwell": {"score_function", "vimco", "measure_valued"},
+    "Kumaraswamy": {"score_function", "vimco", "stratified"},
 }
 BOUNDS = ("vimco", "dreg")
 
@@ -182,6 +207,10 @@ def points(dist):
         area = np.array([a * b for a, b in itertools.product(weights, repeat=2)])
     elif isinstance(dist, SpanningTree):
         values, area = dist.trees, np.ones(len(dist.trees))
+    elif isinstance(dist, Kumaraswamy):
+        nodes, weights = np.polynomial.legendre.leggauss(40)
+        values = np.array(list(itertools.product((nodes + 1) / 2, repeat=2)))
+        area = np.outer(weights, weights).reshape(-1) / 4
     else:
         values, area = np.array(list(itertools.product(range(4), repeat=2))), np.ones(16)
     values, area = jnp.asarray(values, jnp.float32), jnp.asarray(area, jnp.float32)
@@ -200,7 +229,10 @@ def expected(name, dist):
 SAMPLERS = {
     "relax": lambda: ge.relax(lambda w, x: w * x[0] ** 2, 0.5),
     "score_function": lambda: ge.score_function(num_samples=4, baseline="leave_one_out"),
-    **{name: functools.partial(getattr(ge, name), 2) for name in (*BOUNDS, "unordered_set")},
+    **{
+        name: functools.partial(getattr(ge, name), 2)
+        for name in (*BOUNDS, "stratified", "unordered_set")
+    },
 }
 
 

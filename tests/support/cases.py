@@ -407,9 +407,7 @@ _ALL = (
         matrix=("Bernoulli", "OneHotCategorical", "Categorical", "Normal"),
         broken={
             "scaled": broken.scaled(lambda: ge.stratified(4)),
-            "as if drawn independently": broken.as_if_drawn_independently(
-                lambda: ge.stratified(4)
-            ),
+            "as if drawn independently": broken.as_if_drawn_independently(lambda: ge.stratified(4)),
         },
     ),
     Case(
