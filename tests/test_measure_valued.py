@@ -19,6 +19,7 @@ from support.estimates import (
     assert_variance,
     of_dist,
     wave,
+    oracles,
 )
 
 import gradest as ge
@@ -584,3 +585,27 @@ def test_a_count_that_is_certain_has_a_derivative():
 def test_other_distributions():
     with pytest.raises(TypeError, match=r"measure_valued: .* got Laplace.*score_function"):
         ge.measure_valued().expect(jax.random.key(0), dists.Laplace(0.0, 1.0), jnp.sum)
+
+
+@pytest.mark.usefixtures("x64")
+def test_of_one_hot_draws_it_is_indecater():
+    """Draw by draw: each row in turn has every category, weighted by d p, the others as drawn."""
+    logits = jnp.array([[0.2, -0.5, 1.0], [0.0, 0.8, -0.3], [-1.0, 0.4, 0.1]])
+    w = jnp.array([[1.0, -1.0, 0.5], [0.3, 2.0, -0.7], [-0.4, 0.9, 1.1]])
+    cost = lambda x: jnp.sum(w * x) ** 2 / 2 + 0.7 * jnp.sum(x[0] * x[2])
+    dist = dists.OneHotCategorical(logits)
+
+    def indecater(x):
+        every = lambda d: jax.vmap(lambda row: cost(x.at[d].set(row)))(jnp.eye(3))
+        costs = jax.lax.stop_gradient(jnp.stack([every(d) for d in range(3)]))
+        return jax.grad(lambda l: jnp.sum(jax.nn.softmax(l) * costs))(logits)
+
+    draws, probs = oracles.points(dist)
+    possible = np.asarray(jax.vmap(indecater)(draws)).reshape(27, 9)
+    mean = probs @ possible
+    variance = np.sum(probs @ possible**2 - mean**2)
+    np.testing.assert_allclose(variance, 0.426539898, rtol=1e-8)
+    got = np.asarray(of_dist(ge.measure_valued(), cost, dist, 300).logits).reshape(-1, 9)
+    distance = np.abs(got[:, None] - possible[None]).max(axis=-1)
+    np.testing.assert_array_less(distance.min(axis=1), 1e-12)
+    assert len(set(distance.argmin(axis=1))) > 15

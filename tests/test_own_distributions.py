@@ -137,7 +137,7 @@ class Maxwell(Distribution):
 
 
 class Kumaraswamy(Distribution):
-    """P(x <= t) = 1 - (1 - t^a)^b, t from 0 to 1: a quantile function, and draws without a slope."""
+    """P(x <= t) = 1 - (1 - t^a)^b, t from 0 to 1: a quantile function; draws have no slope."""
 
     parameters = ("a", "b")
 

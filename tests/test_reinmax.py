@@ -167,3 +167,43 @@ def test_options():
         ge.reinmax(0.0)
     with pytest.raises(TypeError, match=r"reinmax: .* got Normal"):
         ge.reinmax()(jax.random.key(0), dists.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize("name", DISTS)
+@pytest.mark.usefixtures("x64")
+def test_zgr_is_reinmax_at_temperature_1(name):
+    """Half of straight-through and half of the score, draw by draw."""
+    dist = jax.tree.map(lambda x: x.astype(float), DISTS[name])
+
+    def zgr(b):
+        def surrogate(l):
+            if name == "Bernoulli":
+                p, log_p = jax.nn.sigmoid(l), jax.nn.log_sigmoid((2 * b - 1) * l)
+            else:
+                p = jax.nn.softmax(l)
+                log_p = jnp.sum(b * jax.nn.log_softmax(l), axis=-1, keepdims=True)
+            x = (p + (b - jax.lax.stop_gradient(p)) * log_p) / 2
+            return jnp.sum(jax.grad(cubic)(b) * x)
+
+        return jax.grad(surrogate)(dist.logits)
+
+    def gradient(dist, key):
+        x, pull_back = jax.vjp(lambda dist: ge.reinmax(1.0)(key, dist), dist)
+        return x, pull_back(jax.grad(cubic)(x))[0].logits
+
+    draws, got = jax.jit(jax.vmap(gradient, (None, 0)))(dist, estimates.keys(50))
+    np.testing.assert_allclose(got, jax.vmap(zgr)(draws), atol=1e-14)
+
+
+@pytest.mark.parametrize("name", DISTS)
+@pytest.mark.usefixtures("x64")
+def test_unbiased_for_costs_quadratic_in_each_variable(name):
+    """Of the sixth order in all of them."""
+    dist = jax.tree.map(lambda x: x.astype(float), DISTS[name])
+
+    def cost(x):
+        of_each = (coefficients(x) * x).reshape(len(x), -1).sum(axis=1)
+        return jnp.prod((of_each - 0.4) ** 2 + of_each)
+
+    mean, _ = moments(formula(dist, cost, 1.0), dist)
+    np.testing.assert_allclose(mean, exact(dist, cost).logits, rtol=1e-12, atol=1e-14)
