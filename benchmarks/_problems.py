@@ -228,6 +228,7 @@ CONTROL_VARIATES = {
     "muprop(baseline=b)": trained(lambda b: ge.muprop(baseline=b), b=0),
     **RELAX,
 }
+STRATIFIED = {"stratified(4)": ge.stratified(4)}
 MEASURE_VALUED = {"measure_valued()": ge.measure_valued()}
 FINITE = {
     **MEASURE_VALUED,
@@ -260,7 +261,7 @@ PROBLEMS = {
         "Eight Bernoulli variables. The cost is smooth between the corners as well.",
         BITS,
         smooth,
-        SCORE | {"arm()": ge.arm()} | CONTROL_VARIATES | REBAR | FINITE | RELAXED,
+        SCORE | STRATIFIED | {"arm()": ge.arm()} | CONTROL_VARIATES | REBAR | FINITE | RELAXED,
         by_enumeration,
     ),
     "bits_jumps": Problem(
@@ -269,6 +270,7 @@ PROBLEMS = {
         BITS,
         with_jumps,
         SCORE
+        | STRATIFIED
         | {"arm()": ge.arm()}
         | CONTROL_VARIATES
         | FINITE
@@ -280,7 +282,7 @@ PROBLEMS = {
         "Four one-hot variables of five categories each, 625 configurations.",
         OneHotCategorical(jax.random.normal(jax.random.key(2), (4, 5))),
         smooth,
-        SCORE | CONTROL_VARIATES | REBAR | FINITE | RELAXED,
+        SCORE | STRATIFIED | CONTROL_VARIATES | REBAR | FINITE | RELAXED,
         by_enumeration,
     ),
     "peaked": Problem(
@@ -288,7 +290,10 @@ PROBLEMS = {
         "One one-hot variable of 50 categories with probabilities that fall off geometrically.",
         OneHotCategorical(-0.5 * jnp.arange(50.0)),
         with_jumps,
-        SCORE | FINITE | {"sum_and_sample(num_summed=3)": ge.sum_and_sample(num_summed=3)},
+        SCORE
+        | STRATIFIED
+        | FINITE
+        | {"sum_and_sample(num_summed=3)": ge.sum_and_sample(num_summed=3)},
         by_enumeration,
     ),
     "normal": Problem(
@@ -296,7 +301,7 @@ PROBLEMS = {
         "Three Normal variables; the gradient is that in `loc` and `scale`.",
         NORMAL,
         smooth,
-        PATHWISE | DELTA | MEASURE_VALUED | SCORE | RELAX,
+        PATHWISE | STRATIFIED | DELTA | MEASURE_VALUED | SCORE | RELAX,
         by_quadrature,
     ),
     "narrow": Problem(
@@ -304,7 +309,7 @@ PROBLEMS = {
         "The same, with a fifth of the standard deviations.",
         Normal(NORMAL.loc, NORMAL.scale / 5),
         smooth,
-        PATHWISE | DELTA | MEASURE_VALUED | SCORE,
+        PATHWISE | STRATIFIED | DELTA | MEASURE_VALUED | SCORE,
         by_quadrature,
     ),
     "normal_jumps": Problem(
@@ -322,6 +327,7 @@ PROBLEMS = {
         log_weight,
         {"reparameterize(sticking_the_landing=True)": ge.reparameterize(sticking_the_landing=True)}
         | PATHWISE
+        | STRATIFIED
         | {"score_function()": ge.score_function()},
         by_quadrature,
     ),

@@ -66,6 +66,7 @@ JOINT: dict[str, tuple[tuple[int, ...], Callable[[int], ge.Sampler]]] = {
         (2, 4, 8, 16),
         lambda n: ge.score_function(num_samples=n, baseline="leave_one_out"),
     ),
+    "stratified": ((2, 4, 8, 16), ge.stratified),
     "unordered_set": ((2, 4, 8), ge.unordered_set),
 }
 

@@ -32,6 +32,7 @@ peers_vae, peers_gradient, peers_policy, peers_memory, compared = (
 )
 problems = importlib.import_module("benchmarks._problems")
 measure = importlib.import_module("benchmarks._measure")
+several_bits = importlib.import_module("benchmarks.several_bits")
 BENCHMARKS = {
     "speed": speed,
     "transform": transform,
@@ -252,6 +253,31 @@ def test_bias_is_seen_where_it_is_documented(measured):
             smooth = told.needs_slope(type(problems.PROBLEMS[problem].dist))
             right = told.is_unbiased and not (problem.endswith("_jumps") and smooth)
             assert row["biased"] != right, f"{problem}: {name}"
+
+
+def test_page_on_several_draws_has_the_numbers_of_its_script():
+    text = several_bits.PAGE.read_text(encoding="utf-8")
+    assert several_bits.page(text) == text
+
+
+def test_what_the_page_on_several_draws_says(x64):
+    """That gradest's estimators have these variances; and what it leaves out is behind."""
+    del x64
+    rows = {name: numbers for name, (_, *numbers) in several_bits.several_bits().items()}
+    double, muprop = (
+        next(numbers for name, numbers in rows.items() if name.startswith(start))
+        for start in ("double", "`muprop(baseline")
+    )
+    assert double[0] > muprop[0]
+    assert double[1] > rows["`stratified(2)`"][1]
+    for n in (2, 3, 4):
+        arms, ours = rows[f"ARMS, {n} draws"], rows[f"`stratified({n})`"]
+        assert all(a >= b * (1 - 1e-9) for a, b in zip(arms, ours, strict=True))
+    for row in several_bits.one_bit().values():
+        assert row["stratified"] <= min(row.values()) * (1 + 1e-9) + 1e-18
+    bits = several_bits.coupled()
+    np.testing.assert_allclose(bits.double_control_variates(-0.5), 0.376315179, rtol=1e-8)
+    np.testing.assert_allclose(bits.leave_one_out(4, several_bits.arms), 0.14086858, rtol=1e-7)
 
 
 @pytest.mark.slow

@@ -257,6 +257,7 @@ def chain(params: Any, sites: Any, step: Any, done: tuple[jax.Array, ...] = ()) 
 bernoulli = dists.Bernoulli
 normal = functools.partial(dists.Normal, scale=0.7)
 rebar, score = ge.rebar, ge.score_function
+stratified = functools.partial(ge.stratified, 3)
 leave_one_out = functools.partial(ge.score_function, num_samples=2, baseline="leave_one_out")
 CHAINS = {
     "rebar, score_function": [(rebar, bernoulli), (score, bernoulli)],
@@ -273,6 +274,9 @@ CHAINS = {
     "reparameterize, rebar": [(ge.reparameterize, normal), (rebar, bernoulli)],
     "reparameterize, score_function": [(ge.reparameterize, normal), (score, bernoulli)],
     "score_function of a normal, rebar": [(score, normal), (rebar, bernoulli)],
+    "stratified, rebar": [(stratified, bernoulli), (rebar, bernoulli)],
+    "score_function, stratified": [(score, bernoulli), (stratified, bernoulli)],
+    "stratified of a normal, stratified": [(stratified, normal), (stratified, bernoulli)],
 }
 
 

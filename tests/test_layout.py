@@ -215,6 +215,7 @@ PRIVATE = {
     "test_gaussian_smoothing": {"gradest.estimators.gaussian_smoothing"},
     # The noise by which a pair is apart.
     "test_measure_valued": {"gradest._random"},
+    "test_stratified": {"gradest.estimators.stratified"},
     "test_optimal_baseline": {"gradest.estimators.score_function"},
     "test_without_replacement": {
         "gradest._cost",
