@@ -104,7 +104,7 @@ class Bits:
         prob, estimate = np.ones((len(self.x),) * n), []
         for d, p in enumerate(self.p):
             of_bit = law(p, n)
-            count = sum(axes(self.x[:, d], i) for i in range(n))
+            count = np.sum(np.broadcast_arrays(*(axes(self.x[:, d], i) for i in range(n))), axis=0)
             prob = prob * of_bit[count.astype(int)]
             parts = sum((axes(self.f, i) - total / n) * axes(self.x[:, d], i) for i in range(n))
             estimate.append(correction(p, of_bit) * parts / (n - 1))

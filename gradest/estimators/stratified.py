@@ -1,6 +1,7 @@
 """Stratified draws: several samples, one from each part of a distribution."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -187,7 +188,14 @@ def _corrected(g: jax.Array, p: jax.Array, w: jax.Array) -> jax.Array:
     n = len(w)
     dot = functools.partial(jnp.matmul, precision="highest")
     q = n * p[None] * w
-    y = jnp.linalg.solve(jnp.eye(n, dtype=q.dtype) + dot(w, q.T) / (n - 1), n * dot(w, g))
+    # Richardson's iteration around the middle eigenvalue, whose error falls by 2n - 1 at each step:
+    # on many small systems far faster than to factorize them.
+    middle = 1 + 1 / (2 * (n - 1))
+    rest = (dot(w, q.T) / (n - 1) - (middle - 1) * jnp.eye(n, dtype=q.dtype)) / middle
+    first = n * dot(w, g) / middle
+    step = lambda _, y: first - jnp.sum(rest * y[None], axis=1)
+    steps = math.ceil(-math.log(float(jnp.finfo(q.dtype).eps)) / math.log(2 * n - 1))
+    y = jax.lax.fori_loop(0, steps, step, first)
     return g - dot(y, q) / (n * (n - 1))
 
 
