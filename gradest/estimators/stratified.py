@@ -18,6 +18,7 @@ from ..distributions import _foreign, base
 from ..distributions._capabilities import has
 from ..distributions._derived import rebuilt
 from ..distributions.bernoulli import Bernoulli
+from ..distributions.categorical import Categorical
 from . import _needs
 from ._record import NUM_SAMPLES, Record
 
@@ -157,12 +158,14 @@ def _categories(key: jax.Array, dist: Any, n: int) -> _Discrete:
     p = jax.nn.softmax(l, axis=-1)
     w = jnp.vectorize(functools.partial(_shares, n), signature="(k)->(n,k)")(p)
     strata = _random.permutations(of_strata, n, l.shape[:-1])
-    in_stratum = lambda s: jnp.take_along_axis(w, s[..., None, None], axis=-2)[..., 0, :]
+    # No gathers: along an explicit axis of a mesh they would have to be told where they end.
+    in_stratum = lambda s: jnp.sum(jax.nn.one_hot(s, n, dtype=w.dtype)[..., None] * w, axis=-2)
     choose = lambda key, s: _random.categorical(key, l + jnp.log(in_stratum(s)))
     index = jax.vmap(choose)(_random.split(within, n), strata)
     one_hot = jax.nn.one_hot(index, l.shape[-1], dtype=l.dtype)
     correct = jnp.vectorize(_corrected, signature="(k),(k),(n,k)->(k)")
-    return dist.enumerate_support()[index], one_hot, lambda gradient: correct(gradient, p, w)
+    xs = index if isinstance(dist, Categorical) else one_hot.astype(dist.logits.dtype)
+    return xs, one_hot, lambda gradient: correct(gradient, p, w)
 
 
 def _shares(n: int, p: jax.Array) -> jax.Array:
