@@ -18,8 +18,8 @@ from support.estimates import (
     assert_unbiased,
     assert_variance,
     of_dist,
-    wave,
     oracles,
+    wave,
 )
 
 import gradest as ge

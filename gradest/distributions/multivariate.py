@@ -1,5 +1,6 @@
 """Normal vectors, by a matrix of their covariance or by factors and a diagonal."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
-from .. import _check, _numerics, _random
+from .. import _check, _mesh, _numerics, _random
 from ._information import OfLowRankNormal, OfMultivariateNormal, in_factors
 from .base import Distribution, Shape, align, align_wide, as_float, finite
 from .continuous import Normal
@@ -105,9 +106,12 @@ class MultivariateNormal(OfMultivariateNormal, _Vectors):
         """Shape (...,) of vectors `x` of shape (..., d)."""
         x, loc = align_wide(x, self.loc)
         factor = jnp.broadcast_to(self.scale_tril, (*x.shape, x.shape[-1])).astype(x.dtype)
-        z = solve_triangular(factor, (x - loc)[..., None], lower=True)[..., 0]
+        z = _mesh.automatic(_solve_lower, factor, (x - loc)[..., None])[..., 0]
         log_det = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
         return (jnp.sum(Normal._log_density(z), axis=-1) - log_det).astype(self.loc.dtype)
+
+
+_solve_lower = functools.partial(solve_triangular, lower=True)
 
 
 # ---- Factors -------------------------------------------------------------------------------
@@ -135,7 +139,9 @@ def _of_precision(name: str, value: Any, matrix: jax.Array) -> jax.Array:
     # P = U U^T with U upper triangular, and so P^-1 = L L^T with L the inverse of U^T.
     lower = jnp.swapaxes(turn(jnp.linalg.cholesky(turn(matrix))), -1, -2)
     eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
-    return solve_triangular(lower, eye, lower=True)
+    # Along the axes of a mesh as the factor is.
+    eye = jnp.zeros_like(lower) + eye
+    return _mesh.automatic(_solve_lower, lower, eye)
 
 
 _FACTORS = {
@@ -240,8 +246,11 @@ class LowRankMultivariateNormal(OfLowRankNormal, _Vectors):
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape (...,) of vectors `x` of shape (..., d)."""
-        x, loc = align_wide(x, self.loc)
-        factors = in_factors(*(a.astype(x.dtype) for a in (self.cov_factor, self.cov_diag)))
+        # JAX's factorizations do without explicit axes of a mesh.
+        x, loc, *covariance = _mesh.replicated(
+            [*align_wide(x, self.loc), self.cov_factor, self.cov_diag]
+        )
+        factors = in_factors(*(a.astype(x.dtype) for a in covariance))
         squares = factors.squared_norm(x - loc)
         constant = -Normal._log_density(jnp.zeros((), x.dtype)) * x.shape[-1]
         log_det = jnp.broadcast_to(factors.log_det(), squares.shape)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from .. import _check, _numerics, _random
+from .. import _check, _mesh, _numerics, _random
 from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
@@ -90,6 +90,8 @@ def _estimate(
     key: jax.Array, dist: Any, cost: Cost, *, num_pairs: int, orthogonal: bool
 ) -> jax.Array:
     _needs.check("gaussian_smoothing", dist, "density", "reflection", only=_SERVED)
+    # A pair's directions are of all elements together.
+    dist = _mesh.replicated(dist)
     fixed = jax.lax.stop_gradient(dist)
     wide = _numerics.compute_dtype(dist.loc.dtype)
     fixed = jax.tree.map(lambda leaf: leaf.astype(wide), fixed)

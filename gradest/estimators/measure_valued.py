@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, _numerics, _random
+from .. import _check, _mesh, _numerics, _random
 from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
@@ -114,6 +114,8 @@ def measure_valued(*, coupled: bool = True, side: Literal["right", "left"] = "ri
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool, side: str) -> jax.Array:
     _needs.check("measure_valued", dist, "weak derivative")
+    # Copies of the draw are side by side, one for each element of a parameter.
+    dist = _mesh.replicated(dist)
     # Nothing is differentiated through the draws: the gradient is estimated here.
     fixed = jax.lax.stop_gradient(dist)
     floats = filter(_is_float, jax.tree.leaves(dist))
