@@ -101,11 +101,11 @@ def render(results: dict[str, Any]) -> str:
     parts = [f"### {_measure.describe(results['machine'])}"]
     for name, rows in results["problems"].items():
         problem = PROBLEMS[name]
-        parts += [f"#### {problem.title}", problem.about, _render_problem(rows)]
+        parts += [f"#### {problem.title}", problem.about, render_rows(rows)]
     return "\n\n".join(parts)
 
 
-def _render_problem(rows: Sequence[dict[str, Any]]) -> str:
+def render_rows(rows: Sequence[dict[str, Any]]) -> str:
     # With no draw, nothing depends on the key: XLA computes it once for all of a chunk.
     fastest = min((row["us"] for row in rows if row["variance"]), default=1.0)
     # Those with a bias come last, for it does not average out.

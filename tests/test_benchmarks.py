@@ -25,6 +25,8 @@ estimators = importlib.import_module("benchmarks.estimators")
 subsets = importlib.import_module("benchmarks.subsets")
 efficiency = importlib.import_module("benchmarks.efficiency")
 accelerators = importlib.import_module("benchmarks.accelerators")
+epidemic = importlib.import_module("benchmarks.epidemic")
+programs = importlib.import_module("benchmarks.programs")
 peers = importlib.import_module("benchmarks.peers.__main__")
 peers_vae, peers_gradient, peers_policy, peers_memory, compared = (
     importlib.import_module(f"benchmarks.peers.{name}")
@@ -39,6 +41,8 @@ BENCHMARKS = {
     "estimators": estimators,
     "subsets": subsets,
     "efficiency": efficiency,
+    "epidemic": epidemic,
+    "programs": programs,
     "peers": peers,
 }
 
@@ -315,6 +319,37 @@ def test_guide_links_to_headings_that_exist():
     pictures = re.findall(r"!\[[^\]]*\]\([^)]*/(benchmarks/results/[^)]+)\)", guide)
     assert all((ROOT / picture).exists() for picture in pictures)
     assert guide.count("](") == len(links) + len(pictures), "an answer without a row"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["critic", "rloo", "a2c", "vae"])
+def test_programs_by_hand_equal_gradest(name):
+    """To the last digits; that two programs may differ is seen at others' parameters."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        program = programs.PROGRAMS[name](programs.QUICK)
+        programs.check_agreement(program, tolerance=1e-4)
+        (hand, own), other = program.makes.values(), 1.01
+        scaled = lambda params, key: jax.tree.map(lambda x: other * x, own()(params, key))
+        makes = {programs.HAND: hand, programs.GRADEST: lambda: scaled}
+        with pytest.raises(AssertionError, match=re.escape(program.title)):
+            programs.check_agreement(dataclasses.replace(program, makes=makes))
+
+
+def test_goals_of_programs_can_be_missed():
+    row = {
+        "time": {"gradest": [1.0, 1.06, 1.1]},
+        "bytes": {"by hand": 100, "gradest": 116},
+        "variance": {"by hand": 1.0, "gradest": 1.01},
+    }
+    assert programs.goals_missed(row) == ["time", "memory"]
+
+
+@pytest.mark.slow
+def test_quick_run_of_the_simulations(tmp_path, capsys):
+    assert epidemic.main(["--quick", "--out", str(tmp_path), "generations"]) == 0
+    (path,) = measure.result_files("epidemic", tmp_path)
+    results = json.loads(path.read_text())
+    assert capsys.readouterr().out.strip() == epidemic.render(results)
 
 
 def test_ratios_are_taken_round_by_round():
