@@ -105,14 +105,15 @@ def render(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def render_rows(rows: Sequence[dict[str, Any]]) -> str:
+def render_rows(rows: Sequence[dict[str, Any]], timed: bool = True) -> str:
     # With no draw, nothing depends on the key: XLA computes it once for all of a chunk.
-    fastest = min((row["us"] for row in rows if row["variance"]), default=1.0)
+    fastest = min((row["us"] for row in rows if timed and row["variance"]), default=1.0)
     # Those with a bias come last, for it does not average out.
     rows = sorted(rows, key=lambda row: (row["biased"], row["variance"] * row["evaluations"]))
-    columns = ["estimator", "bias, %", "variance", "evaluations", "variance x evaluations", "time"]
+    columns = ["estimator", "bias, %", "variance", "evaluations", "variance x evaluations"]
+    time = lambda row: _short(row["us"] / fastest) if row["variance"] else "-"
     return _measure.table(
-        columns,
+        [*columns, *["time"] * timed],
         [
             [
                 f"`{row['estimator']}`" + (", trained" if row["trained"] else ""),
@@ -120,7 +121,7 @@ def render_rows(rows: Sequence[dict[str, Any]]) -> str:
                 _short(row["variance"]),
                 str(row["evaluations"]),
                 _short(row["variance"] * row["evaluations"]),
-                _short(row["us"] / fastest) if row["variance"] else "-",
+                *([time(row)] if timed else []),
             ]
             for row in rows
         ],
