@@ -246,7 +246,7 @@ def epidemic_exactly(params: Params) -> jax.Array:
         return jnp.where(k <= n, jnp.exp(choices + hits - left * hazard), 0.0)
 
     nobody = i == 0
-    of_ill = pmf(x, s, contacts * np.maximum(i, 1) / PEOPLE)
+    of_ill = pmf(x, s, contacts * np.maximum(i, 1).astype(np.float32) / PEOPLE)
     of_ill = jnp.where(nobody, (x == 0).astype(float), of_ill)
     of_well = pmf(y, i, recovery)
     next_s, next_i = np.maximum(s - x, 0), np.clip(i + x - y, 0, PEOPLE)

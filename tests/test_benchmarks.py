@@ -42,7 +42,6 @@ BENCHMARKS = {
     "subsets": subsets,
     "efficiency": efficiency,
     "epidemic": epidemic,
-    "programs": programs,
     "peers": peers,
 }
 
