@@ -176,7 +176,9 @@ def individuals(params: Params, key: Key, draw: Callable[..., jax.Array]) -> jax
         state = t, jnp.sum(well), infected
         meets = draw(k0, same(odds(hazard)), (well > 0.5) & (infected > 0.5), state)
         leaves = draw(k1, same(odds(jnp.exp(log_recovery))), ill > 0.5, state)
-        meets, leaves = meets * well, leaves * ill
+        # Also by those who draw without a mask, nobody is met where nobody is ill.
+        anybody = jax.lax.stop_gradient(jnp.where(infected > 0.5, 1.0, 0.0))
+        meets, leaves = anybody * meets * well, leaves * ill
         well, ill = well - meets, ill + meets - leaves
         ge.cost(of_day(jnp.sum(ill)))
         return (well, ill), None
