@@ -42,6 +42,7 @@ BENCHMARKS = {
     "subsets": subsets,
     "efficiency": efficiency,
     "epidemic": epidemic,
+    "programs": programs,
     "peers": peers,
 }
 
