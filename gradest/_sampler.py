@@ -244,7 +244,7 @@ class Sampler:
         key = key_of_run(_random.as_key(key))
         key, dist = self._alike(key, self._opened(dist, where))
         if self.pathwise:
-            return _marked(self, self._draw(key, dist), dist)
+            return _marked(self, key, self._draw(key, dist), dist)
         return _draw_at_site(self, key, dist)
 
     def expect(
@@ -280,7 +280,7 @@ class Sampler:
         cost_of = Cost(function, self.name)
         complaint = self._complaint(keys, dist, cost_of)
         if self.pathwise:
-            value = cost_of(_marked(self, self._draw(keys, dist), dist, complaint))
+            value = cost_of(_marked(self, keys, self._draw(keys, dist), dist, complaint))
         else:
             value = self._expect(keys, dist, cost_of)
         return guarded(value, dist, complaint)
@@ -558,7 +558,9 @@ _REMEDIES = (
 # ---- Pathwise draws ------------------------------------------------------------------------
 
 
-def _marked(sampler: Sampler, draw: Any, dist: Any, complaint: Complaint | None = None) -> Any:
+def _marked(
+    sampler: Sampler, key: jax.Array, draw: Any, dist: Any, complaint: Complaint | None = None
+) -> Any:
     """The draw, marked in the program that is being staged, if one is."""
     leaves, structure = jax.tree.flatten(draw)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
@@ -566,12 +568,12 @@ def _marked(sampler: Sampler, draw: Any, dist: Any, complaint: Complaint | None 
     parameters = [leaf for leaf in jax.tree.leaves(dist) if isinstance(leaf, jax.core.Tracer)]
     mark = sampler._mark(_jaxpr.user_line(), law_of(dist))
     mark = dataclasses.replace(mark, complaint=complaint)
-    marked = draw_p.bind(*leaves, *parameters, mark=mark, num_leaves=len(leaves))
+    marked = draw_p.bind(*leaves, *parameters, key, mark=mark, num_leaves=len(leaves))
     return jax.tree.unflatten(structure, marked)
 
 
-# The leaves of a pathwise draw, as they are, beside the parameters that it was drawn from: so a
-# staged program tells what is a draw, and how it was made need not be looked into.
+# The leaves of a pathwise draw, as they are, beside the parameters that it was drawn from and the
+# key: so a staged program tells what is a draw, and how it was made need not be looked into.
 draw_p = core.Primitive("gradest_draw")
 draw_p.multiple_results = True
 draw_p.def_impl(lambda *args, mark, num_leaves: list(args[:num_leaves]))

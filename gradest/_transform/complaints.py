@@ -57,11 +57,10 @@ def _check_site(site: Site) -> None:
 
 def check_keys(found: Iterable[Any]) -> None:
     """Warns of draws that share a key, once for each pair of lines."""
-    pairs = dict.fromkeys(tuple((d.site.name, d.where) for d in shared.draws) for shared in found)
-    for (name, where), *others in pairs:
+    for (name, where), *others, in_every in dict.fromkeys((*s.draws, s.in_every) for s in found):
         if not others:
-            what = f"a draw by {name}{where} gets the same key in every step of a `scan`"
-            remedy = "Scan over jax.random.split(key, length), or fold the step's number in"
+            what = f"a draw by {name}{where} gets the same key in every {_REPEATS[in_every]}"
+            remedy = _KEYS_EACH[in_every]
         else:
             what = (
                 f"a draw by {name}{where} and one by {others[0][0]}{others[0][1]} get the same key"
@@ -74,6 +73,13 @@ def check_keys(found: Iterable[Any]) -> None:
             UnestimatedGradientWarning,
             stacklevel=2,
         )
+
+
+_REPEATS = {"step": "step of a `scan`", "lane": "lane of a `jax.vmap`"}
+_KEYS_EACH = {
+    "step": "Scan over jax.random.split(key, length), or fold the step's number in",
+    "lane": "Vmap over jax.random.split(key, lanes)",
+}
 
 
 def after_a_bound(site: Site, bound: str) -> Exception:

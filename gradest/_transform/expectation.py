@@ -220,7 +220,7 @@ class Staged:
         of_jumps = complaints_of(self.jaxpr) if complain else {}
         program = read_program(self.jaxpr, Purpose.BOTH, of_jumps)
         if complain:
-            _complain(program, self.values, mode)
+            _complain(self.jaxpr, program, self.values, mode)
         if not program.needs_rest(mode):
             return self._of_one_run(program, mode)
         if len(program.outputs) == 1:
@@ -312,12 +312,12 @@ def _real_scalar(value: Any, has_aux: bool) -> Any:
     return value
 
 
-def _complain(program: Program, values: Sequence[Any], mode: Mode) -> None:
+def _complain(loss: Any, program: Program, values: Sequence[Any], mode: Mode) -> None:
     if mode.lockstep is not None:
         complaints.check_effects(_jaxpr.ordered_effects(program.jaxpr))
     if mode.baselines is not None:
         complaints.check_baselines([draw.site for draw in program.draws])
-    complaints.check_keys(shared_keys(program, values))
+    complaints.check_keys(shared_keys(loss, values, [draw.eqn for draw in program.draws]))
     complaints.check_lanes([draw.site for draw in program.draws])
     complaints.check_collectives(program.collectives())
     complaints.check_rules(draw.site for draw in program.with_rules())

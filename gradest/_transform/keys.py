@@ -1,27 +1,33 @@
 """Draws of one program that get the same key, and so are not independent.
 
 Found where it is certain: equal operations on equal values are given one number, and two draws
-that one run makes with keys of one number are a mistake. Keys of different numbers may still be
-equal; nothing is said of those.
+that one run makes with keys of one number are a mistake if one of them is cost-based. Keys of
+different numbers may still be equal; nothing is said of those.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
-from .._jaxpr import is_var
+from .. import _jaxpr
+from .._jaxpr import is_var, variables
 from .._lockstep import number_p
-from .program import Branch, Call, Draw, Loop, Program, Run
+from .._sampler import draw_p, sample_p
+from .spend import charge_p, cost_p
 
 # The arms of the branches that a draw is in: of two draws, one run makes both for certain only if
 # one is in all of the arms that the other is in.
 _Arms = tuple[tuple[int, int], ...]
+
+# The loops that a draw is in, from the outermost in.
+_Loops = tuple[int, ...]
 
 # How many numbers a key has, or a few of them.
 _LARGEST_KEY = 16
@@ -29,49 +35,65 @@ _LARGEST_KEY = 16
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """Draws with one key.
+    """Draws with one key, each by its estimator's name and the user's line.
 
     Attributes:
-      draws: the two of them, or the one that a loop makes with it in every step.
+      draws: the two of them, or the one that is made again and again with it.
+      in_every: "step" or "lane", if it is one.
     """
 
-    draws: tuple[Draw, ...]
+    draws: tuple[tuple[str, str], ...]
+    in_every: str = ""
 
 
-def shared_keys(program: Program, values: Sequence[Any]) -> list[Shared]:
-    """The credited draws of a staged loss that share a key.
+def shared_keys(
+    loss: core.ClosedJaxpr, values: Sequence[Any], credited: Iterable[Any]
+) -> list[Shared]:
+    """The draws of a staged loss that share a key, of which one at least is cost-based.
 
     Args:
-      program: of the loss.
+      loss: staged; its first result is the loss.
       values: of its inputs.
+      credited: the equations of the cost-based draws on which the loss or a cost depends.
     """
-    if not program.draws:
+    names = frozenset(map(id, credited))
+    if not names:
         return []
     numbering = _Numbering()
-    constants = [numbering.of_value(x) for x in (*program.consts, *values)]
-    walk = _Walk(numbering)
-    walk.program(program, constants, (), 0)
+    walk = _Walk(numbering, names)
+    used = [i == 0 for i in range(len(loss.jaxpr.outvars))]
+    walk.program(loss, list(map(numbering.of_value, values)), used, (), ())
     return walk.found
 
 
-class _Numbering:
-    """Numbers for values: equal numbers are equal values.
+# ---- Numbers for values --------------------------------------------------------------------
 
-    Each has a depth, that of the innermost loop in whose steps it may differ.
+
+class _Numbering:
+    """Numbers for values: equal numbers are equal values. A key has the number of its bits.
+
+    Attributes:
+      loops: of each number, those from step to step of which the value may differ.
+      repeats: of an array's, the number of what it repeats, and along how many leading axes.
+      array_of: of an array's elements, the number of the array.
+      each_of: of what is each of an array's elements in turn, likewise.
     """
 
     def __init__(self) -> None:
         self._numbers: dict[Any, int] = {}
         self._fresh = itertools.count()
-        self.depths: dict[int, int] = {}
+        self.loops: dict[int, frozenset[int]] = {}
+        self.repeats: dict[int, tuple[int, int]] = {}
+        self.array_of: dict[int, int] = {}
+        self.each_of: dict[int, int] = {}
 
-    def of(self, name: Any, depth: int) -> int:
+    def of(self, name: Any, loops: frozenset[int] = frozenset()) -> int:
         number = self._numbers.setdefault(name, len(self._numbers))
-        self.depths.setdefault(number, depth)
+        self.loops.setdefault(number, loops)
         return number
 
-    def fresh(self, depth: int) -> int:
-        return self.of(("fresh", next(self._fresh)), depth)
+    def fresh(self, loops: _Loops) -> int:
+        return self.of(("fresh", next(self._fresh)), frozenset(loops))
 
     def of_value(self, x: Any) -> int:
         """By what a key holds, if that is known; else by identity."""
@@ -80,104 +102,299 @@ class _Numbering:
         )
         # What is larger is no key, and is not read.
         if not known or np.size(x) > _LARGEST_KEY:
-            return self.of(("object", id(x)), 0)
-        kind = ""
+            return self.of(("object", id(x)))
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            kind = str(jax.random.key_impl(x))
             with jax.ensure_compile_time_eval():
                 x = jax.random.key_data(x)
         x = np.asarray(x)
-        return self.of(("value", kind, str(x.dtype), x.shape, x.tobytes()), 0)
+        return self.of(("value", str(x.dtype), x.shape, x.tobytes()))
+
+    def repeated(self, number: int, axes: int) -> int:
+        """The number of an array of one value, along so many leading axes."""
+        if axes == 0:
+            return number
+        array = self.of(("repeated", number, axes), self.loops[number])
+        self.repeats[array] = number, axes
+        return array
+
+    def element(self, array: int, loop: int) -> int:
+        """The number of an array's element in a step of a loop over them."""
+        if array in self.repeats:
+            number, axes = self.repeats[array]
+            return self.repeated(number, axes - 1)
+        element = self.of(("element", array, loop), self.loops[array] | {loop})
+        self.each_of[element] = array
+        return element
+
+
+# ---- The walk ------------------------------------------------------------------------------
 
 
 class _Walk:
-    def __init__(self, numbering: _Numbering):
+    """Goes through a program, and numbers what keys are made of.
+
+    Args:
+      credited: the identities of the equations of the cost-based draws that count.
+
+    Attributes:
+      found: draws that share a key.
+    """
+
+    def __init__(self, numbering: _Numbering, credited: frozenset[int]):
         self.found: list[Shared] = []
-        self._numbering = numbering
-        self._drawn: dict[int, list[tuple[Draw, _Arms]]] = {}
-        self._unwrapped: dict[int, int] = {}
+        self._numbering, self._credited = numbering, credited
+        self._drawn: dict[Any, list[tuple[Any, _Arms]]] = {}
+        self._quiet = 0  # above 0 where draws are passed by
+        self._used: dict[Any, list[tuple[Any, tuple[bool, ...]]]] = {}
+        self._holds: dict[int, bool] = {}
 
     def program(
-        self, program: Program, inputs: Sequence[int], arms: _Arms, depth: int
+        self,
+        closed: core.ClosedJaxpr,
+        inputs: Sequence[int],
+        used: Sequence[bool],
+        arms: _Arms,
+        loops: _Loops,
     ) -> list[int]:
-        """Numbers of the program's outputs, given those of its inputs."""
-        names = [*program.jaxpr.constvars, *program.jaxpr.invars]
-        env = dict(zip(names, inputs, strict=True))
+        """Numbers of the results, given those of the inputs, and which of the results are used."""
+        jaxpr, numbering = closed.jaxpr, self._numbering
+        env = dict(zip(jaxpr.constvars, map(numbering.of_value, closed.consts), strict=True))
+        env.update(zip(jaxpr.invars, inputs, strict=True))
 
         def number(atom: Any) -> int:
             if not is_var(atom):
-                return (
-                    self._numbering.fresh(0) if atom is None else self._numbering.of_value(atom.val)
-                )
+                return numbering.of_value(atom.val)
             if atom not in env:
-                env[atom] = self._numbering.fresh(depth)
+                env[atom] = numbering.fresh(loops)
             return env[atom]
 
-        for node in program.nodes:
-            if isinstance(node, Run):
-                for eqn in filter(_may_make_keys, node.jaxpr.eqns):
-                    results = self._equation(eqn, [number(v) for v in eqn.invars], depth)
-                    env.update(zip(eqn.outvars, results, strict=True))
-                continue
-            match node:
-                case Draw(credited=True):
-                    self._draw(node, number(node.eqn.invars[0]), arms, depth)
-                case Call():
-                    operands = [number(v) for v in node.eqn.invars]
-                    outs = self._inner(node.body, operands, arms, depth)
-                    env.update(zip(node.eqn.outvars, outs, strict=True))
-                case Branch():
-                    operands = [number(v) for v in node.eqn.invars[1:]]
-                    for i, arm in enumerate(node.arms):
-                        self._inner(arm, operands, (*arms, (id(node), i)), depth)
-                case Loop():
-                    self._loop(node, [number(v) for v in node.eqn.invars], arms, depth)
-        return [number(v) for v in program.outputs]
+        for eqn, of_results in self._live(jaxpr, tuple(used)):
+            if eqn.primitive is sample_p:
+                if id(eqn) in self._credited:
+                    site, key = eqn.params["site"], eqn.invars[0]
+                    draw = _Draw(site.name, site.where, True)
+                    self._draw(draw, number(key), key.aval.ndim, arms, loops)
+            elif eqn.primitive is draw_p:
+                mark, key = eqn.params["mark"], eqn.invars[-1]
+                draw = _Draw(mark.name, mark.where, False)
+                self._draw(draw, number(key), key.aval.ndim, arms, loops)
+            elif self._matters(eqn):
+                operands = list(map(number, eqn.invars))
+                results = self._construct(eqn, operands, of_results, arms, loops)
+                if results is None:
+                    results = self._equation(eqn, operands, loops)
+                env.update(zip(eqn.outvars, results, strict=True))
+        return list(map(number, jaxpr.outvars))
 
-    def _inner(self, body: Program, inputs: list[int], arms: _Arms, depth: int) -> list[int]:
-        constants = [self._numbering.of_value(x) for x in body.consts]
-        return self.program(body, [*constants, *inputs], arms, depth)
+    def _live(
+        self, jaxpr: core.Jaxpr, used: tuple[bool, ...]
+    ) -> list[tuple[Any, tuple[bool, ...]]]:
+        """The equations on which used results or costs depend, and which of theirs are used."""
+        name = id(jaxpr), used
+        if name not in self._used:
+            wanted = {v for v, u in zip(jaxpr.outvars, used, strict=True) if u and is_var(v)}
+            live = []
+            for eqn in reversed(jaxpr.eqns):
+                if not wanted.isdisjoint(eqn.outvars) or _has_cost(eqn):
+                    live.append((eqn, tuple(v in wanted for v in eqn.outvars)))
+                    wanted.update(variables(eqn))
+            self._used[name] = live[::-1]
+        return self._used[name]
 
-    def _loop(self, node: Loop, operands: list[int], arms: _Arms, depth: int) -> None:
-        scan, body = node.scan, node.body
+    def _matters(self, eqn: Any) -> bool:
+        """Whether `eqn` may make a key, or a part of one, or draws."""
+        if eqn.primitive is number_p or any(_is_small_integer(v.aval) for v in eqn.outvars):
+            return True
+        return any(map(self._holds_draws, _jaxpr.subjaxprs(eqn)))
+
+    def _holds_draws(self, jaxpr: core.Jaxpr) -> bool:
+        if id(jaxpr) not in self._holds:
+            self._holds[id(jaxpr)] = any(
+                eqn.primitive in (sample_p, draw_p)
+                or any(map(self._holds_draws, _jaxpr.subjaxprs(eqn)))
+                for eqn in jaxpr.eqns
+            )
+        return self._holds[id(jaxpr)]
+
+    # ---- Constructs ------------------------------------------------------------------------
+
+    def _construct(
+        self, eqn: Any, operands: list[int], used: Sequence[bool], arms: _Arms, loops: _Loops
+    ) -> list[int] | None:
+        """Numbers of the results of a call, a branch or a loop; None for another equation."""
+        if (called := _jaxpr.called(eqn)) is not None:
+            return self.program(called, operands, used, arms, loops)
+        if (branches := _jaxpr.branches(eqn)) is not None:
+            of_arms = [
+                self.program(branch, operands[1:], used, (*arms, (id(eqn), i)), loops)
+                for i, branch in enumerate(branches)
+            ]
+            results = zip(*of_arms, strict=True)
+            return [n[0] if len(set(n)) == 1 else self._numbering.fresh(loops) for n in results]
+        if (scan := _jaxpr.as_scan(eqn)) is not None:
+            return self._scan(scan, operands, used, arms, loops)
+        return None
+
+    def _scan(
+        self,
+        scan: _jaxpr.Scan,
+        operands: list[int],
+        used: Sequence[bool],
+        arms: _Arms,
+        loops: _Loops,
+    ) -> list[int]:
         first, last = scan.num_consts, scan.num_consts + scan.num_carry
-        inside = depth + 1 if scan.length > 1 else depth
-        inputs = list(operands)
-        for i in range(first, len(inputs)):
-            kept = i < last and body.jaxpr.outvars[i - first] is body.jaxpr.invars[i]
-            if not kept:
-                inputs[i] = self._numbering.fresh(inside)
-        self._inner(body, inputs, arms, inside)
+        consts, before, arrays = operands[:first], operands[first:last], operands[last:]
+        used = [*(True for _ in before), *used[scan.num_carry :]]
+        fresh = self._numbering.fresh
+        stacked = [fresh(loops) for _ in used[scan.num_carry :]]
+        if scan.length == 0:
+            return [*before, *stacked]
+        loop = len(loops)
+        inside = (*loops, loop) if scan.length > 1 else loops
+        xs = [self._numbering.element(array, loop) for array in arrays]
+        carry = list(before)
+        walk = lambda: self.program(scan.body, [*consts, *carry, *xs], used, arms, inside)
+        # What every step hands on as it was is what it was before the loop.
+        self._quiet += 1
+        while moved := [
+            i
+            for i, (n, out) in enumerate(zip(carry, walk(), strict=False))
+            if n == before[i] != out
+        ]:
+            for i in moved:
+                carry[i] = fresh(inside)
+        self._quiet -= 1
+        walk()
+        kept = zip(carry, before, strict=True)
+        return [*(n if n == old else fresh(loops) for n, old in kept), *stacked]
 
-    def _equation(self, eqn: Any, operands: list[int], depth: int) -> list[int]:
-        kind = eqn.primitive.name
+    # ---- Equations -------------------------------------------------------------------------
+
+    def _equation(self, eqn: Any, operands: list[int], loops: _Loops) -> list[int]:
+        numbering, kind = self._numbering, eqn.primitive.name
         name = (kind, tuple(sorted(eqn.params.items())), tuple(operands))
         effects = eqn.effects and eqn.primitive is not number_p
         if effects or kind == "random_clone" or not _hashable(name):
-            return [self._numbering.fresh(depth) for _ in eqn.outvars]
-        if kind == "random_wrap" and operands[0] in self._unwrapped:
-            return [self._unwrapped[operands[0]]]
-        deepest = max((self._numbering.depths[n] for n in operands), default=0)
-        results = [self._numbering.of((name, i), deepest) for i in range(len(eqn.outvars))]
-        if kind == "random_unwrap":
-            self._unwrapped[results[0]] = operands[0]
+            return [numbering.fresh(loops) for _ in eqn.outvars]
+        if kind in _HANDING_ON and len(operands) == len(eqn.outvars):
+            return operands
+        if (unit := self._rearranged(eqn, operands)) is not None:
+            number, rank = unit
+            return [numbering.repeated(number, v.aval.ndim - rank) for v in eqn.outvars]
+        differ = frozenset().union(*(numbering.loops[n] for n in operands))
+        results = [numbering.of((name, i), differ) for i in range(len(eqn.outvars))]
+        if kind in _TAKING:
+            array = numbering.array_of.get(operands[0], operands[0])
+            numbering.array_of.update(dict.fromkeys(results, array))
         return results
 
-    def _draw(self, node: Draw, key: int, arms: _Arms, depth: int) -> None:
-        if self._numbering.depths[key] < depth:
-            self.found.append(Shared((node,)))
-        before = self._drawn.setdefault(key, [])
+    def _rearranged(self, eqn: Any, operands: list[int]) -> tuple[int, int] | None:
+        """What all of an equation's results repeat, and the number of its axes."""
+        which = _REARRANGING.get(eqn.primitive.name)
+        if which is None or not eqn.invars[which]:
+            return None
+        numbering, units = self._numbering, set()
+        for n, v in zip(operands[which], eqn.invars[which], strict=True):
+            number, axes = numbering.repeats.get(n, (n, 0))
+            units.add((number, v.aval.shape[axes:]))
+        if len(units) > 1:
+            return None
+        ((number, shape),) = units
+        whole = all(v.aval.shape[v.aval.ndim - len(shape) :] == shape for v in eqn.outvars)
+        return (number, len(shape)) if whole and _along_leading_axes(eqn, len(shape)) else None
+
+    # ---- Draws -----------------------------------------------------------------------------
+
+    def _draw(self, draw: "_Draw", key: int, lanes: int, arms: _Arms, loops: _Loops) -> None:
+        if self._quiet:
+            return
+        numbering, line = self._numbering, (draw.name, draw.where)
+        one, repeated = numbering.repeats.get(key, (key, 0))
+        if draw.cost_based:
+            if repeated:
+                self.found.append(Shared((line,), "lane"))
+            if not numbering.loops[one].issuperset(loops):
+                self.found.append(Shared((line,), "step"))
+        # Who draws with each element of an array draws with any one of them.
+        array = one if lanes and not repeated else numbering.each_of.get(one)
+        if array is None:
+            array = numbering.array_of.get(one)
+            names, seen = [("key", one), ("some", array)], [("key", one), ("all", array)]
+        else:
+            names, seen = [("all", array)], [("all", array), ("some", array)]
+        before = (earlier for name in seen for earlier in self._drawn.get(name, ()))
         for other, others_arms in before:
             shorter = min(len(arms), len(others_arms))
-            if arms[:shorter] == others_arms[:shorter]:
-                self.found.append(Shared((other, node)))
+            if arms[:shorter] == others_arms[:shorter] and (draw.cost_based or other.cost_based):
+                self.found.append(Shared(((other.name, other.where), line)))
                 break
-        before.append((node, arms))
+        for name in names:
+            self._drawn.setdefault(name, []).append((draw, arms))
 
 
-def _may_make_keys(eqn: Any) -> bool:
-    """Whether `eqn` has a result that is a key, or the numbers of one, or that of a run."""
-    return eqn.primitive is number_p or any(_is_key_or_bits(v.aval) for v in eqn.outvars)
+class _Draw(NamedTuple):
+    """A draw by the estimator `name` at the user's line `where`."""
+
+    name: str
+    where: str
+    cost_based: bool
+
+
+# ---- What equations do to keys -------------------------------------------------------------
+
+# The results are the operands, in order. The bits of a key are taken for the key.
+_HANDING_ON = {
+    *("random_wrap", "random_unwrap", "copy", "copy_p", "stop_gradient", "optimization_barrier"),
+    *("device_put", "sharding_constraint", "pvary", "pcast", "gradest_varying"),
+}
+# The elements of the results are those of some operands, rearranged.
+_REARRANGING = {
+    **dict.fromkeys(["broadcast_in_dim", "reshape", "squeeze", "slice", "tile"], slice(0, 1)),
+    **dict.fromkeys(["dynamic_slice", "gather", "split", "expand_dims"], slice(0, 1)),
+    **dict.fromkeys(["stack", "concatenate"], slice(0, None)),
+    "select_n": slice(1, None),
+}
+# The results are elements of the first operand.
+_TAKING = {"slice", "dynamic_slice", "gather", "squeeze", "reshape", "split"}
+
+
+def _along_leading_axes(eqn: Any, rank: int) -> bool:
+    """Whether `eqn` rearranges what has so many axes, the last ones, as a whole."""
+    params, ndim = eqn.params, eqn.invars[0].aval.ndim
+    match eqn.primitive.name:
+        case "broadcast_in_dim":
+            last = params["broadcast_dimensions"][ndim - rank :]
+            out = eqn.outvars[0].aval.ndim
+            return tuple(last) == tuple(range(out - rank, out))
+        case "stack":
+            return params["axis"] <= ndim - rank
+        case "concatenate":
+            return params["dimension"] < ndim - rank
+        case "split":
+            return params["axis"] < ndim - rank
+        case "squeeze":
+            return all(d < ndim - rank for d in params["dimensions"])
+        case "gather":
+            sizes, out = params["slice_sizes"], eqn.outvars[0].aval.ndim
+            whole = tuple(sizes[ndim - rank :]) == eqn.invars[0].aval.shape[ndim - rank :]
+            last = params["dimension_numbers"].offset_dims[-rank:] if rank else ()
+            return whole and tuple(last) == tuple(range(out - rank, out))
+    return True
+
+
+def _has_cost(eqn: Any) -> bool:
+    if eqn.primitive in (cost_p, charge_p):
+        return True
+    return any(_has_cost(inner) for jaxpr in _jaxpr.subjaxprs(eqn) for inner in jaxpr.eqns)
+
+
+def _is_small_integer(x: Any) -> bool:
+    """Whether it is of a key's type, or of that of what is folded into one."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return dtype is not None
+    return dtype == jnp.uint32 or (jnp.issubdtype(dtype, jnp.integer) and x.ndim == 0)
 
 
 def _is_key_or_bits(x: Any) -> bool:
