@@ -43,6 +43,16 @@ def estimator(make: Callable[P, T]) -> Callable[P, T]:
         for given in kwargs:
             if given not in parameters:
                 raise TypeError(_unknown(name, given, parameters))
+        for missing in list(parameters.values())[len(args) :]:
+            named = missing.name in kwargs or missing.kind in (
+                missing.VAR_POSITIONAL,
+                missing.VAR_KEYWORD,
+            )
+            if missing.default is missing.empty and not named:
+                raise TypeError(
+                    f"{name}: expected {missing.name}, got none. Write "
+                    f"gradest.{name}({missing.name}=...)."
+                )
         return make(*args, **kwargs)
 
     return checked
@@ -71,21 +81,90 @@ def sampling(sample: Callable[..., T]) -> Callable[..., T]:
 
     @functools.wraps(sample)
     def checked(self: Any, *args: Any, **kwargs: Any) -> T:
-        name = f"{type(self).__name__}.sample"
-        for given in ("seed", "rng", "rng_key", "sample_shape"):
-            if given in kwargs and given not in inspect.signature(sample).parameters:
-                word = "shape" if given == "sample_shape" else "key"
+        method = sample.__name__
+        name = f"{type(self).__name__}.{method}"
+        for given in kwargs:
+            if given in _SAMPLING and given not in inspect.signature(sample).parameters:
                 raise TypeError(
-                    f"{name}: got an unexpected argument {given}=. Use {word}=: sample(key, shape)."
+                    f"{name}: got an unexpected argument {given}=. Use {_SAMPLING[given]}=: "
+                    f"{method}(key, shape)."
                 )
+        if args and isinstance(args[0], (tuple, list)):
+            raise TypeError(
+                f"{name}: key: expected a PRNG key, got a {type(args[0]).__name__}. Keys come "
+                f"first: {method}(key, shape)."
+            )
         shape = kwargs.get("shape", args[1] if len(args) > 1 else ())
         if isinstance(shape, int):
             raise TypeError(
                 f"{name}: shape: expected a tuple of integers, got {shape}. Use ({shape},)."
             )
+        if _is_key_or_distribution(shape):
+            raise TypeError(
+                f"{name}: shape: expected a tuple of integers, got a key. Keys come first: "
+                f"{method}(key, shape)."
+            )
         return sample(self, *args, **kwargs)
 
     return checked
+
+
+_SAMPLING = {
+    **dict.fromkeys(["seed", "rng", "rng_key", "prng_key"], "key"),
+    **dict.fromkeys(["sample_shape", "size", "n", "num_samples"], "shape"),
+}
+
+
+def of_sampler(method: Callable[P, T]) -> Callable[P, T]:
+    """`method`, of a sampler, which tells who calls it by other words what to do."""
+    parameters = inspect.signature(method).parameters
+    positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][1:]
+    is_expect = method.__name__ == "expect"
+    call = f"sampler{'.expect' if is_expect else ''}({', '.join(positional)})"
+
+    @functools.wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        name = getattr(args[0], "name", "sampler")
+        for given in kwargs:
+            if given not in parameters:
+                remedy = _TO_A_SAMPLER.get(given, "")
+                raise TypeError(
+                    f"{name}: got an unexpected argument {given}=. {remedy or f'Write {call}.'}"
+                )
+        missing = [p for p in positional[len(args) - 1 :] if p not in kwargs]
+        if missing or len(args) - 1 > len(positional):
+            what = f"no {missing[0]}" if missing else f"{len(args) - 1} arguments"
+            raise TypeError(f"{name}: expected {call}, got {what}. {_SEVERAL}")
+        return method(*args, **kwargs)
+
+    return checked
+
+
+_SEVERAL = (
+    "Several draws are those of several keys, jax.vmap(lambda key: sampler(key, dist))(keys), or "
+    "of a distribution of that shape."
+)
+_TO_A_SAMPLER = {
+    **dict.fromkeys(
+        ["seed", "rng", "rng_key"], "The key is the first argument: sampler(key, dist)."
+    ),
+    **dict.fromkeys(["shape", "sample_shape", "num_samples", "n"], _SEVERAL),
+    **dict.fromkeys(
+        ["temperature", "tau", "hard", "baseline"],
+        "Options are the estimator's: sampler = gradest.gumbel_softmax(temperature).",
+    ),
+    "mask": "Use where=.",
+}
+
+#: Of a sampler: attributes that a distribution has elsewhere.
+INSTEAD_OF_SAMPLER = {
+    **dict.fromkeys(["sample", "rsample"], "Call it: sampler(key, dist)."),
+    "log_prob": "That is the distribution's: dist.log_prob(x).",
+    **dict.fromkeys(
+        ["grad", "value_and_grad", "surrogate"],
+        "Differentiate sampler.expect(key, dist, cost), or a loss under gradest.expectation.",
+    ),
+}
 
 
 def made(init: Callable[..., None]) -> Callable[..., None]:
@@ -126,6 +205,11 @@ INSTEAD = {
     "rsample": "Draw by a sampler, which says how the gradient is estimated: "
     "gradest.reparameterize()(key, dist).",
     "prob": "Use jax.numpy.exp(dist.log_prob(x)).",
-    "stddev": "Use its parameters.",
+    **dict.fromkeys(["stddev", "variance"], "Use its parameters."),
+    "sample_n": "Use sample(key, (n,)).",
+    **dict.fromkeys(["batch_shape", "event_shape"], "Use shape, that of one joint draw."),
+    "expand": "Broadcast its parameters.",
+    "to_event": "Sum its log_prob: the draws are joint ones already.",
+    "mask": "Mask draws: sampler(key, dist, where=mask).",
     "logits_parameter": "Use dist.logits.",
 }

@@ -59,6 +59,8 @@ def _wrap_legacy(key: Any) -> jax.Array:
     remedy = "Keys come first: sampler(key, dist)."
     if type(key).__name__ in ("Rngs", "RngStream"):
         remedy = "Take a key of it: rngs()."
+    elif isinstance(key, int):
+        remedy = f"Of a seed make one: jax.random.key({key})."
     raise TypeError(
         f"key: expected a PRNG key such as jax.random.key(0), got {type(key).__name__}. {remedy}"
     )

@@ -36,7 +36,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 
-from . import _check, _jaxpr, _mesh, _numerics, _random
+from . import _calls, _check, _jaxpr, _mesh, _numerics, _random
 from ._cost import Cost, Mode
 from ._derivatives.primitives import lanes_first, magic
 from ._derivatives.refuse import Refusal, estimating, refused_tangents
@@ -200,6 +200,11 @@ class Sampler:
     def pathwise(self) -> bool:
         return self.estimate is None
 
+    def __getattr__(self, name: str) -> Any:
+        remedy = _calls.INSTEAD_OF_SAMPLER.get(name, "")
+        raise AttributeError(f"Sampler has no attribute {name}. {remedy}".rstrip())
+
+    @_calls.of_sampler
     def __call__(
         self, key: ArrayLike, dist: DistributionLike, *, where: ArrayLike | None = None
     ) -> jax.Array:
@@ -247,6 +252,7 @@ class Sampler:
             return _marked(self, key, self._draw(key, dist), dist)
         return _draw_at_site(self, key, dist)
 
+    @_calls.of_sampler
     def expect(
         self,
         key: ArrayLike,
@@ -269,8 +275,14 @@ class Sampler:
           A scalar.
 
         Raises:
+          TypeError: if `cost` is not a function.
           TypeError, ValueError: for a mask, or what cannot be masked, as of a draw.
         """
+        if not callable(cost):
+            raise TypeError(
+                f"{self.name}: cost: expected a function of the draw, got {type(cost).__name__}. "
+                "Write sampler.expect(key, dist, lambda x: ...)."
+            )
 
         def function(draw: Any, mode: Mode) -> ArrayLike:
             return transparent(cost)(draw) if mode.smooth else cost(draw)

@@ -18,7 +18,7 @@ def bit(l, key, sampler=rebar):
     return sampler(key, dists.Bernoulli(l))
 
 
-def scanned(step, carry, xs=None, length=3):
+def scanned(step, carry, xs=None, length: int | None = 3):
     return jax.lax.scan(step, carry, xs, length=length)[0]
 
 

@@ -320,10 +320,10 @@ def test_draws_are_anew_and_other_randomness_is_common():
     jitted(KEY)  # It is traced before there are runs.
 
     def loss(logit, key):
-        inner = ge.expectation(lambda key: normal(key) + bit(score, key, logit))
+        inner = ge.expectation(lambda k: normal(jax.random.clone(k)) + bit(score, k, logit))
         drawn = {
             "pathwise": jitted(key),
-            "cost-based": score(key, dists.Normal(logit, 1.0)),
+            "cost-based": score(jax.random.clone(key), dists.Normal(logit, 1.0)),
             "for aux": ge.gumbel_max()(key, dists.Categorical(jnp.zeros(1000))),
             "expect": score.expect(key, dists.Normal(0.0, 1.0), lambda x: x),
             "in a scan": jax.lax.scan(lambda c, k: (c, normal(k)), 0, split(key, 2))[1],

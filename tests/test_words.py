@@ -43,6 +43,18 @@ def test_an_estimator_is_no_sampler(name):
         (lambda: BITS.sample(KEY, shape=3), r"shape: expected a tuple.*\(3,\)"),
         (lambda: BITS.sample(seed=KEY), r"unexpected argument seed=\. Use key="),
         (lambda: BITS.sample(KEY, sample_shape=(3,)), r"sample_shape=\. Use shape="),
+        (lambda: BITS.sample((3,), KEY), r"key: .* got a tuple\. Keys come first: sample\(key,"),
+        (lambda: BITS.sample(0), r"got int\. Of a seed make one: jax\.random\.key\(0\)"),
+        (lambda: BITS.sample_and_log_prob(seed=KEY), r"_log_prob: .* argument seed=\. Use key="),
+        (lambda: BITS.sample(KEY, KEY), r"shape: .* got a key"),
+        (lambda: ge.rebar()(BITS, seed=KEY), r"rebar: .* seed=\. The key is the first argument"),
+        (lambda: ge.rebar()(KEY, BITS, (3,)), r"expected sampler\(key, dist\), got 3 .*jax\.vmap"),
+        (lambda: ge.arm()(KEY, BITS, sample_shape=(3,)), r"arm: .*sample_shape=\. .*jax\.vmap"),
+        (lambda: ge.gumbel_softmax(), r"gumbel_softmax: expected temperature, got none"),
+        (lambda: ge.gumbel_softmax(1.0)(KEY, BITS, tau=1.0), r"tau=\. Options are the estimator's"),
+        (lambda: ge.rebar()(7, BITS), r"got int\. Of a seed make one: jax\.random\.key\(7\)"),
+        (lambda: ge.rebar().expect(KEY, BITS), r"sampler\.expect\(key, dist, cost\), got no cost"),
+        (lambda: ge.rebar().expect(KEY, BITS, 1.0), r"cost: expected a function .* got float"),
         (lambda: ge.rebar()(KEY, jnp.zeros(2)), r"gradest\.distributions\.Bernoulli\(logits\)"),
         (lambda: ge.rebar()(nnx.Rngs(0), BITS), r"got Rngs\. Take a key of it: rngs\(\)"),
         (lambda: dists.OneHotCategorical(jnp.zeros(3)).log_prob(1), r"jax\.nn\.one_hot\(x, 3\)"),
@@ -66,6 +78,10 @@ def test_what_elsewhere_is_an_attribute():
     with pytest.raises(AttributeError, match=r"Normal has no attribute rsample.*reparameterize"):
         dists.Normal(0.0, 1.0).rsample  # noqa: B018  # pyright: ignore
     assert not hasattr(BITS, "colour")
+    with pytest.raises(AttributeError, match=r"Sampler has no attribute sample\. Call it: sampler"):
+        ge.rebar().sample(KEY, BITS)
+    with pytest.raises(AttributeError, match=r"no attribute batch_shape\. Use shape"):
+        BITS.batch_shape  # noqa: B018
 
 
 def test_a_python_if_on_a_draw():

@@ -13,8 +13,9 @@ from .elements import Elements, Index, Rule, TooLong, registering, varies
 from .indexing import WIDE, clipped
 from .values import Value, is_float
 
-# How many elements a reduction is over, if it is over more than is wide.
-_FEW = 6
+# How many elements a reduction is over, if it is over more than is wide, or so many times that for
+# a count, in which each matters.
+_FEW, _COUNTED = 6, 4
 # A loop of more steps, or of more equations in all, is not unrolled.
 _STEPS, _EQUATIONS = 12, 400
 
@@ -197,7 +198,8 @@ def _reduce(e: Elements, v: Value, index: Index, depth: int) -> Any:
     # Those elements that the rest of the program looks at are among the few.
     rest = lambda i: tuple(n for d, n in enumerate(i) if d not in axes)
     touched = (i for i in e.touched.get(x.id, ()) if rest(i) == tuple(index))
-    places = _places(sizes, (tuple(i[d] for d in axes) for i in touched))
+    most = WIDE if is_float(v.dtype) else _COUNTED * WIDE
+    places = _places(sizes, (tuple(i[d] for d in axes) for i in touched), most)
     indices = []
     for place in places:
         others, reduced = iter(index), dict(zip(axes, place, strict=True))
@@ -218,12 +220,12 @@ def _dims(x: Value) -> range:
     return range(len(x.shape))
 
 
-def _places(sizes: Sequence[int], kept: Iterable[Index] = ()) -> list[Index]:
-    """All indices into an array, or a few of them, with those to be kept."""
+def _places(sizes: Sequence[int], kept: Iterable[Index] = (), most: int = WIDE) -> list[Index]:
+    """All indices into an array, or, of more than `most`, a few of them, with those to be kept."""
     total = math.prod(sizes)
     if total == 0:
         raise TooLong
-    if total <= WIDE:
+    if total <= most:
         return list(np.ndindex(*sizes))
     picked = np.random.default_rng(total).choice(total, _FEW, replace=False)
     few = (tuple(map(int, np.unravel_index(j, sizes))) for j in sorted(picked))
@@ -330,11 +332,19 @@ def _element(e: Elements, v: Value, index: Index, depth: int) -> Any:
     return e.at(v.ins[0], (v.params["number"], *index), depth)
 
 
-@rule("call_hi_primitive")
+@rule("searchsorted")
 def _searchsorted(e: Elements, v: Value, index: Index, depth: int) -> Any:
-    """From jax 0.12 on a primitive."""
-    array = e.program.array(v.ins[0])
-    if "earchsorted" not in str(v.params) or array is None:
+    array, x = v.ins[0], e.at(v.ins[1], index, depth)
+    known = e.program.array(array)
+    if known is not None:
+        return np.searchsorted(known, x)
+    places = [(j,) for j in range(array.shape[0])]
+    return np.sum(e.many(array, places, depth) < x, axis=0)
+
+
+@rule("call_hi_primitive")
+def _primitive(e: Elements, v: Value, index: Index, depth: int) -> Any:
+    """From jax 0.12 on `searchsorted` is one."""
+    if "earchsorted" not in str(v.params) or e.program.array(v.ins[0]) is None:
         return e.leaf(v, index)
-    side = "right" if "right" in str(v.params) else "left"
-    return np.searchsorted(array, e.at(v.ins[1], index, depth), side)
+    return _searchsorted(e, v, index, depth)

@@ -8,6 +8,7 @@ from jax.extend import core
 from .. import _jaxpr
 from .again import Renaming, Walked, class_of
 from .graph import compares_within, is_of_library
+from .indexing import WIDE
 from .rules import Flow, folded
 from .values import NONE, Draws, Origin, Value, is_float, joined
 from .walk import Walk
@@ -18,6 +19,8 @@ _CONTINUOUS = {"interp", "_interp"}
 _DISCRETE = {"_bernoulli", "_poisson", "_geometric", "_binomial", "binomial", "_multinomial"}
 # Constructs whose one jaxpr has the operands and the results of the equation, or parts of them.
 _PARTS = {"shard_map", "custom_vmap_call"}
+# What looks for numbers in a sorted array.
+_SEARCHES = {"searchsorted"}
 # What compares by the bits of a number.
 _SIGNS = {"signbit"}
 # A jaxpr that is larger is not walked again for operands like those of an earlier call.
@@ -64,10 +67,11 @@ class Analysis(Walk):
         used: Sequence[bool],
     ) -> list[Any]:
         name = eqn.params.get("name")
-        known = name in _DISCRETE or name in _CONTINUOUS or name in _SIGNS
+        searches = name in _SEARCHES and self._can_search(eqn, ins)
+        known = name in _DISCRETE or name in _CONTINUOUS or name in _SIGNS or searches
         if known and any(x.depends for x in ins) and _jaxpr.is_of_jax(called):
             flow = lambda i: self._of_known(eqn, ins, i, name not in _CONTINUOUS)
-            operation = name if name in _SIGNS else "leaf"
+            operation = name if name in _SIGNS or searches else "leaf"
             return [self.result(eqn, ins, i, flow(i), operation) for i in range(len(used))]
         if not _jaxpr.has_rule(eqn):
             return self.inside(eqn, called, ins, used)
@@ -75,6 +79,13 @@ class Analysis(Walk):
         outs = self.inside(eqn, called, ins, used)
         self.quiet -= 1
         return [out and self._by_its_rule(out, ins) for out in outs]
+
+    def _can_search(self, eqn: Any, ins: Sequence[Value]) -> bool:
+        """Whether a probe can look for numbers in a sorted array as a whole."""
+        array, *of = ins
+        if len(of) != 1 or len(array.shape) != 1 or eqn.outvars[0].aval.shape != of[0].shape:
+            return False
+        return array.shape[0] <= WIDE or self.array(array) is not None
 
     def _of_known(self, eqn: Any, ins: Sequence[Value], out: int, discrete: bool) -> Flow:
         draws: Draws = 0

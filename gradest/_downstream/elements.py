@@ -95,6 +95,9 @@ class Elements:
         self._around_integers = np.zeros(1, int)
         self._ends: dict[Any, Any] = {}
         self._draws: set[Any] = set()
+        # What is computed of the program's constants alone is the same at all points.
+        self._fixed: dict[Any, Any] = {}
+        self._num_leaves = 0
         line = np.arange(lines)
         near = 10.0 ** -(line % 5 / 2.0)
         self._scale = np.where(line % 3 == 0, near, 1.0)[:, None]
@@ -124,7 +127,9 @@ class Elements:
         name = value.id, tuple(i if isinstance(i, int) else i.tobytes() for i in index)
         if name in self._memo:
             return self._memo[name]
-        before = self._work
+        if name in self._fixed:
+            return self._fixed[name]
+        before, leaves = self._work, self._num_leaves
         self._work, self.total = before + 1, self.total + 1
         if self._work > self.budget:
             raise TooLong
@@ -144,7 +149,8 @@ class Elements:
                 raise
         if self.origin in value.jumps:
             self._notice(value, index, x, depth)
-        self._memo[name] = x
+        known = self._num_leaves == leaves and not value.depends and not varies(index)
+        (self._fixed if known else self._memo)[name] = x
         return x
 
     def _is_cut(self, value: Value, depth: int) -> bool:
@@ -233,6 +239,7 @@ class Elements:
         kind = "f" if is_float(dtype) else np.dtype(dtype).kind if _is_numeric(dtype) else ""
         if not kind:
             raise TooLong
+        self._num_leaves += 1
         self.seen |= self.origin in value.jumps
         a, b, step = self._ends_of(value, index, kind)
         if not value.depends:

@@ -100,8 +100,14 @@ def _scatter(e: Elements, v: Value, index: Index, depth: int) -> Any:
     windows = numbers.update_window_dims
     single = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
     of_windows = dict(zip((d for d in range(len(index)) if d not in single), windows, strict=True))
-    scattered = [n for d, n in enumerate(updates.shape) if d not in windows]
-    places = list(itertools.islice(np.ndindex(*scattered), WIDE + 1))
+    scattered = [range(n) for d, n in enumerate(updates.shape) if d not in windows]
+    for d, b in zip(
+        numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True
+    ):
+        i = index[d]
+        if isinstance(i, int):  # Of others nothing is written there.
+            scattered[b] = range(i, i + 1)
+    places = list(itertools.islice(itertools.product(*scattered), WIDE + 1))
     if len(places) > WIDE:
         raise TooLong
     written = e.at(x, index, depth)

@@ -24,8 +24,9 @@ _ELEMENTS, _ALL_ELEMENTS = 600, 40_000
 _PLACES, _PROBES = 6, 30
 # How often what takes too long is taken for any number.
 _CUTS = 4
-# Of how many elements a probe is, where they may be computed in different ways.
-_SOME = 12
+# Of how many elements a probe is, where they may be computed in different ways; of no more than
+# two once so many were computed for it.
+_SOME, _LONG = 12, 6_000
 # What does not change where a value steps.
 _THROUGH = {
     *("add", "sub", "add_any", "neg", "mul", "div", "copy", "reshape", "squeeze"),
@@ -110,7 +111,9 @@ class _Probe:
             return "unknown"
         found = set()
         with np.errstate(all="ignore"):
-            for index in _indices(self.value.shape, some):
+            for number, index in enumerate(_indices(self.value.shape, some)):
+                if number >= 2 and self.total > _LONG:
+                    break
                 try:
                     found.add(self._at(index))
                 except Exception:

@@ -139,6 +139,7 @@ class Distribution(Derived, abc.ABC):
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Log-density or log-probability of each independent element of `x`."""
 
+    @_calls.sampling
     def sample_and_log_prob(self, key: ArrayLike, shape: Shape = ()) -> tuple[jax.Array, jax.Array]:
         """Draws with their log-probabilities, from before they were rounded.
 
