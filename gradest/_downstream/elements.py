@@ -149,8 +149,10 @@ class Elements:
                 raise
         if self.origin in value.jumps:
             self._notice(value, index, x, depth)
-        known = self._num_leaves == leaves and not value.depends and not varies(index)
-        (self._fixed if known else self._memo)[name] = x
+        if self._num_leaves == leaves and not value.depends and not varies(index):
+            x = self._fixed[name] = np.asarray(x).flat[0]
+        else:
+            self._memo[name] = x
         return x
 
     def _is_cut(self, value: Value, depth: int) -> bool:

@@ -151,7 +151,7 @@ class Graph:
 
     def array(self, constant: Value) -> np.ndarray | None:
         """An array of the program, in the types of a probe; None for one that is not known."""
-        x = constant.body
+        x = constant.body if constant.name == "const" else None
         if x is None or id(x) not in self._arrays:
             self._arrays[id(x)] = None if x is None else _array(x)
         return self._arrays[id(x)]

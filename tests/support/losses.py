@@ -73,6 +73,47 @@ def queue(x):
     return lax.scan(lambda c, v: (jnp.where(c + v > 0, c + v, 0.0), None), jnp.zeros(()), x)[0]
 
 
+def categorical_projection(x):
+    """Of returns onto the atoms of a categorical value distribution (C51)."""
+    atoms = jnp.linspace(-3.0, 3.0, 7)
+
+    def projected(reward):
+        at = (jnp.clip(reward + 0.9 * atoms, -3.0, 3.0) + 3.0) / (atoms[1] - atoms[0])
+        low, high = jnp.floor(at).astype(int), jnp.ceil(at).astype(int)
+        same = (low == high).astype(jnp.float32)
+        mass = jnp.zeros(7).at[low].add(high - at + same)
+        return mass.at[jnp.minimum(high, 6)].add(at - low)
+
+    return jnp.sum(jax.vmap(projected)(x[:3]) * jnp.sin(atoms))
+
+
+def two_hot(x):
+    """A number as weights of the two bins that it is between, which are counted off."""
+    bins = jnp.linspace(-3.0, 3.0, 41)
+    low = jnp.clip(jnp.sum(bins <= jnp.tanh(x)[:, None], axis=-1) - 1, 0, 39)
+    share = (jnp.tanh(x) - bins[low]) / (bins[low + 1] - bins[low])
+    return jnp.sum((1 - share) * jnp.sin(bins[low]) + share * jnp.sin(bins[low + 1]))
+
+
+def between_knots(x):
+    knots = jnp.linspace(-2.0, 2.0, 9)
+    i = jnp.clip(jnp.searchsorted(knots, x) - 1, 0, 7)
+    share = (x - knots[i]) / (knots[i + 1] - knots[i])
+    return jnp.sum(jnp.cos(knots[i]) * (1 - share) + jnp.cos(knots[i + 1]) * share)
+
+
+def rational_quadratic_spline(x):
+    width = jax.nn.softmax(0.2 * jnp.arange(6.0)) * 6
+    height = jax.nn.softmax(jnp.cos(jnp.arange(6.0))) * 6
+    ends = lambda w: jnp.concatenate([jnp.zeros(1), jnp.cumsum(w)]) - 3
+    slopes = jnp.concatenate([jnp.ones(1), jax.nn.softplus(jnp.sin(jnp.arange(5.0))), jnp.ones(1)])
+    i = jnp.clip(jnp.searchsorted(ends(width), x) - 1, 0, 5)
+    t, s = jnp.clip((x - ends(width)[i]) / width[i], 0, 1), height[i] / width[i]
+    above = height[i] * (s * t**2 + slopes[i] * t * (1 - t))
+    below = s + (slopes[i + 1] + slopes[i] - 2 * s) * t * (1 - t)
+    return jnp.sum(jnp.where(jnp.abs(x) < 3, ends(height)[i] + above / below, x))
+
+
 def dropout(x):
     keep = jax.random.bernoulli(KEY, 0.5, (6,))
     return jnp.sum(jnp.where(keep, x / 0.5, 0.0) ** 2)
@@ -234,6 +275,10 @@ SILENT = {
     "mixed precision": mixed_precision,
     "recurrent": recurrent,
     "queue": queue,
+    "categorical projection": categorical_projection,
+    "two hot": two_hot,
+    "between knots": between_knots,
+    "rational quadratic spline": rational_quadratic_spline,
     "dropout": dropout,
     "checkpoint": lambda x: total(jax.checkpoint(lambda x: jnp.where(x > 0, x, 0.0) ** 2)(x)),
     "jit of jit": lambda x: jax.jit(lambda x: total(jax.jit(jax.nn.relu)(x)))(x),
@@ -263,6 +308,8 @@ JUMPS = {
     "mean of a comparison": lambda x: jnp.mean(x > 0.5),
     "indicator times x": lambda x: total((x > 0.5) * x),
     "beside smooth": lambda x: total(x**2) + 1e-2 * total(x > 0.5),
+    "barrier": lambda x: jnp.where(jnp.max(jnp.cumsum(x)) > 1.0, 0.0, jax.nn.relu(jnp.sum(x))),
+    "counted bins": lambda x: total(jnp.sum(jnp.linspace(-3.0, 3.0, 41) <= x[:, None], axis=-1)),
     "accuracy": lambda x: jnp.mean(jnp.argmax(logits(x), -1) == LABELS),
     "argmax": lambda x: jnp.argmax(x) * 1.0,
     "argmin of a table": lambda x: Y[jnp.argmin(x)],
