@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from support.losses import BLIND, JUMPS, KEY, SILENT, STOPPED, Y
+from support.losses import BLIND, JUMPS, KEY, LONG, SILENT, STOPPED, Y
 
 import gradest as ge
 from gradest import distributions as dists
@@ -45,6 +45,12 @@ def fates(loss, draws=DRAWS):
 @pytest.mark.parametrize("loss", SILENT.values(), ids=SILENT)
 def test_no_false_alarm(loss):
     assert set(fates(loss).values()) <= {"smooth", "kinked"}
+
+
+@pytest.mark.parametrize("loss", LONG.values(), ids=LONG)
+def test_no_false_alarm_of_one_draw(loss):
+    (fate,) = fates(loss, {"reparameterize": DRAWS["reparameterize"]}).values()
+    assert fate in ("smooth", "kinked")
 
 
 @pytest.mark.parametrize("loss", JUMPS.values(), ids=JUMPS)
