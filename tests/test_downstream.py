@@ -213,12 +213,15 @@ def test_a_cost_in_a_branch_that_the_draw_chooses():
 
 def test_what_a_later_draw_is_made_of_is_estimated_there():
     def loss(m, key):
-        p = jax.nn.sigmoid(ge.reparameterize()(key, dists.Normal(m, 1.0)))
+        p = jax.nn.sigmoid(ge.reparameterize()(jax.random.fold_in(key, 1), dists.Normal(m, 1.0)))
         return jnp.round(ge.score_function()(key, dists.Bernoulli(probs=p)))
 
     assert not said(loss)
     jumps = lambda m, key: ge.score_function()(
-        key, dists.Bernoulli(jnp.round(ge.reparameterize()(key, dists.Normal(m, 1.0))))
+        key,
+        dists.Bernoulli(
+            jnp.round(ge.reparameterize()(jax.random.fold_in(key, 1), dists.Normal(m, 1.0)))
+        ),
     )
     with pytest.raises(ge.UnestimatedGradientError, match="round"):
         said(jumps)
