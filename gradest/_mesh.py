@@ -87,7 +87,8 @@ def automatic(f: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
     """
     if not any(map(_sharded, args)):
         return f(*args)
-    return jax.sharding.auto_axes(f, out_sharding=jax.typeof(args[-1]).sharding)(*args)
+    run: Any = jax.sharding.auto_axes(f, out_sharding=jax.typeof(args[-1]).sharding)
+    return run(*args)
 
 
 def types_of(f: Callable[..., Any], operands: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:

@@ -317,7 +317,8 @@ def test_lines_are_told_apart_and_named():
 
     names = [f"estimator {i}" for i in range(7)]
     axes = plots.panels("Variance")
-    plots.curves(axes, [1.0, 2.0], {name: [1.0, 2.0] for name in names}, dashed=names[:1])
+    both = np.array([1.0, 2.0])
+    plots.curves(axes, both, dict.fromkeys(names, both), dashed=names[:1])
     lines, texts = axes.get_lines(), axes.texts
     assert [text.get_text() for text in texts] == names
     assert len({line.get_color() for line in lines}) == len(names)

@@ -247,12 +247,11 @@ class LowRankMultivariateNormal(OfLowRankNormal, _Vectors):
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape (...,) of vectors `x` of shape (..., d)."""
         # JAX's factorizations do without explicit axes of a mesh.
-        x, loc, *covariance = _mesh.replicated(
-            [*align_wide(x, self.loc), self.cov_factor, self.cov_diag]
-        )
-        factors = in_factors(*(a.astype(x.dtype) for a in covariance))
-        squares = factors.squared_norm(x - loc)
-        constant = -Normal._log_density(jnp.zeros((), x.dtype)) * x.shape[-1]
+        whole, loc = _mesh.replicated(align_wide(x, self.loc))
+        covariance = _mesh.replicated((self.cov_factor, self.cov_diag))
+        factors = in_factors(*(a.astype(loc.dtype) for a in covariance))
+        squares = factors.squared_norm(whole - loc)
+        constant = -Normal._log_density(jnp.zeros((), loc.dtype)) * loc.shape[-1]
         log_det = jnp.broadcast_to(factors.log_det(), squares.shape)
         return (-0.5 * (squares + log_det) - constant).astype(self.loc.dtype)
 
