@@ -320,6 +320,36 @@ def test_who_would_have_to_draw_the_impossible_outcome_raises(name):
     assert np.isfinite(loss(jnp.array([0.5, 0.0])))
 
 
+COUNTS = {
+    "rate": lambda p: dists.Poisson(p),
+    "Binomial": lambda p: dists.Binomial(5, probs=p),
+    "NegativeBinomial": lambda p: dists.NegativeBinomial(2.0, probs=p),
+    "Geometric": lambda p: dists.Geometric(probs=1 - p),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count_that_is_certain_is_scored_by_nobody(name):
+    """What more of it would cost is known to who compares it with its neighbour."""
+    key, where = jax.random.key(0), jnp.array([True, False])
+
+    def loss(p, sampler, **masked):
+        return sampler.expect(
+            key, COUNTS[name](p), lambda x: jnp.sum((x.astype(float) - 1.5) ** 2), **masked
+        )
+
+    gradient, score = jax.grad(loss), ge.score_function()
+    with pytest.raises(ge.UnestimatedGradientError, match=r"got a 0.* Use measure_valued"):
+        gradient(jnp.array([0.5, 0.0]), score)
+    # The cost falls by 2 from 0 to 1; by how much more probable 1 is, tells the mean.
+    slope = {"rate": 1, "Binomial": 5, "NegativeBinomial": 2, "Geometric": 1}[name]
+    np.testing.assert_allclose(gradient(jnp.zeros(2), ge.measure_valued()), -2 * slope, rtol=1e-5)
+    # Masked, not differentiated, or inside: nothing is lost.
+    assert gradient(jnp.array([0.5, 0.0]), score, where=where)[1] == 0
+    assert loss(jnp.zeros(2), score) == 4.5
+    assert np.isfinite(gradient(jnp.array([0.5, 0.25]), score)).all()
+
+
 # ---- Temperatures ----------------------------------------------------------------------------
 
 

@@ -174,8 +174,8 @@ class Masked(Distribution):
     def __init__(self, dist: Distribution, where: jax.Array):
         self.dist, self.where = dist, where
         # Of the probabilities that are not masked.
-        edges = lambda l: jnp.isinf(l) & _spread(where, l.shape)
-        self.lost_edge = dist.lost_edge and on_the_edge(jax.tree.leaves(dist)[0], edges)
+        edges = lambda p: dist._at_edge(p) & _spread(where, p.shape)
+        self.lost_edge = dist.lost_edge and on_the_edge(getattr(dist, dist.edged), edges)
 
     def __getattr__(self, name: str) -> Any:
         # A parameter, for who writes out a score.
@@ -194,6 +194,10 @@ class Masked(Distribution):
     @property
     def fixed_support(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.dist.fixed_support
+
+    @property
+    def edged(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.dist.edged
 
     @property
     def no_density(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]

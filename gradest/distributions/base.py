@@ -78,6 +78,8 @@ class Distribution(Derived, abc.ABC):
     reparameterizable: ClassVar[bool] = False
     #: Whether it is known that probabilities of 0 or 1 are differentiated, of what was just made.
     lost_edge: bool = False
+    #: The parameter in which they are seen, and `_at_edge` tells where.
+    edged: ClassVar[str] = "logits"
     #: Whether the set of possible draws is the same whatever the parameters.
     fixed_support: ClassVar[bool] = True
     #: Why it has no log-probability to be scored, and what to use; empty if it has one.
@@ -86,6 +88,9 @@ class Distribution(Derived, abc.ABC):
     atoms: ClassVar[bool] = False
     #: Whether its outcomes are those of a softmax or a sigmoid of its logits.
     categorical: ClassVar[bool] = False
+
+    def _at_edge(self, parameter: jax.Array) -> jax.Array:
+        return jnp.isinf(parameter)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -269,11 +274,17 @@ def check_edges(estimator: str, dist: Any) -> None:
     That is known of what was made of probabilities just now, not of traced ones.
     """
     if getattr(dist, "lost_edge", False):
+        others, ways = "measure_valued", ""
+        if hasattr(dist, "enumerate_support"):
+            others = "enumeration, measure_valued, sum_and_sample or unordered_set"
+        expected = "rate: expected positive rates where they are differentiated, got a 0"
+        if dist.edged == "logits":
+            expected = "probs: expected probabilities between 0 and 1 where they are "
+            expected += "differentiated, got a 0 or 1"
+            ways = ", or give logits"
         raise UnestimatedGradientError(
-            f"{estimator}: probs: expected probabilities between 0 and 1 where they are "
-            "differentiated, got a 0 or 1. What the impossible outcome would cost is missing "
-            "from the gradient. Use enumeration, measure_valued, sum_and_sample or unordered_set, "
-            "or give logits."
+            f"{estimator}: {expected}. What the impossible outcome would cost is missing from the "
+            f"gradient. Use {others}{ways}."
         )
 
 

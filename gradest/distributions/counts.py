@@ -23,7 +23,7 @@ from .base import (
     plain,
     scored,
 )
-from .bernoulli import logits_from, weighted
+from .bernoulli import logits_from, on_the_edge, weighted
 from .gamma import by_stirling, log_gamma
 
 #: Counts beyond are brought there, so that two of them can be added.
@@ -38,7 +38,9 @@ class Poisson(OfPoisson, Distribution):
     too, and needs keys of the default implementation, threefry2x32.
 
     Args:
-      rate: mean and variance, not negative.
+      rate: mean and variance, not negative. At 0 its derivative is one-sided, from
+        `measure_valued`; others would have to draw the impossible counts: they raise where the rate
+        is known, and lack that term where it is traced.
 
     Example:
       >>> import jax
@@ -48,11 +50,16 @@ class Poisson(OfPoisson, Distribution):
     """
 
     parameters = ("rate",)
+    edged = "rate"
     rate: jax.Array
 
     def __init__(self, rate: ArrayLike):
         self.rate = as_float("rate", rate)
         _check.elements(_check.NOT_NEGATIVE, rate=rate)
+        self.lost_edge = on_the_edge(rate, self._at_edge)
+
+    def _at_edge(self, parameter: jax.Array) -> jax.Array:
+        return parameter == 0
 
     @property
     def shape(self) -> Shape:
@@ -120,7 +127,7 @@ class Geometric(OfGeometric, _Logits):
 
     Args:
       logits: log-odds of success.
-      probs: probability of success, instead of `logits`.
+      probs: probability of success, instead of `logits`; at 0 and 1 as Bernoulli's.
 
     Raises:
       TypeError: if not exactly one of the two is given.
@@ -136,6 +143,7 @@ class Geometric(OfGeometric, _Logits):
 
     def __init__(self, logits: ArrayLike | None = None, *, probs: ArrayLike | None = None):
         self.logits = logits_from(logits, probs)
+        self.lost_edge = on_the_edge(probs, _certain)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
@@ -182,7 +190,8 @@ class Binomial(_Logits):
         up to about 1e6 in single precision (at 1e7 the variance is off by 1%, at 1e8 the mean by
         0.01 standard deviations too), and to 1e8 with parameters in double precision.
       logits: log-odds of success.
-      probs: probability of success, instead of `logits`. The two broadcast against each other.
+      probs: probability of success, instead of `logits`; at 0 and 1 as Bernoulli's. The two
+        broadcast against each other.
 
     Raises:
       TypeError: if not exactly one of logits and probs is given.
@@ -214,6 +223,7 @@ class Binomial(_Logits):
                 f"{n.shape}, logits or probs: {l.shape}."
             ) from None
         self.total_count, self.logits = jnp.broadcast_to(n, shape), jnp.broadcast_to(l, shape)
+        self.lost_edge = on_the_edge(probs, _certain)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
@@ -267,7 +277,8 @@ class NegativeBinomial(_Logits):
     Args:
       total_count: r, positive.
       logits: log-odds of success.
-      probs: probability of success, instead of `logits`. The two broadcast against each other.
+      probs: probability of success, instead of `logits`; at 0 and 1 as Bernoulli's. The two
+        broadcast against each other.
 
     Raises:
       TypeError: if not exactly one of logits and probs is given.
@@ -287,6 +298,7 @@ class NegativeBinomial(_Logits):
             total_count=total_count, logits=logits_from(logits, probs)
         )
         _check.elements(_check.POSITIVE, total_count=total_count)
+        self.lost_edge = on_the_edge(probs, _certain)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
@@ -339,6 +351,10 @@ class NegativeBinomial(_Logits):
         rate = -jnp.log(-jnp.expm1(-u * clusters))
         size = 1 + _geometric(_random.exponential_like(keys[2], l), rate)
         return WeakDerivative(clusters, jnp.minimum(first + size, HIGHEST))
+
+
+def _certain(probs: jax.Array) -> jax.Array:
+    return (probs <= 0) | (probs >= 1)
 
 
 # ---- Counts --------------------------------------------------------------------------------
