@@ -580,12 +580,14 @@ def _marked(
     parameters = [leaf for leaf in jax.tree.leaves(dist) if isinstance(leaf, jax.core.Tracer)]
     mark = sampler._mark(_jaxpr.user_line(), law_of(dist))
     mark = dataclasses.replace(mark, complaint=complaint)
-    marked = draw_p.bind(*leaves, *parameters, key, mark=mark, num_leaves=len(leaves))
+    # By its bits: to be marked with a key is not to use it.
+    bits = jax.random.key_data(key)
+    marked = draw_p.bind(*leaves, *parameters, bits, mark=mark, num_leaves=len(leaves))
     return jax.tree.unflatten(structure, marked)
 
 
 # The leaves of a pathwise draw, as they are, beside the parameters that it was drawn from and the
-# key: so a staged program tells what is a draw, and how it was made need not be looked into.
+# key's bits: so a staged program tells what is a draw, and how it was made need not be looked into.
 draw_p = core.Primitive("gradest_draw")
 draw_p.multiple_results = True
 draw_p.def_impl(lambda *args, mark, num_leaves: list(args[:num_leaves]))

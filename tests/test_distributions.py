@@ -140,6 +140,7 @@ def test_the_table_has_every_distribution():
     public = {name for name, value in vars(dists).items() if isinstance(value, type)}
     elsewhere = {*test_implicit.PARAMETERS, *test_counts.PARAMETERS, *test_structured.CASES}
     alone = {"MixtureSameFamily", "VocabularyCategorical", "LowRankMultivariateNormal"}
+    alone |= {"HardConcrete", "RelaxedPermutation"}
     assert public == {*PARAMETERS, *elsewhere, *alone}
 
 

@@ -317,8 +317,8 @@ def _complain(loss: Any, program: Program, values: Sequence[Any], mode: Mode) ->
         complaints.check_effects(_jaxpr.ordered_effects(program.jaxpr))
     if mode.baselines is not None:
         complaints.check_baselines([draw.site for draw in program.draws])
-    complaints.check_keys(shared_keys(loss, values, [draw.eqn for draw in program.draws]))
     complaints.check_lanes([draw.site for draw in program.draws])
+    complaints.check_keys(shared_keys(loss, values, [draw.eqn for draw in program.draws]))
     complaints.check_collectives(program.collectives())
     complaints.check_rules(draw.site for draw in program.with_rules())
 

@@ -175,9 +175,9 @@ class _Walk:
                     draw = _Draw(site.name, site.where, True)
                     self._draw(draw, number(key), key.aval.ndim, arms, loops)
             elif eqn.primitive is draw_p:
-                mark, key = eqn.params["mark"], eqn.invars[-1]
+                mark, bits = eqn.params["mark"], eqn.invars[-1]
                 draw = _Draw(mark.name, mark.where, False)
-                self._draw(draw, number(key), key.aval.ndim, arms, loops)
+                self._draw(draw, number(bits), bits.aval.ndim - 1, arms, loops)
             elif self._matters(eqn):
                 operands = list(map(number, eqn.invars))
                 results = self._construct(eqn, operands, of_results, arms, loops)
