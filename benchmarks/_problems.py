@@ -229,6 +229,7 @@ CONTROL_VARIATES = {
     **RELAX,
 }
 STRATIFIED = {"stratified(4)": ge.stratified(4)}
+PAIRS = {"gaussian_smoothing(2)": ge.gaussian_smoothing(2)}
 MEASURE_VALUED = {"measure_valued()": ge.measure_valued()}
 FINITE = {
     **MEASURE_VALUED,
@@ -301,7 +302,7 @@ PROBLEMS = {
         "Three Normal variables; the gradient is that in `loc` and `scale`.",
         NORMAL,
         smooth,
-        PATHWISE | STRATIFIED | DELTA | MEASURE_VALUED | SCORE | RELAX,
+        PATHWISE | STRATIFIED | DELTA | PAIRS | MEASURE_VALUED | SCORE | RELAX,
         by_quadrature,
     ),
     "narrow": Problem(
@@ -309,7 +310,7 @@ PROBLEMS = {
         "The same, with a fifth of the standard deviations.",
         Normal(NORMAL.loc, NORMAL.scale / 5),
         smooth,
-        PATHWISE | STRATIFIED | DELTA | MEASURE_VALUED | SCORE,
+        PATHWISE | STRATIFIED | DELTA | PAIRS | MEASURE_VALUED | SCORE,
         by_quadrature,
     ),
     "normal_jumps": Problem(
@@ -317,7 +318,7 @@ PROBLEMS = {
         "Wide again. What needs the cost's derivative is wrong.",
         NORMAL,
         with_jumps,
-        SCORE | RELAX | MEASURE_VALUED | DELTA | {"reparameterize()": ge.reparameterize()},
+        SCORE | RELAX | PAIRS | MEASURE_VALUED | DELTA | {"reparameterize()": ge.reparameterize()},
         by_quadrature_with_jump,
     ),
     "elbo": Problem(
