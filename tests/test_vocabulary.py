@@ -287,7 +287,7 @@ def test_gradients_are_unbiased(where):
 
     params = (hidden, weights, w)
     want = value_and_grad(exact)(params)
-    samples = jax.jit(jax.vmap(run, in_axes=(None, 0)))(params, keys(100_000))
+    samples = jax.jit(jax.vmap(run, in_axes=(None, 0)))(params, keys(200_000))
     for name in SAMPLERS:
         value, gradient = samples[name]
         # Along the exact gradient: words one by one are too rare to be seen.
