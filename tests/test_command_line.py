@@ -241,7 +241,7 @@ def test_compare_digits(capsys, tmp_path):
     assert "Highest test ELBO: a tie of " in out
     assert err.count("steps") == len(names)
     for entry in entries.values():
-        assert entry["test_elbo"] > entry["history"]["test_elbo"][0]
+        assert entry["test_elbo"] > np.mean(entry["history"]["test_elbo"][0])
         # The seeds differ, and by less than what they learned.
         assert 0 < entry["deviation"]["test_elbo"] < 1
         assert len(entry["seeds"]["test_elbo"]) == 3

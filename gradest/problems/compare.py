@@ -106,13 +106,13 @@ def run(
         for method in chosen:
             if interrupted.is_set():
                 left_out[method.name] = "interrupted before it began"
-                continue
-            for current in train(it, method, num_seeds=seeds, **options):
-                if current.done == 0:
-                    runs.append(current)
-                bars.show(current)
-                if interrupted.is_set():
-                    break
+            else:
+                for current in train(it, method, num_seeds=seeds, **options):
+                    if current.done == 0:
+                        runs.append(current)
+                    bars.show(current)
+                    if interrupted.is_set():
+                        break
             report.write_json(path, it, runs, left_out, settings)
     if not any(run.history for run in runs):
         path.unlink(missing_ok=True)
