@@ -49,7 +49,7 @@ _SHORT: dict[Any, str] = {
     False: "no",
     None: "-",
     "of the bound": "bound",
-    "to second order": "2nd order",
+    "to second order": "order 2",
     "no gradient: raises": "raises",
 }
 
