@@ -79,7 +79,7 @@ def stratified(num_samples: int) -> Sampler:
       >>> import gradest as ge, jax
       >>> from gradest.distributions import Normal
       >>> loss = lambda m: ge.stratified(16).expect(
-      ...     jax.random.key(0), Normal(m, 1.0), lambda x: (x - 0.5) ** 2
+      ...     jax.random.key(1), Normal(m, 1.0), lambda x: (x - 0.5) ** 2
       ... )
       >>> print(f"{jax.grad(loss)(2.0):.1f}")
       3.0
