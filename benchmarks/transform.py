@@ -180,8 +180,8 @@ def evaluations(form: str, num_draws: int) -> int:
     """How often one gradient evaluates what follows the last draw: counted when it runs."""
     count = []
     seen = lambda x: jax.debug.callback(lambda: count.append(None))
-    gradient = jax.grad(layers(form, num_draws, seen))(*arguments(num_draws))
-    jax.block_until_ready(gradient)
+    gradient = jax.jit(jax.grad(layers(form, num_draws, seen)))
+    jax.block_until_ready(gradient(*arguments(num_draws)))
     jax.effects_barrier()
     return len(count)
 

@@ -1,5 +1,6 @@
 """Strict JAX for every test: no silent promotion of types or ranks, warnings are errors."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -30,6 +31,9 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes objects by the million; a collector that looks for cycles after every 700 of them
+# takes a twentieth of the time.
+gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

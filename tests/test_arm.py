@@ -234,7 +234,9 @@ def test_value_is_the_mean_of_both_costs(name):
         seen.append(b.shape)
         return jnp.sum(b * jnp.array([1.0, 2.0]))
 
-    value = jax.vmap(lambda key: ESTIMATORS[name]().expect(key, dist, cost))(estimates.keys())
+    value = jax.jit(jax.vmap(lambda key: ESTIMATORS[name]().expect(key, dist, cost)))(
+        estimates.keys()
+    )
     assert seen == [(2,)]
     assert_unbiased(value, np.array(jax.nn.sigmoid(dist.logits)) @ [1.0, 2.0])
     possible = {0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0}

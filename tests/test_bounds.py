@@ -182,7 +182,7 @@ def test_one_sample_is_sticking_the_landing():
 
         return gradient(dreg, key), gradient(landing, jax.random.split(key, 1)[0])
 
-    got, want = jax.vmap(run)(keys(10))
+    got, want = jax.jit(jax.vmap(run))(keys(10))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 

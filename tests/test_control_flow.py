@@ -537,7 +537,7 @@ def test_too_many_draws_in_sequence(num):
         return sum(map(draw, split(key, num)))
 
     with pytest.raises(RecursionError, match=f"expectation: {num} draws .*setrecursionlimit"):
-        ge.expectation(loss)(0.0, keys(1)[0])
+        jax.eval_shape(ge.expectation(loss), 0.0, keys(1)[0])
 
 
 @pytest.mark.statistical

@@ -28,11 +28,12 @@ LOC_SCALE = {
 def test_densities_and_scores_at_any_scale(name, dtype):
     """The score of a scale, times the scale, is a function of z alone."""
     scales = [0.05, 100.0] if dtype == jnp.float16 else [1e-2, 1e3, 1e-20, 1e20]
+    log_prob = lambda s, x: getattr(dists, name)(jnp.zeros((), dtype), s).log_prob(x)
+    value_and_score = jax.jit(jax.value_and_grad(log_prob))
     for scale, z in itertools.product(scales, (-2.0, 0.5, 3.0)):
         s = jnp.asarray(scale, dtype)
         x = jnp.asarray(z, dtype) * s
-        log_prob = lambda s, x=x: getattr(dists, name)(jnp.zeros((), dtype), s).log_prob(x)
-        value, score = jax.value_and_grad(log_prob)(s)
+        value, score = value_and_score(s, x)
         s, at = float(s), float(x) / float(s)
         reference = LOC_SCALE[name]
         expected = reference.logpdf(at) - np.log(s)
@@ -177,12 +178,17 @@ def test_sample_and_log_prob_are_sample_and_log_prob(name):
     """Where the draw has all digits."""
     a = jnp.array([2.0, 3.0, 1.5])
     dist = dists.Dirichlet(a) if name == "Dirichlet" else getattr(dists, name)(a, a[::-1])
+
     x, log_p = dist.sample_and_log_prob(jax.random.key(0), (50,))
     np.testing.assert_array_equal(x, dist.sample(jax.random.key(0), (50,)))
     np.testing.assert_allclose(log_p, dist.log_prob(x), rtol=2e-5, atol=2e-5)
-    total = lambda dist: jnp.sum(dist.sample_and_log_prob(jax.random.key(0), (50,))[1])
-    got = jax.grad(total)(dist)
-    expected = jax.grad(lambda dist: jnp.sum(dist.log_prob(x)))(dist)
+
+    @jax.jit
+    def gradients(dist):
+        total = lambda dist: jnp.sum(dist.sample_and_log_prob(jax.random.key(0), (50,))[1])
+        return jax.grad(total)(dist), jax.grad(lambda dist: jnp.sum(dist.log_prob(x)))(dist)
+
+    got, expected = gradients(dist)
     for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-4)
 
@@ -283,18 +289,19 @@ ONE_SIDED = {
 def test_one_sided_derivatives_of_probabilities(name, dtype):
     sampler, key = ONE_SIDED[name], jax.random.key(0)
     of_bit = lambda p: sampler.expect(key, dists.Bernoulli(probs=p), lambda b: 3 * b + 1)
+    # And with a cost that the impossible outcome does not have.
+    infinite = lambda p: lambda b: jnp.log(abs(1 - p - b))
+    of_infinite = lambda p: sampler.expect(key, dists.Bernoulli(probs=p), infinite(p))
+    both = jax.jit(lambda p: (jax.grad(of_bit)(p), of_infinite(p)))
     for p in (0.0, 1.0):
-        got = float(jax.grad(of_bit)(jnp.asarray(p, dtype)))
-        np.testing.assert_allclose(got, 3.0, rtol=1e-2)
-        # And with a cost that the impossible outcome does not have.
-        value = sampler.expect(
-            key, dists.Bernoulli(probs=p), lambda b, p=p: jnp.log(abs(1 - p - b))
-        )
+        got, value = both(jnp.asarray(p, dtype))
+        np.testing.assert_allclose(float(got), 3.0, rtol=1e-2)
         assert value == 0
     costs = jnp.array([1.0, 2.0, 5.0], dtype)
     of_row = lambda p: sampler.expect(key, dists.Categorical(probs=p), lambda k: costs[k])
     if name in ("enumeration", "measure_valued"):
-        g = jax.grad(of_row)(jnp.array([0.0, 1.0, 0.0], dtype)).astype(jnp.float32)
+        row = jnp.array([0.0, 1.0, 0.0], dtype)
+        g = jax.jit(jax.grad(of_row))(row).astype(jnp.float32)
         np.testing.assert_allclose(g - g[1], [-1, 0, 3], rtol=1e-2, atol=1e-2)
 
 
@@ -343,7 +350,8 @@ def test_a_count_that_is_certain_is_scored_by_nobody(name):
         gradient(jnp.array([0.5, 0.0]), score)
     # The cost falls by 2 from 0 to 1; by how much more probable 1 is, tells the mean.
     slope = {"rate": 1, "Binomial": 5, "NegativeBinomial": 2, "Geometric": 1}[name]
-    np.testing.assert_allclose(gradient(jnp.zeros(2), ge.measure_valued()), -2 * slope, rtol=1e-5)
+    neighbours = jax.jit(lambda p: gradient(p, ge.measure_valued()))
+    np.testing.assert_allclose(neighbours(jnp.zeros(2)), -2 * slope, rtol=1e-5)
     # Masked, not differentiated, or inside: nothing is lost.
     assert gradient(jnp.array([0.5, 0.0]), score, where=where)[1] == 0
     assert loss(jnp.zeros(2), score) == 4.5
