@@ -130,7 +130,7 @@ def test_later_draws_are_shared_if_coupled(parameter, coupled):
         x = ge.measure_valued(coupled=coupled)(first, dist)
         return ge.score_function()(second, dists.Normal(0.0, 1.0)) + 0 * x
 
-    gradients = jax.vmap(jax.grad(ge.expectation(loss)), in_axes=(None, 0))
+    gradients = jax.jit(jax.vmap(jax.grad(ge.expectation(loss)), in_axes=(None, 0)))
     keys = jax.random.split(jax.random.key(0), 1_000)
     g = getattr(gradients(dists.Normal(0.0, 1.0), keys), parameter)
     if coupled:

@@ -170,7 +170,7 @@ def small_net(monkeypatch):
         of_key = lambda key: sbn.negative_elbo(samplers, model, MEAN, key, IMAGE)
         return ge.expectation(of_key)(jax.random.key(0))
 
-    return lambda model: jax.grad(loss)(model)
+    return jax.jit(jax.grad(loss))
 
 
 def gradients_of(form, params, num):
@@ -319,7 +319,7 @@ def test_structured_loss_has_the_gradient_of_its_expectation(name, tiny_halves):
 
         return jax.grad(loss)
 
-    exact = of(exact_method, [{}, {}])(params["layers"], jax.random.key(0))
+    exact = jax.jit(of(exact_method, [{}, {}]))(params["layers"], jax.random.key(0))
     keys = jax.random.split(jax.random.key(0), 20_000)
     gradients = jax.jit(jax.vmap(of(method, params["control"]), in_axes=(None, 0)))
     assert_unbiased(gradients(params["layers"], keys), exact)
