@@ -154,7 +154,7 @@ def of_every_form(cell: Cell) -> bool:
     return cell.distribution == next(kind for kind in cases.KINDS if kind in cell.row.sampled)
 
 
-@pytest.mark.parametrize("cell", filter(of_every_form, CELLS), ids=str)
+@pytest.mark.parametrize("cell", list(filter(of_every_form, CELLS)), ids=str)
 def test_forms_and_transforms_agree(cell):
     sampler, dist = cell.sampler(), cell.dist()
     params = (dist, cases.weights(dist))
