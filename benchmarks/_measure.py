@@ -6,7 +6,6 @@ ratios with their quartiles. Whatever slows the machine down for longer than a r
 them down alike.
 """
 
-import argparse
 import datetime
 import gc
 import importlib.metadata
@@ -16,7 +15,6 @@ import pathlib
 import platform
 import random
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -211,59 +209,3 @@ def render_all(benchmark: str, render: Render, results: pathlib.Path = RESULTS) 
     """The tables of every machine whose results are there."""
     files = result_files(benchmark, results)
     return "\n\n".join(render(json.loads(path.read_text())) for path in files)
-
-
-def add_out(parser: argparse.ArgumentParser, full: str) -> None:
-    """The options --out and --record, without which nothing is written."""
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--out", type=pathlib.Path, metavar="DIR", help="folder for the results; default: nowhere"
-    )
-    where.add_argument(
-        "--record",
-        action="store_true",
-        help=f"keep the results of {full} in benchmarks/results and write them into "
-        "benchmarks/README.md",
-    )
-
-
-def destination(args: argparse.Namespace, full: bool) -> tuple[pathlib.Path | None, str | None]:
-    """The folder for the results, which is made, and what to say if nothing can be written there.
-
-    Args:
-      args: as parsed, with the options of `add_out`.
-      full: whether so much is measured that it may be recorded.
-    """
-    if args.record and not full:
-        return None, "--record: expected a full run, whose results those of the README are"
-    out = RESULTS if args.record else args.out
-    if out is None:
-        return None, None
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return None, f"--out: cannot write to {out}: {error.strerror}"
-    if not os.access(out, os.W_OK):
-        return None, f"--out: cannot write to {out}: permission denied"
-    return out, None
-
-
-def fail(benchmark: str, message: str) -> int:
-    print(f"benchmarks.{benchmark}: {message}", file=sys.stderr)
-    return 2
-
-
-def finish(
-    benchmark: str,
-    results: dict[str, Any],
-    render: Render,
-    out: pathlib.Path | None,
-    record: bool,
-) -> None:
-    """Prints the tables, writes the JSON and, if it is recorded, the README."""
-    print(render(results))
-    if out is not None:
-        write_json(out / f"{benchmark}-{slug(results['machine'])}.json", results)
-    if record:
-        tables = render_all(benchmark, render)
-        README.write_text(replace_between_markers(README.read_text(), benchmark, tables))

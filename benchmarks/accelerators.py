@@ -31,7 +31,7 @@ from gradest import distributions as dist
 from gradest.problems import data, methods, training
 from gradest.problems.vae import VAE
 
-from . import _measure
+from . import _command, _measure
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "accelerators.md"
 
@@ -242,8 +242,7 @@ def render_devices(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser("benchmarks.accelerators", description=description)
+    parser = _command.parser("accelerators", __doc__)
     parser.add_argument("--record", action="store_true", help=f"write {PAGE.name}")
     parser.add_argument("--quick", action="store_true", help="two estimators, and no devices")
     parser.add_argument("--devices", type=int, help=argparse.SUPPRESS)

@@ -12,11 +12,11 @@ variance depends on is trained there first. Estimates are averaged over several 
 jointly by those estimators that have a scheme for it: the encoder runs once for all of them.
 """
 
-import argparse
 import dataclasses
 import functools
 import itertools
 import math
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -34,7 +34,7 @@ from gradest.problems import data, training
 from gradest.problems.methods import METHODS, Method, trainable
 from gradest.problems.vae import VAE
 
-from . import _measure
+from . import _command, _measure
 
 WHAT = {"bernoulli": "20 Bernoulli variables", "categorical": "20 variables of 10 classes"}
 LATENTS = tuple(WHAT)
@@ -337,41 +337,34 @@ def _equal_products(axes: Any) -> None:
 
 # ---- The command ---------------------------------------------------------------------------
 
-fail = functools.partial(_measure.fail, "efficiency")
 NAMES = [m.name for m in METHODS if not m.enumerates and set(LATENTS) & set(m.latents)]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser("benchmarks.efficiency", description=description)
-    parser.add_argument("estimators", nargs="*", metavar="ESTIMATOR", help="default: all")
-    parser.add_argument("--list", action="store_true", help="print their names and stop")
-    parser.add_argument("--quick", action="store_true", help="few keys, hardly any training")
-    _measure.add_out(parser, "a full run")
-    args = parser.parse_args(argv)
-    if args.list:
-        print(*NAMES, sep="\n")
-        return 0
-    for name in args.estimators:
-        if name not in NAMES:
-            return fail(f"unknown estimator {name!r}; expected some of {', '.join(NAMES)}")
-    full = not args.estimators and not args.quick
-    out, why = _measure.destination(args, full)
-    if why is not None:
-        return fail(why)
+def measure_all(names: Sequence[str], quick: bool) -> dict[str, Any]:
+    latents = LATENTS[:1] if quick else LATENTS
+    return {"latents": {latent: measure(latent, names, quick) for latent in latents}}
 
-    machine = _measure.machine()
-    latents = LATENTS[:1] if args.quick else LATENTS
-    found = {latent: measure(latent, args.estimators, args.quick) for latent in latents}
-    results = {"machine": machine, "latents": found}
-    _measure.finish("efficiency", results, render, out, args.record)
-    if out is not None:
-        slug = _measure.slug(machine)
-        for latent, rows in found.items():
-            figure(rows, f"Digits, a VAE with {WHAT[latent]}").savefig(
-                out / picture(latent, slug), dpi=110
-            )
-    return 0
+
+def draw(results: dict[str, Any], out: pathlib.Path) -> None:
+    """A figure of each kind of latent variable."""
+    slug = _measure.slug(results["machine"])
+    for latent, rows in results["latents"].items():
+        of = figure(rows, f"Digits, a VAE with {WHAT[latent]}")
+        of.savefig(out / picture(latent, slug), dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return _command.run(
+        "efficiency",
+        __doc__,
+        measure_all,
+        render,
+        argv,
+        what="estimator",
+        names=NAMES,
+        quick="few keys, hardly any training",
+        draw=draw,
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ generations of a branching process, one after the other. Finite differences are 
 the same uniform numbers on both sides, which every individual keeps.
 """
 
-import argparse
 import dataclasses
 import functools
 import sys
@@ -27,7 +26,7 @@ from jax.scipy.special import gammaln
 import gradest as ge
 from gradest import distributions as dist
 
-from . import _measure
+from . import _command, _measure
 from .estimators import render_rows
 
 Key = jax.Array
@@ -531,36 +530,27 @@ def render(results: dict[str, Any]) -> str:
 
 # ---- The command ---------------------------------------------------------------------------
 
-fail = functools.partial(_measure.fail, "epidemic")
+
+def measure_all(names: Sequence[str], quick: bool) -> dict[str, Any]:
+    steps, num_draws, chunk_size = (2, 40, 20) if quick else (400, 10_000, 2_000)
+    rows = {}
+    for name in names or PROGRAMS:
+        _command.progress("epidemic", name)
+        rows[name] = measure(PROGRAMS[name], steps, num_draws=num_draws, chunk_size=chunk_size)
+    return {"programs": rows}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser("benchmarks.epidemic", description=description)
-    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help="default: all")
-    parser.add_argument("--list", action="store_true", help="print the programs and stop")
-    parser.add_argument("--quick", action="store_true", help="few draws")
-    _measure.add_out(parser, "a full run")
-    args = parser.parse_args(argv)
-    if args.list:
-        print(*PROGRAMS, sep="\n")
-        return 0
-    for name in args.programs:
-        if name not in PROGRAMS:
-            return fail(f"unknown program {name!r}; expected some of {', '.join(PROGRAMS)}")
-    out, why = _measure.destination(args, full=not args.programs and not args.quick)
-    if why is not None:
-        return fail(why)
-    options = (2, 40, 20) if args.quick else (400, 10_000, 2_000)
-    results: dict[str, Any] = {"machine": _measure.machine(), "programs": {}}
-    for name in args.programs or PROGRAMS:
-        print(f"epidemic: {name}", file=sys.stderr, flush=True)
-        steps, num_draws, chunk_size = options
-        results["programs"][name] = measure(
-            PROGRAMS[name], steps, num_draws=num_draws, chunk_size=chunk_size
-        )
-    _measure.finish("epidemic", results, render, out, args.record)
-    return 0
+    return _command.run(
+        "epidemic",
+        __doc__,
+        measure_all,
+        render,
+        argv,
+        what="program",
+        names=PROGRAMS,
+        quick="few draws",
+    )
 
 
 if __name__ == "__main__":

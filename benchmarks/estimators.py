@@ -9,9 +9,7 @@ Every estimator that applies to a problem is measured there by `gradest.diagnose
 keys. What only affects the variance is trained first, by the cotangents that gradest gives it.
 """
 
-import argparse
 import dataclasses
-import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +21,7 @@ import optax
 import gradest as ge
 from gradest._diagnostics.evaluations import count_evaluations, evaluation_p
 
-from . import _measure
+from . import _command, _measure
 from ._problems import PROBLEMS, Problem, Trained, gradient
 
 # ---- Measurements --------------------------------------------------------------------------
@@ -142,38 +140,13 @@ def _short(number: float, digits: int = 3) -> str:
 
 # ---- The command ---------------------------------------------------------------------------
 
-fail = functools.partial(_measure.fail, "estimators")
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser("benchmarks.estimators", description=description)
-    parser.add_argument(
-        "problems", nargs="*", metavar="PROBLEM", help="default: all, every third if quick"
-    )
-    parser.add_argument("--list", action="store_true", help="print the problems and stop")
-    parser.add_argument(
-        "--quick", action="store_true", help="few draws of each one's first estimator"
-    )
-    _measure.add_out(parser, "a full run")
-    args = parser.parse_args(argv)
-    if args.list:
-        print(*PROBLEMS, sep="\n")
-        return 0
-    for name in args.problems:
-        if name not in PROBLEMS:
-            return fail(f"unknown problem {name!r}; expected some of {', '.join(PROBLEMS)}")
-    full = not args.problems and not args.quick
-    out, why = _measure.destination(args, full)
-    if why is not None:
-        return fail(why)
-
-    results: dict[str, Any] = {"machine": _measure.machine(), "problems": {}}
-    for name in args.problems or list(PROBLEMS)[:: 3 if args.quick else 1]:
-        print(f"estimators: {name}", file=sys.stderr, flush=True)
-        results["problems"][name] = _measure_one(PROBLEMS[name], args.quick)
-    _measure.finish("estimators", results, render, out, args.record)
-    return 0
+def measure_all(names: Sequence[str], quick: bool) -> dict[str, Any]:
+    rows = {}
+    for name in names or list(PROBLEMS)[:: 3 if quick else 1]:
+        _command.progress("estimators", name)
+        rows[name] = _measure_one(PROBLEMS[name], quick)
+    return {"problems": rows}
 
 
 def _measure_one(problem: Problem, quick: bool) -> list[dict[str, Any]]:
@@ -182,6 +155,19 @@ def _measure_one(problem: Problem, quick: bool) -> list[dict[str, Any]]:
     few = dict(list(problem.samplers.items())[:1])
     few = dataclasses.replace(problem, samplers=few)
     return measure(few, 2, num_draws=40, chunk_size=20)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return _command.run(
+        "estimators",
+        __doc__,
+        measure_all,
+        render,
+        argv,
+        what="problem",
+        names=PROBLEMS,
+        quick="few draws of each one's first estimator; by default of every third problem",
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ gradient are the same numbers; before anything is timed, that is checked. numpyr
 themselves: theirs are compared by their variance.
 """
 
-import argparse
 import dataclasses
 import functools
 import importlib.util
@@ -27,7 +26,7 @@ import gradest as ge
 import gradest.nnx
 from gradest import distributions as dist
 
-from . import _measure
+from . import _command, _measure
 
 #: (parameters, key) -> (value, gradient).
 ValueAndGrad = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
@@ -534,33 +533,27 @@ def render(results: dict[str, Any]) -> str:
 
 # ---- The command ---------------------------------------------------------------------------
 
-fail = functools.partial(_measure.fail, "programs")
+
+def measure_all(names: Sequence[str], quick: bool) -> dict[str, Any]:
+    sizes, rounds = (QUICK, (2, 4)) if quick else (Sizes(), (14, 200))
+    rows = {}
+    for name in names or PROGRAMS:
+        _command.progress("programs", name)
+        rows[name] = measure(PROGRAMS[name](sizes), *rounds)
+    return {"programs": rows}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser("benchmarks.programs", description=description)
-    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help="default: all")
-    parser.add_argument("--list", action="store_true", help="print the programs and stop")
-    parser.add_argument("--quick", action="store_true", help="small sizes and two rounds")
-    _measure.add_out(parser, "a full run")
-    args = parser.parse_args(argv)
-    if args.list:
-        print(*PROGRAMS, sep="\n")
-        return 0
-    for name in args.programs:
-        if name not in PROGRAMS:
-            return fail(f"unknown program {name!r}; expected some of {', '.join(PROGRAMS)}")
-    out, why = _measure.destination(args, full=not args.programs and not args.quick)
-    if why is not None:
-        return fail(why)
-    results: dict[str, Any] = {"machine": _measure.machine(), "programs": {}}
-    for name in args.programs or PROGRAMS:
-        print(f"programs: {name}", file=sys.stderr, flush=True)
-        program = PROGRAMS[name](QUICK if args.quick else Sizes())
-        results["programs"][name] = measure(program, *((2, 4) if args.quick else (14, 200)))
-    _measure.finish("programs", results, render, out, args.record)
-    return 0
+    return _command.run(
+        "programs",
+        __doc__,
+        measure_all,
+        render,
+        argv,
+        what="program",
+        names=PROGRAMS,
+        quick="small sizes and two rounds",
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ written out here and do not use gradest's: they are what decided which estimator
 the double control variate are the two that it has not.
 """
 
-import argparse
 import itertools
 import math
 import pathlib
@@ -17,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from . import _measure
+from . import _command, _measure
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "several-draws.md"
 
@@ -254,8 +253,7 @@ def page(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser("benchmarks.several_bits", description=description)
+    parser = _command.parser("several_bits", __doc__)
     parser.add_argument("--record", action="store_true", help=f"write into {PAGE.name}")
     if parser.parse_args(argv).record:
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -14,7 +14,6 @@ Before anything is timed the programs are run and must agree: value and gradient
 key in the first two questions, the frequencies of the categories in the third.
 """
 
-import argparse
 import dataclasses
 import functools
 import sys
@@ -29,7 +28,7 @@ import gradest as ge
 from gradest._random import gumbel
 from gradest.distributions import Categorical, OneHotCategorical
 
-from . import _measure
+from . import _command, _measure
 
 RUN_GOAL = 1.10
 COMPILE_GOAL = 1.50
@@ -415,7 +414,7 @@ def _render_draws(rows: Sequence[dict[str, Any]]) -> str:
 
 # ---- The command ---------------------------------------------------------------------------
 
-fail = functools.partial(_measure.fail, "speed")
+fail = functools.partial(_command.fail, "speed")
 
 SHAPES = ((16384, 64), (128, 200))
 DRAWS = (
@@ -445,23 +444,22 @@ def measure(names: Sequence[str], rounds: int, quick: bool) -> Iterator[tuple[st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("benchmarks.speed", description=(__doc__ or "").split("\n")[0])
+    parser = _command.parser("speed", __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure; default: all")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--quick", action="store_true", help="tiny shapes and two rounds")
     parser.add_argument("--repeats", type=int, help="rounds of every comparison, default 50")
-    _measure.add_out(parser, "a full run")
+    _command.add_out(parser, "a full run")
     args = parser.parse_args(argv)
     if args.list:
         print(*NAMES, sep="\n")
         return 0
-    unknown = [name for name in args.names if name not in NAMES]
-    if unknown:
-        return fail(f"unknown name {unknown[0]!r}; expected some of {', '.join(NAMES)}")
+    if why := _command.unknown("name", args.names, NAMES):
+        return fail(why)
     if args.repeats is not None and args.repeats < 1:
         return fail(f"--repeats: expected at least 1, got {args.repeats}")
     full = not args.names and not args.quick and args.repeats is None
-    out, why = _measure.destination(args, full)
+    out, why = _command.destination(args, full)
     if why is not None:
         return fail(why)
 
@@ -473,7 +471,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for question, row in measure(args.names or NAMES, rounds, args.quick):
             results[question].append(row)
             print(progress(question, row), file=sys.stderr, flush=True)
-    _measure.finish("speed", results, render, out, args.record)
+    _command.finish("speed", results, render, out, args.record)
     return 0
 
 

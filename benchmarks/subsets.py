@@ -3,7 +3,6 @@
 python -m benchmarks.subsets
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from sklearn.metrics import log_loss
 import gradest as ge
 from gradest.distributions import Subset
 
-from . import _measure
+from . import _command, _measure
 
 SIZES, STEPS, SEEDS, DRAWS = (3, 10), 300, 3, 2000
 #: After so many steps the variance is measured, at the same parameters for all.
@@ -187,20 +186,15 @@ def render(results: dict[str, Any]) -> str:
     return "\n\n".join([*parts, _measure.describe(results["machine"])])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("benchmarks.subsets", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few steps and draws")
-    _measure.add_out(parser, "a run that is not shortened")
-    args = parser.parse_args(argv)
-    out, why = _measure.destination(args, full=not args.quick)
-    if why is not None:
-        return _measure.fail("subsets", why)
-    machine = _measure.machine()
-    steps, seeds, draws = (10, 2, 20) if args.quick else (STEPS, SEEDS, DRAWS)
+def measure_all(names: Sequence[str], quick: bool) -> dict[str, Any]:
+    del names
+    steps, seeds, draws = (10, 2, 20) if quick else (STEPS, SEEDS, DRAWS)
     tables = {str(k): measured(k, steps, seeds, draws) for k in SIZES}
-    results = {"machine": machine, "steps": steps, "seeds": seeds, "tables": tables}
-    _measure.finish("subsets", results, render, out, args.record)
-    return 0
+    return {"steps": steps, "seeds": seeds, "tables": tables}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return _command.run("subsets", __doc__, measure_all, render, argv, quick="few steps and draws")
 
 
 if __name__ == "__main__":

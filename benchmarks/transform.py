@@ -15,7 +15,6 @@ Three questions:
 Before anything is timed, the hand-written programs must give the same value and gradients.
 """
 
-import argparse
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ import numpy as np
 import gradest as ge
 from gradest.distributions import Bernoulli
 
-from . import _measure
+from . import _command, _measure
 
 TRACE_GROWTH_GOAL = 1.50
 TRACE_RATIO_GOAL = 2.00
@@ -239,10 +238,12 @@ def measure_layers(form: str, num_draws: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def measure(rounds: int, quick: bool) -> dict[str, Any]:
+def measure(names: Sequence[str], quick: bool) -> dict[str, Any]:
+    del names
+    rounds = 2 if quick else 30
     trace, run = ((1, 2), (2,)) if quick else ((1, 4, 16, 64), (1, 4, 16))
     depth, most = (2, 5) if quick else (6, 64)
-    results: dict[str, Any] = {"machine": _measure.machine(), "rounds": rounds}
+    results: dict[str, Any] = {"rounds": rounds}
     results["run"] = [measure_run(form, n, rounds) for form in RUNS for n in run]
     results["layers"] = [
         measure_layers(form, n, rounds)
@@ -345,17 +346,9 @@ def _render_layers(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser("benchmarks.transform", description=description)
-    parser.add_argument("--quick", action="store_true", help="few draws and two rounds")
-    _measure.add_out(parser, "a full run")
-    args = parser.parse_args(argv)
-    out, why = _measure.destination(args, full=not args.quick)
-    if why is not None:
-        return _measure.fail("transform", why)
-    results = measure(2 if args.quick else 30, args.quick)
-    _measure.finish("transform", results, render, out, args.record)
-    return 0
+    return _command.run(
+        "transform", __doc__, measure, render, argv, quick="few draws and two rounds"
+    )
 
 
 if __name__ == "__main__":

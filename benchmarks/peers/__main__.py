@@ -8,13 +8,11 @@
 A library that is not installed is left out, and said to be. The extra `bench` has them all.
 """
 
-import argparse
-import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .. import _measure
+from .. import _command, _measure
 from . import _peers, draws, gradient, memory, policy, vae
 
 Rows = list[dict[str, Any]]
@@ -142,39 +140,27 @@ def render(results: dict[str, Any]) -> str:
 
 # ---- The command ---------------------------------------------------------------------------
 
-fail = functools.partial(_measure.fail, "peers")
+
+def measure_all(names: Sequence[str], quick: bool) -> dict[str, Any]:
+    parts = {}
+    for name in names or PARTS:
+        _command.progress("peers", name)
+        _, measure, _ = PARTS[name]
+        parts[name] = list(measure(QUICK_ROUNDS if quick else ROUNDS, quick))
+    return {"versions": _peers.versions(), "parts": parts}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser("benchmarks.peers", description=description)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="default: all")
-    parser.add_argument("--list", action="store_true", help="print the parts and stop")
-    parser.add_argument("--quick", action="store_true", help="tiny shapes, hardly any rounds")
-    _measure.add_out(parser, "a full run")
-    args = parser.parse_args(argv)
-    if args.list:
-        print(*PARTS, sep="\n")
-        return 0
-    for name in args.parts:
-        if name not in PARTS:
-            return fail(f"unknown part {name!r}; expected some of {', '.join(PARTS)}")
-    full = not args.parts and not args.quick
-    out, why = _measure.destination(args, full)
-    if why is not None:
-        return fail(why)
-
-    results: dict[str, Any] = {
-        "machine": _measure.machine(),
-        "versions": _peers.versions(),
-        "parts": {},
-    }
-    for name in args.parts or PARTS:
-        print(f"peers: {name}", file=sys.stderr, flush=True)
-        _, measure, _ = PARTS[name]
-        results["parts"][name] = list(measure(QUICK_ROUNDS if args.quick else ROUNDS, args.quick))
-    _measure.finish("peers", results, render, out, args.record)
-    return 0
+    return _command.run(
+        "peers",
+        __doc__,
+        measure_all,
+        render,
+        argv,
+        what="part",
+        names=PARTS,
+        quick="tiny shapes, hardly any rounds",
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .. import _measure
+from .. import _command, _measure
 from . import _resume
 from ._suite import Reproduction
 from .blr import BLR
@@ -79,7 +79,7 @@ def keep(what: Reproduction, result: dict[str, Any], out: pathlib.Path, record: 
         _measure.README.write_text(text)
 
 
-fail = functools.partial(_measure.fail, "published")
+fail = functools.partial(_command.fail, "published")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,14 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where long runs save what they need to go on after an interruption, which they then "
         "do unless it is deleted; default: benchmarks/.state",
     )
-    _measure.add_out(parser, "runs that are not shortened, with as many seeds as it takes")
+    _command.add_out(parser, "runs that are not shortened, with as many seeds as it takes")
     args = parser.parse_args(argv)
-    for name in args.names:
-        if name not in ALL:
-            return fail(f"unknown name {name!r}; expected some of {', '.join(ALL)}")
+    if why := _command.unknown("name", args.names, list(ALL)):
+        return fail(why)
     if args.seeds is not None and args.seeds < 1:
         return fail(f"--seeds: expected at least 1, got {args.seeds}")
-    out, why = _measure.destination(args, full=not args.quick and args.seeds is None)
+    out, why = _command.destination(args, full=not args.quick and args.seeds is None)
     if why is not None:
         return fail(why)
     if args.list:
