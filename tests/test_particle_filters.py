@@ -1,30 +1,19 @@
 """The page on particle filters, against all 1,024 outcomes of its filter."""
 
-import doctest
 import functools
 import itertools
 import pathlib
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.programs import assert_unbiased, assert_variance, keys
+from support.programs import assert_unbiased, assert_variance, definitions, keys
 
 import gradest as ge
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "how-to" / "particle-filters.md"
-
-
-@functools.cache
-def page():
-    """What the page defines."""
-    names = {}
-    for example in doctest.DocTestParser().get_examples(PAGE.read_text(encoding="utf-8")):
-        if not example.want:
-            exec(example.source, names)
-    return types.SimpleNamespace(**names)
+page = functools.partial(definitions, PAGE)
 
 
 # ---- All outcomes --------------------------------------------------------------------------

@@ -1,32 +1,21 @@
 """The recipes of the page on reinforcement learning, against the exact policy gradient."""
 
-import doctest
 import functools
 import itertools
 import pathlib
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.programs import assert_unbiased, assert_variance, keys
+from support.programs import assert_unbiased, assert_variance, definitions, keys
 
 import gradest as ge
 from gradest import distributions as dists
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "how-to" / "reinforcement-learning.md"
+page = functools.partial(definitions, PAGE)
 BONUS = 0.05
-
-
-@functools.cache
-def page():
-    """What the page defines."""
-    names = {}
-    for example in doctest.DocTestParser().get_examples(PAGE.read_text(encoding="utf-8")):
-        if not example.want:
-            exec(example.source, names)
-    return types.SimpleNamespace(**names)
 
 
 # ---- The chain, exactly --------------------------------------------------------------------

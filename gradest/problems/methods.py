@@ -74,8 +74,9 @@ def _surrogate(w: Mapping[str, jax.Array], relaxed: jax.Array) -> jax.Array:
     return jnp.dot(w["out"], jnp.tanh(w["in"] @ x + w["bias"])) + jnp.dot(w["skip"], x)
 
 
-def _initial_surrogate(key: jax.Array, size: int, hidden: int = 10) -> dict[str, jax.Array]:
+def _initial_surrogate(key: jax.Array, size: int) -> dict[str, jax.Array]:
     """Zero as a function, so that training starts from REINFORCE."""
+    hidden = 10
     return {
         "in": jax.random.normal(key, (hidden, size)) / math.sqrt(size),
         "bias": jnp.zeros(hidden),

@@ -231,18 +231,17 @@ def simplex(
     axes.axis("off")
 
 
-def images(axes: Axes, rows: Mapping[str, ArrayLike], side: int, gap: int = 1) -> None:
-    """Square images in rows, each row with its name.
+def images(axes: Axes, rows: Mapping[str, ArrayLike], side: int) -> None:
+    """Square images in rows, a pixel apart, each row with its name.
 
     Args:
       axes: to draw in.
       rows: by name, of shape (n, side * side), between 0 and 1, 1 being black.
       side: of an image in pixels.
-      gap: between images in pixels.
     """
     (count,) = {len(np.asarray(row)) for row in rows.values()}
-    step = side + gap
-    sheet = np.full((len(rows) * step - gap, count * step - gap), 0.0)
+    step = side + 1
+    sheet = np.full((len(rows) * step - 1, count * step - 1), 0.0)
     paper = np.ones_like(sheet, bool)
     for i, row in enumerate(rows.values()):
         for j, image in enumerate(np.asarray(row, float).reshape(count, side, side)):

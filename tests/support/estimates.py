@@ -20,6 +20,7 @@ from .cases import DISTRIBUTIONS as DISTRIBUTIONS
 from .cases import FINITE as FINITE
 from .cases import wave as wave
 from .statistical import NUM_KEYS as NUM_KEYS
+from .statistical import assert_moments as assert_moments
 from .statistical import assert_unbiased as assert_unbiased
 from .statistical import assert_variance as assert_variance
 from .statistical import keys as keys

@@ -20,6 +20,7 @@ from .broken import own_run_in_baseline as own_run_in_baseline
 from .broken import scaled_cost as scaled_cost
 from .broken import with_factor as with_factor
 from .broken import wrong_score as wrong_score
+from .pages import definitions as definitions
 from .statistical import MAX_Z as MAX_Z
 from .statistical import NUM_KEYS as NUM_KEYS
 from .statistical import assert_unbiased as assert_unbiased

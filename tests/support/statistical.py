@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 NUM_KEYS = 200_000
 
@@ -80,6 +81,17 @@ def assert_variance(samples: Any, exact: Any) -> None:
         error = np.sqrt((np.mean(centred**4, axis=0) - measured**2) / len(x))
         _assert_power(path, (error / v).max(), len(x))
         _assert_z(path, "variance", np.abs(measured - v) / error, measured, v)
+
+
+def assert_moments(samples: Any, mean: Any, variance: Any) -> None:
+    """Mean and variance are these, and samples that are 5% too large have neither."""
+    assert_unbiased(samples, mean)
+    assert_variance(samples, variance)
+    larger = jax.tree.map(lambda x: 1.05 * x, samples)
+    with pytest.raises(AssertionError, match="mean is"):
+        assert_unbiased(larger, mean)
+    with pytest.raises(AssertionError, match="variance is"):
+        assert_variance(larger, variance)
 
 
 def _leaves(samples: Any, exact: Any) -> list[tuple[str, np.ndarray, np.ndarray]]:
