@@ -120,7 +120,7 @@ def is_own(eqn: Any) -> bool:
     written = itertools.takewhile(lambda file: file != _STAGING, files)
     # Those that are written here, by `stop_equation`, stand in a loss as if it had them.
     first = (file for file in files[:1] if file != __file__)
-    return _DRAWING in written or any(file.startswith(_OWN) for file in first)
+    return not _DRAWING.isdisjoint(written) or any(file.startswith(_OWN) for file in first)
 
 
 def files_of(eqn: Any) -> Iterable[str]:
@@ -268,7 +268,7 @@ def user_line() -> str:
 
 _OWN = os.path.dirname(__file__) + os.sep
 _STAGING = os.path.join(_OWN, "_transform", "expectation.py")
-_DRAWING = os.path.join(_OWN, "distributions", "base.py")
+_DRAWING = {os.path.join(_OWN, "distributions", f"{name}.py") for name in ("base", "_joint")}
 _LIBRARIES = (_JAX, _OWN)
 
 

@@ -26,26 +26,23 @@ its sampler again. Samplers make sites and sites hold samplers, so both are here
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
-from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 
-from . import _calls, _check, _jaxpr, _mesh, _numerics, _random
+from . import _calls, _check, _draws, _jaxpr, _mesh, _random
+from ._control_variate import ControlVariate
 from ._cost import Cost, Mode
-from ._derivatives.primitives import lanes_first, magic
-from ._derivatives.refuse import Refusal, estimating, refused_tangents
-from ._derivatives.variance import attach_variance_gradient
+from ._derivatives.refuse import estimating
 from ._jumps import Complaint, Mark, SlopeIn, complaint_of, guarded
 from ._lockstep import key_of_run
 from ._transparent import transparent
 from ._typing import DistributionLike
-from .distributions import _closed, _foreign, base
+from .distributions import _closed, _foreign, _joint
 from .distributions._masked import Masked, law_of, masked
 
 # ---- What a sampler's functions look like --------------------------------------------------
@@ -73,7 +70,7 @@ class ScoreFn(Protocol):
 
     def __call__(
         self, key: jax.Array, dist: Any, /, *args: Any, **options: Any
-    ) -> tuple[Any, jax.Array, "ArrayLike | ControlVariate"]: ...
+    ) -> tuple[Any, jax.Array, ArrayLike | ControlVariate]: ...
 
 
 class HoistFn(Protocol):
@@ -82,36 +79,6 @@ class HoistFn(Protocol):
     def __call__(
         self, dist: Any, /, *args: Any, **options: Any
     ) -> tuple[Mapping[str, Hashable], Mapping[str, Any]]: ...
-
-
-class ControlVariate(NamedTuple):
-    """What an estimator adds to the score function of its draw: r - c s, of mean zero.
-
-    The estimate of the gradient is (F - c) s + r, with F the cost of all that follows the draw, s
-    its score, and c and r what the estimator knows at the draw.
-
-    Attributes:
-      term: a scalar of value zero whose derivative in the distribution is r - c s.
-      trained: None, or scalars (A, B) such that A F + B has, in what the control variate depends
-        on, the derivative of what is to be minimised: of the squared norm of the estimate, or of
-        the squared distance of a baseline from F.
-    """
-
-    term: jax.Array
-    trained: tuple[jax.Array, jax.Array] | None
-
-    @staticmethod
-    def of(baseline: "ArrayLike | ControlVariate", log_prob: jax.Array) -> "ControlVariate | None":
-        """That of a baseline b, c = b and r = 0, trained on (F - b)^2 / 2; None without one."""
-        if isinstance(baseline, ControlVariate):
-            return baseline
-        if _check.is_zero(baseline):
-            # In a loop, its terms of the value zero would be kept for every step.
-            return None
-        b = jnp.asarray(baseline, log_prob.dtype)
-        fixed = jax.lax.stop_gradient(b)
-        trained = None if _check.is_concrete(baseline) else (-b, b * fixed)
-        return ControlVariate(fixed * (1 - magic(log_prob)), trained)
 
 
 class _Static(dict[str, Hashable]):
@@ -249,7 +216,7 @@ class Sampler:
         key = key_of_run(_random.as_key(key))
         key, dist = self._alike(key, self._opened(dist, where))
         if self.pathwise:
-            return _marked(self, key, self._draw(key, dist), dist)
+            return self._marked(key, self._draw(key, dist), dist)
         return _draw_at_site(self, key, dist)
 
     @_calls.of_sampler
@@ -292,9 +259,9 @@ class Sampler:
         cost_of = Cost(function, self.name)
         complaint = self._complaint(keys, dist, cost_of)
         if self.pathwise:
-            value = cost_of(_marked(self, keys, self._draw(keys, dist), dist, complaint))
+            value = cost_of(self._marked(keys, self._draw(keys, dist), dist, complaint))
         else:
-            value = self._expect(keys, dist, cost_of)
+            value = self._estimate(keys, dist, cost_of)
         return guarded(value, dist, complaint)
 
     def _complaint(self, keys: jax.Array, dist: Any, cost: Cost) -> Complaint | None:
@@ -329,10 +296,10 @@ class Sampler:
             return self._fixed(dist, self._draw(key, dist.safe))
         with jax.named_scope(f"gradest.{self.name}"):
             if self.draw is None:
-                return base.plain_draw(key, dist) if self.pathwise else base.draw(key, dist)
+                return _joint.plain_draw(key, dist) if self.pathwise else _joint.draw(key, dist)
             return self.draw(key, dist, **self.static, **self.options)
 
-    def _expect(self, key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
+    def _estimate(self, key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
         if self.estimate is None:
             return cost(self._draw(key, dist))
         options = self.options
@@ -354,6 +321,16 @@ class Sampler:
         """Of a draw at the user's line `where`."""
         slope_in = (self.slope_in(law) if callable(self.slope_in) else self.slope_in) or ""
         return Mark(self.name, slope_in, where, law, with_score=slope_in == "relaxed point")
+
+    def _marked(
+        self, key: jax.Array, draw: Any, dist: Any, complaint: Complaint | None = None
+    ) -> Any:
+        """A pathwise draw, marked in the program that is being staged, if one is."""
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(draw)):
+            return draw
+        mark = self._mark(_jaxpr.user_line(), law_of(dist))
+        mark = dataclasses.replace(mark, complaint=complaint)
+        return _draws.marked(mark, key, draw, dist)
 
     def _relaxed(self, key: jax.Array, dist: Any) -> Any:
         assert self.relaxed is not None
@@ -387,24 +364,6 @@ class Sampler:
     def __repr__(self) -> str:
         options = {**self.static, **self.options}
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
-
-
-def with_score(
-    cost: jax.Array, log_prob: jax.Array, baseline: "ArrayLike | ControlVariate"
-) -> jax.Array:
-    """The cost of a draw, with what a `ScoreFn` says of the draw attached: (F - c) s + r."""
-    # In half precision the difference of cost and baseline would be mostly rounding.
-    wide = cost.astype(_numerics.compute_dtype(cost.dtype))
-    l = log_prob.astype(wide.dtype)
-    control = ControlVariate.of(baseline, l)
-    value = wide * magic(l)
-    if control is not None:
-        value = value + control.term.astype(wide.dtype)
-        if control.trained is not None:
-            fixed = jax.lax.stop_gradient(wide)
-            trained = control.trained
-            value = attach_variance_gradient(value, trained, (fixed, jnp.ones_like(fixed)))
-    return value.astype(cost.dtype)
 
 
 # ---- Sites ---------------------------------------------------------------------------------
@@ -496,7 +455,7 @@ class Site:
 
 
 def _draw_at_site(sampler: Sampler, key: jax.Array, dist: Any) -> Any:
-    base.check(dist)
+    _joint.check(dist)
     dist = jax.tree.map(jnp.asarray, dist)
     if sampler.hoist is not None:
         of = dist.safe if isinstance(dist, Masked) else dist
@@ -518,93 +477,4 @@ def _draw_at_site(sampler: Sampler, key: jax.Array, dist: Any) -> Any:
         where=_jaxpr.user_line(),
         law=law_of(dist),
     )
-    return jax.tree.unflatten(structure, sample_p.bind(key, *operands, site=site))
-
-
-# A draw from (key, *operands): the one equation at which the transform takes over.
-sample_p = core.Primitive("gradest_sample")
-sample_p.multiple_results = True
-
-
-@sample_p.def_impl
-def _(*args: Any, site: Site) -> list[jax.Array]:
-    # Run by itself, it may meet a number of the program that is not yet an array.
-    return site.sample(*map(jnp.asarray, args))
-
-
-@sample_p.def_abstract_eval
-def _(*avals: Any, site: Site) -> list[Any]:
-    return _mesh.types_of(site.sample, avals, site.shapes)
-
-
-mlir.register_lowering(
-    sample_p, mlir.lower_fun(lambda *args, site: site.sample(*args), multiple_results=True)
-)
-
-
-def _batch_sample(args: Sequence[Any], dims: Sequence[Any], *, site: Site) -> Any:
-    moved = lanes_first(args, dims)
-    mapped = [d is not None for d in dims]
-    site = site.vmapped(moved[0].shape[0], not mapped[0], mapped[1:])
-    out = sample_p.bind(*moved, site=site)
-    return out, [0] * len(out)
-
-
-batching.primitive_batchers[sample_p] = _batch_sample
-
-
-def _differentiate_sample(primals: Any, tangents: Any, *, site: Site) -> Any:
-    draw = sample_p.bind(*primals, site=site)
-    return draw, refused_tangents(Refusal(site.name, site.where, _REMEDIES), draw, tangents)
-
-
-ad.primitive_jvps[sample_p] = _differentiate_sample
-
-_REMEDIES = (
-    "Either write the draw in a loss under gradest.expectation and differentiate the wrapped "
-    "loss, or use sampler.expect(key, dist, cost). (A jax.grad inside the loss, around the "
-    "draw, is not seen by gradest.expectation.)"
-)
-
-
-# ---- Pathwise draws ------------------------------------------------------------------------
-
-
-def _marked(
-    sampler: Sampler, key: jax.Array, draw: Any, dist: Any, complaint: Complaint | None = None
-) -> Any:
-    """The draw, marked in the program that is being staged, if one is."""
-    leaves, structure = jax.tree.flatten(draw)
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return draw
-    parameters = [leaf for leaf in jax.tree.leaves(dist) if isinstance(leaf, jax.core.Tracer)]
-    mark = sampler._mark(_jaxpr.user_line(), law_of(dist))
-    mark = dataclasses.replace(mark, complaint=complaint)
-    # By its bits: to be marked with a key is not to use it.
-    bits = jax.random.key_data(key)
-    marked = draw_p.bind(*leaves, *parameters, bits, mark=mark, num_leaves=len(leaves))
-    return jax.tree.unflatten(structure, marked)
-
-
-# The leaves of a pathwise draw, as they are, beside the parameters that it was drawn from and the
-# key's bits: so a staged program tells what is a draw, and how it was made need not be looked into.
-draw_p = core.Primitive("gradest_draw")
-draw_p.multiple_results = True
-draw_p.def_impl(lambda *args, mark, num_leaves: list(args[:num_leaves]))
-draw_p.def_abstract_eval(lambda *avals, mark, num_leaves: list(avals[:num_leaves]))
-mlir.register_lowering(draw_p, lambda ctx, *args, mark, num_leaves: list(args[:num_leaves]))
-
-
-def _differentiate_draw(primals: Any, tangents: Any, *, num_leaves: int, mark: Mark) -> Any:
-    draw = draw_p.bind(*primals, num_leaves=num_leaves, mark=mark)
-    return draw, list(tangents[:num_leaves])
-
-
-def _batch_draw(args: Any, dims: Any, *, num_leaves: int, mark: Mark) -> Any:
-    size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-    mark = dataclasses.replace(mark, lanes=(size, *mark.lanes))
-    return draw_p.bind(*args, num_leaves=num_leaves, mark=mark), list(dims[:num_leaves])
-
-
-ad.primitive_jvps[draw_p] = _differentiate_draw
-batching.primitive_batchers[draw_p] = _batch_draw
+    return jax.tree.unflatten(structure, _draws.sample_p.bind(key, *operands, site=site))

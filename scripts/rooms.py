@@ -27,9 +27,19 @@ class Room:
 
 @dataclasses.dataclass(frozen=True)
 class Floor:
+    """Rooms side by side.
+
+    Attributes:
+      name: of it.
+      says: what its rooms have in common.
+      rooms: from the left, and from the top if they are in rows.
+      rows: in how many.
+    """
+
     name: str
     says: str
     rooms: Sequence[Room]
+    rows: int = 1
 
 
 #: From the top down: a module imports those of its own floor and of the floors below; only what is
@@ -51,7 +61,7 @@ FLOORS = (
         "above rooms",
         "",
         [
-            Room("_explain/", ["each draw of a loss, in a table"], 1.2, "_transform/"),
+            Room("_explain/", ["each draw of a loss, in a table"], 0.37, "_transform/"),
             Room("records", ["what is known of all estimators"], 1, "estimators/"),
         ],
     ),
@@ -63,7 +73,7 @@ FLOORS = (
                 "_transform/",
                 [
                     "expectation: stages the loss",
-                    "keys: two draws with one",
+                    "keys, numbering: two with one",
                     "program: jaxpr into nodes, once",
                     "continuation: hands on the rest",
                     "ledger: running sums",
@@ -73,7 +83,7 @@ FLOORS = (
                     "complaints: every message",
                 ],
                 2,
-                "_sampler",
+                "_draws",
             ),
             Room(
                 "estimators/",
@@ -95,10 +105,12 @@ FLOORS = (
         "contract",
         "what a draw is",
         [
-            Room("_sampler", ["Sampler; Site, the draw in a program"], 1, "distributions/"),
-            Room("_jumps", ["where a cost has no slope"], 0.6, "_downstream/"),
-            Room("_cost", ["Cost and Mode: what follows a draw, and how it is evaluated"], 1.25),
-            Room("_lockstep", ["several runs"], 0.5, "_derivatives/"),
+            Room("_draws", ["the equations", "of draws"]),
+            Room("_lockstep", ["several runs", "of a loss"], 0.95, "_derivatives/"),
+            Room("_sampler", ["Sampler; Site,", "one in a program"], 1.1, "distributions/"),
+            Room("_control_variate", ["what is known", "beside a score"], 1.32),
+            Room("_cost", ["what follows", "a draw"], 0.95),
+            Room("_jumps", ["where a cost", "has no slope"], 1, "_downstream/"),
         ],
     ),
     Floor(
@@ -135,19 +147,20 @@ FLOORS = (
         "ground",
         "JAX, numbers, checks",
         [
-            Room("_jaxpr", ["JAX's versions"]),
-            Room("_mesh", ["axes of a mesh"]),
-            Room("_calls", ["other words"]),
-            Room("_transparent", ["stop_gradient"]),
-            Room("_plates", ["lanes"], 0.7),
-            Room("_random", ["keys, noise"]),
-            Room("_fixed_point", ["64 bits"], 1.05),
+            Room("_check", ["arguments"], 0.9),
             Room("_numerics", ["types, limits"], 1.05),
-            Room("_check", ["arguments"], 0.85),
-            Room("_typing", ["protocols"], 0.85),
-            Room("_installation", ["a wrong jaxlib"], 1.25),
+            Room("_random", ["keys, noise"]),
+            Room("_fixed_point", ["64 bits"], 1.1),
+            Room("_jaxpr", ["JAX's versions"]),
+            Room("_transparent", ["stop_gradient"], 1.1),
+            Room("_mesh", ["axes of a mesh"]),
+            Room("_plates", ["lanes"], 0.8),
+            Room("_calls", ["other words"]),
+            Room("_typing", ["protocols"], 0.9),
+            Room("_installation", ["a wrong jaxlib"], 1.2),
             Room("_version", ["its number"], 0.9),
         ],
+        rows=2,
     ),
 )
 
@@ -180,9 +193,13 @@ def picture() -> str:
     y = 2 * _MARGIN
     for floor in FLOORS:
         height = _HEAD + _LINE * max(len(room.says) for room in floor.rooms)
-        boxes.update(_placed(floor.rooms, y + _MARGIN, height))
-        bands += _band(floor, boxes, y, height + 2 * _MARGIN)
-        y += height + 2 * _MARGIN + _STAIRS
+        per_row = -(-len(floor.rooms) // floor.rows)
+        for row in range(floor.rows):
+            rooms = floor.rooms[row * per_row : (row + 1) * per_row]
+            boxes.update(_placed(rooms, y + _MARGIN + row * (height + _BETWEEN), height))
+        height = floor.rows * (height + _BETWEEN) - _BETWEEN + 2 * _MARGIN
+        bands += _band(floor, boxes, y, height)
+        y += height + _STAIRS
     arrows = [
         _arrow(boxes[room.name], boxes[room.name], boxes[room.stands_on])
         for floor in FLOORS
@@ -212,7 +229,7 @@ def picture() -> str:
 
 
 def _placed(rooms: Sequence[Room], y: int, height: int) -> Iterator[tuple[str, _Box]]:
-    """Where the rooms of a floor are, their names first."""
+    """Where the rooms of a row are, their names first."""
     free = _WIDTH - _LABELS - 2 * _MARGIN - _BETWEEN * (len(rooms) - 1)
     x = _LABELS
     for room in rooms:
@@ -246,6 +263,8 @@ def _arrow(over: _Box, start: _Box, end: _Box) -> str:
     """Straight down from one room to another, in the middle of the narrower of them."""
     narrow = min(over, end, key=lambda box: box.width)
     x = narrow.x + narrow.width // 2
+    if not all(box.x < x < box.x + box.width for box in (over, end)):
+        raise ValueError(f"an arrow at {x} misses one of {over} and {end}: exchange rooms")
     return f'  <path class="arrow" d="M{x} {start.y + start.height} V{end.y - 2}"/>'
 
 

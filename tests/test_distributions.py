@@ -21,7 +21,7 @@ from scipy.special import expit, logit, softmax
 
 import gradest as ge
 from gradest import distributions as dists
-from gradest.distributions import base
+from gradest.distributions import _joint
 
 # ---- The table: parameters, and the same distribution by scipy -------------------------------
 
@@ -989,7 +989,7 @@ def test_error_for_what_is_no_distribution():
         with pytest.raises(
             TypeError, match=r"dist: expected a distribution with sample\(key, shape\)"
         ):
-            base.check(what)
+            _joint.check(what)
 
 
 def test_error_for_a_distribution_that_is_no_pytree():
@@ -1004,7 +1004,7 @@ def test_error_for_a_distribution_that_is_no_pytree():
         TypeError,
         match=r"dist: expected a pytree, got a test_distributions\..*Mine that is not registered",
     ):
-        base.check(Mine())
+        _joint.check(Mine())
 
 
 # ---- Distributions of other libraries --------------------------------------------------------
@@ -1012,13 +1012,13 @@ def test_error_for_a_distribution_that_is_no_pytree():
 
 def assert_adapted(dist, draw_shape, logpdf):
     """Drawing, scoring and differentiating through the adapter."""
-    base.check(dist)
+    _joint.check(dist)
     arrays, rebuild = split_arrays(dist)
 
     @jit
     def evaluate(key, arrays):
-        x = jax.lax.stop_gradient(base.draw(key, rebuild(arrays)))
-        log_p, gradient = jax.value_and_grad(lambda a: base.log_prob(rebuild(a), x))(arrays)
+        x = jax.lax.stop_gradient(_joint.draw(key, rebuild(arrays)))
+        log_p, gradient = jax.value_and_grad(lambda a: _joint.log_prob(rebuild(a), x))(arrays)
         return x, log_p, gradient
 
     x, log_p, leaves = evaluate(jax.random.key(0), arrays)
@@ -1068,7 +1068,7 @@ def test_numpyro(standard_promotion):
 def test_numpyro_lanes(standard_promotion):
     nd = imported("numpyro.distributions")
     stacked = jax.vmap(lambda m: nd.Normal(m, jnp.ones(2)))(jnp.arange(6.0).reshape(3, 2))
-    lanes, keys = base.Lanes(stacked), jax.random.split(jax.random.key(0), 3)
+    lanes, keys = _joint.Lanes(stacked), jax.random.split(jax.random.key(0), 3)
     x = lanes.sample(keys)
     assert x.shape == (3, 2)
     np.testing.assert_allclose(

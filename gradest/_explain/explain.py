@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _check
+from .._draws import draw_p
 from .._jumps import named
-from .._sampler import Site, draw_p
+from .._sampler import Site
 from .._transform.downstream import Followed, follow
 from .._transform.expectation import loss_of, stage
 from ..estimators._record import Record

@@ -5,7 +5,7 @@ from typing import Any
 from jax.extend import core
 
 from .. import _jaxpr
-from .._sampler import draw_p, sample_p
+from .._draws import draw_p, sample_p
 
 
 def places(jaxpr: core.Jaxpr) -> dict[int, str]:

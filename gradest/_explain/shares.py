@@ -16,8 +16,8 @@ import numpy as np
 from jax.extend import core
 
 from .. import _jaxpr, _random
+from .._draws import draw_p
 from .._jaxpr import is_var
-from .._sampler import draw_p
 from .._transform.expectation import Staged
 
 _CHUNK = 256

@@ -56,7 +56,7 @@ def _value_with_rest(node: Node, operands: list[Any], mode: Mode, then: Then) ->
             if not sampler.linear:
                 mode = dataclasses.replace(mode, bound=sampler.name)
             rest = lambda draw, mode: then(jax.tree.leaves(draw), mode)
-            return sampler._expect(key, dist, Cost(rest, sampler.name, mode))
+            return sampler._estimate(key, dist, Cost(rest, sampler.name, mode))
         case Call():
             return value_of(node.body, operands, mode, then)
         case Branch():

@@ -16,8 +16,8 @@ from .. import _jaxpr
 from .._downstream.fates import Fate, fates
 from .._downstream.graph import Draw
 from .._downstream.walk import Special
+from .._draws import draw_p, sample_p
 from .._jumps import Complaint, Mark, guarded_p
-from .._sampler import draw_p, sample_p
 from .spend import cost_p
 
 

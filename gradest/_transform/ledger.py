@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from .. import _jaxpr, _mesh, _numerics, _random
+from .._control_variate import ControlVariate
 from .._cost import Mode
 from .._derivatives.primitives import magic
 from .._derivatives.variance import attach_variance_gradient
 from .._lockstep import Lockstep
-from .._sampler import ControlVariate, Sampler
-from ..distributions import base
+from .._sampler import Sampler
+from ..distributions import _joint, base
 from . import complaints
 from .program import (
     Branch,
@@ -217,7 +218,7 @@ def open_site(node: Draw, operands: Sequence[Any], mode: Mode) -> tuple[jax.Arra
         raise complaints.after_a_bound(node.site, mode.bound)
     if not isinstance(dist, base.Distribution):
         for _ in range(node.site.lanes):
-            dist = base.Lanes(dist)
+            dist = _joint.Lanes(dist)
     return _key_in(mode, key), sampler, dist
 
 

@@ -14,9 +14,9 @@ from jax.extend import core
 
 from .. import _jaxpr
 from .._derivatives.primitives import drawn_p, scored_p
+from .._draws import sample_p
 from .._jaxpr import is_var, variables
 from .._jumps import Complaint
-from .._sampler import sample_p
 from .program import (
     Branch,
     Call,

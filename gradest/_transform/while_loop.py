@@ -15,7 +15,7 @@ from jax.interpreters import batching, mlir
 from jax.typing import ArrayLike
 
 from .. import _check, _jaxpr, _mesh
-from .._sampler import draw_p, sample_p
+from .._draws import draw_p, sample_p
 from .spend import charged, cost, cost_p
 
 T = TypeVar("T")

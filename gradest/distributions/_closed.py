@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from .. import _check
-from . import _supports, base
+from . import _joint, _supports
 from .base import Distribution, Shape
 
 
@@ -36,12 +36,12 @@ def _stage(dist: Any, scored: bool) -> "Closed":
         leaves, treedef = jax.tree.flatten(dist)
         rebuild = treedef.unflatten
     key = jax.random.key(0)
-    draw = lambda key, leaves: base.draw(key, rebuild(leaves))
+    draw = lambda key, leaves: _joint.draw(key, rebuild(leaves))
     sample, shapes = jax.make_jaxpr(draw, return_shape=True)(key, leaves)
     bounds = jax.make_jaxpr(lambda leaves: _supports.bounds(rebuild(leaves)))(leaves)
     jaxprs = [sample, bounds]
     if scored:
-        score = lambda leaves, x: base.log_prob(rebuild(leaves), x)
+        score = lambda leaves, x: _joint.log_prob(rebuild(leaves), x)
         jaxprs.append(jax.make_jaxpr(score)(leaves, shapes))
     structure = jax.tree.structure(shapes)
     consts = [jaxpr.consts for jaxpr in jaxprs]

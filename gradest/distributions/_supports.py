@@ -13,7 +13,8 @@ import numpy as np
 
 from .. import _check
 from .._derivatives.refuse import Refusal, undifferentiable
-from .base import Distribution, Lanes
+from ._joint import Lanes
+from .base import Distribution
 
 
 def refusing(estimator: str, dist: Any) -> Any:

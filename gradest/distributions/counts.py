@@ -12,6 +12,7 @@ from .. import _check, _random
 from .._numerics import in_compute_dtype, least_probability
 from ._implicit import implicit, per_lane
 from ._information import OfGeometric, OfPoisson
+from ._log_gamma import by_stirling, log_gamma
 from ._special import STIRLING, log_beta, simplex_log_density
 from .base import (
     Distribution,
@@ -24,7 +25,6 @@ from .base import (
     scored,
 )
 from .bernoulli import logits_from, on_the_edge, weighted
-from .gamma import by_stirling, log_gamma
 
 #: Counts beyond are brought there, so that two of them can be added.
 HIGHEST = 10**9

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.scipy.special import digamma, gammaln
 from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._numerics import in_compute_dtype
-from ._implicit import bounded_exp, first_order_only, implicit, inside, per_lane
+from ._implicit import bounded_exp, inside
 from ._information import OfBeta, OfDirichlet, OfGamma
-from ._special import STIRLING, log_beta, simplex_log_density, stirling_remainder
+from ._log_gamma import log_density, log_gamma
+from ._special import log_beta, simplex_log_density
 from .base import (
     Distribution,
     Shape,
@@ -23,85 +22,6 @@ from .base import (
     as_float,
     as_floats,
 )
-
-# ---- The logarithm of a draw ---------------------------------------------------------------
-
-
-def log_gamma(key: ArrayLike, concentration: jax.Array, shape: Shape) -> jax.Array:
-    """log x of draws x ~ Gamma(concentration, 1), with their derivative in the concentration.
-
-    In at least single precision. With small concentrations x itself underflows: its logarithm is
-    of the order of -1 / concentration.
-    """
-    (a,) = in_compute_dtype(concentration)
-    a = jnp.broadcast_to(a, shape)
-    draw = lambda k, a: jax.random.loggamma(k, a, a.shape, a.dtype)
-    return implicit(_tangent, per_lane(draw, key, shape, jax.lax.stop_gradient(a)), a)
-
-
-def _tangent(y: jax.Array, a: jax.Array, da: jax.Array) -> jax.Array:
-    return slope(y, first_order_only("the concentration of a Gamma draw", a)) * da
-
-
-def slope(y: jax.Array, a: jax.Array) -> jax.Array:
-    """d log x / d a at log x = y: -dF(x; a)/da / (x p(x; a)).
-
-    Relative error below 2e-6 in single precision and 1e-9 in double, for a from 1e-3 on.
-    """
-    # JAX's series take more terms, and lose more digits, the larger a is.
-    large = a > _LARGE
-    # Below, F(x; a) = x^a / Gamma(a + 1) to within rounding, and x may not be a number.
-    small = y < math.log(jnp.finfo(a.dtype).eps)
-    a_mid, y_mid = jnp.where(large, 1, a), jnp.where(small | large, 0, y)
-    x = jnp.exp(y_mid)
-    middle = jax.lax.random_gamma_grad(a_mid, x) / x  # pyright: ignore[reportCallIssue]
-    a_large, w = jnp.where(large, a, _LARGE), jnp.where(large, y - jnp.log(a), 0)
-    above = jnp.zeros_like(w)
-    for term in reversed(_TERMS):
-        above = above / a_large + _polynomial(term, w)
-    return jnp.where(large, above / a, jnp.where(small, (digamma(a + 1) - y) / a, middle))
-
-
-def _polynomial(coefficients: np.ndarray, w: jax.Array) -> jax.Array:
-    """Of the coefficients, that of the highest power last. (jnp.polyval refuses explicit axes.)"""
-    horner = lambda total, c: (total * w + c, None)
-    descending = jnp.asarray(coefficients[::-1], w.dtype)
-    return jax.lax.scan(horner, jnp.zeros_like(w), descending)[0]
-
-
-# Five terms in 1 / a are enough from here on.
-_LARGE = 30.0
-
-
-def _terms(count: int, degree: int) -> list[np.ndarray]:
-    """T_k, polynomials in w = y - log(a), such that a d log x / d a = sum_k T_k(w) / a^k.
-
-    The derivative s of y keeps F, so that (s q)' = -dq / da with q = exp(a y - e^y) / Gamma(a) the
-    density of y. With T = a s that is
-
-      (e^w - 1) T = T' / a + w + log(a) - digamma(a),
-
-    whose terms of order 0 and k + 1 in 1 / a are T_0 = w / (e^w - 1) and
-    T_(k+1) = (T_k' - T_k'(0)) / (e^w - 1): the constant is digamma's, as nothing is infinite
-    where w = 0.
-    """
-    # The reciprocal of (e^w - 1) / w = sum_n w^n / (n + 1)!.
-    inverse = 1 / np.cumprod(np.arange(1.0, degree + count + 1))
-    first = np.zeros(degree + count)
-    for n in range(degree + count):
-        first[n] = (n == 0) - first[:n] @ inverse[n:0:-1]
-    terms = [first]
-    for _ in range(count - 1):
-        derivative = np.polynomial.polynomial.polyder(terms[-1])
-        terms.append(np.convolve(derivative[1:], first)[: len(derivative) - 1])
-    return [term[:degree] for term in terms]
-
-
-# To within rounding where |w| < 1.5: seven standard deviations where a = 30.
-_TERMS = _terms(count=5, degree=14)
-
-
-# ---- Distributions -------------------------------------------------------------------------
 
 
 class Gamma(OfGamma, Distribution):
@@ -148,7 +68,7 @@ class Gamma(OfGamma, Distribution):
         x, a, rate = align_wide(x, self.concentration, self.rate)
         positive = x > 0
         x = jnp.where(positive, x, 1)
-        log_p = _log_density(x, jnp.log(x), a, rate)
+        log_p = log_density(x, jnp.log(x), a, rate)
         return jnp.where(positive, log_p, -jnp.inf).astype(self.rate.dtype)
 
     def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
@@ -162,7 +82,7 @@ class Gamma(OfGamma, Distribution):
 
     def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
         u, a, rate = align_wide(u, self.concentration, self.rate)
-        return _log_density(bounded_exp(u), u, a, rate).astype(self.rate.dtype)
+        return log_density(bounded_exp(u), u, a, rate).astype(self.rate.dtype)
 
     def weak_derivative(
         self, key: jax.Array, x: jax.Array, *, coupled: bool = True
@@ -181,21 +101,6 @@ class Gamma(OfGamma, Distribution):
         weight = 2 * u / (a * -jnp.expm1(log_v))
         shorter = inside(wide * jnp.exp(log_v), x.dtype)
         return WeakDerivative(-weight, shorter), WeakDerivative(-a / rate, inside(longer, x.dtype))
-
-
-def _log_density(x: jax.Array, log_x: jax.Array, a: jax.Array, rate: jax.Array) -> jax.Array:
-    """log p(x) of a Gamma variable, by log(x) alone where it is small."""
-    direct = a * jnp.log(rate) - gammaln(a) + (a - 1) * log_x - rate * x
-    return jnp.where(a < STIRLING, direct, by_stirling(x, a, rate))
-
-
-def by_stirling(x: jax.Array, a: jax.Array, rate: jax.Array) -> jax.Array:
-    """The same without the difference of numbers of the order of a log(a), for a not small."""
-    a = jnp.where(a < STIRLING, STIRLING, a)
-    # Bounded, for derivatives of no NaN far out.
-    w = jnp.log(jnp.clip(x / (a / rate), float(jnp.finfo(x.dtype).tiny), 1e30))
-    peak = 0.5 * jnp.log(a / (2 * math.pi)) - stirling_remainder(a)
-    return a * (w - jnp.expm1(w)) + peak - jnp.log(x)
 
 
 class Beta(OfBeta, Distribution):

@@ -13,10 +13,11 @@ from jax.typing import ArrayLike
 from .. import _check, _random
 from .._numerics import in_compute_dtype
 from ._implicit import bounded_exp, first_order_only, implicit
+from ._log_gamma import slope
 from .base import Distribution, Shape, align
 from .categorical import Categorical
 from .continuous import Exponential, Gumbel, Laplace, Logistic, LogNormal, Normal
-from .gamma import Gamma, slope
+from .gamma import Gamma
 from .weibull import Weibull, log_ratio
 
 

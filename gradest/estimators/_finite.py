@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _mesh, _numerics, _random
-from ..distributions import base
 from . import _needs
 
 
@@ -45,7 +44,7 @@ class Finite(NamedTuple):
         if least and num_values ** math.prod(rows) <= at_most:
             log_probs = jnp.maximum(log_probs, math.log(least))
         elif at_most or not least:
-            base.check_edges(estimator, dist)
+            _needs.check_edges(estimator, dist)
         log_probs, probs = _mesh.replicated((log_probs, probs))
         flat = (log_probs.reshape(-1, num_values), probs.reshape(-1, num_values))
         return cls(values, *flat, dist.shape, tuple(rows))

@@ -6,6 +6,7 @@ import pkgutil
 from typing import Any
 
 from .. import _check
+from .._derivatives.refuse import UnestimatedGradientError
 from ..distributions import _records
 from ..distributions._capabilities import CAPABILITIES, has
 from ..distributions.base import Distribution
@@ -42,6 +43,26 @@ def check(
         f"{estimator}: expected one of gradest.distributions' {names}{_or_another(lacking)}, got "
         f"{_check.name_of(kind)}. {remedy}"
     )
+
+
+def check_edges(estimator: str, dist: Any) -> None:
+    """Raises where a probability of 0 or 1 is differentiated by who would have to draw the other.
+
+    That is known of what was made of probabilities just now, not of traced ones.
+    """
+    if getattr(dist, "lost_edge", False):
+        others, ways = "measure_valued", ""
+        if hasattr(dist, "enumerate_support"):
+            others = "enumeration, measure_valued, sum_and_sample or unordered_set"
+        expected = "rate: expected positive rates where they are differentiated, got a 0"
+        if dist.edged == "logits":
+            expected = "probs: expected probabilities between 0 and 1 where they are "
+            expected += "differentiated, got a 0 or 1"
+            ways = ", or give logits"
+        raise UnestimatedGradientError(
+            f"{estimator}: {expected}. What the impossible outcome would cost is missing from the "
+            f"gradient. Use {others}{ways}."
+        )
 
 
 def _or_another(lacking: list[Need]) -> str:

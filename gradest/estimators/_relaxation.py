@@ -10,14 +10,13 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from ..distributions import base
 from ..distributions.base import Distribution
 from . import _needs
 
 
 def check(estimator: str, dist: Any) -> None:
     """Raises unless `dist` can be relaxed, and every outcome be drawn, as the gradient needs."""
-    base.check_edges(estimator, dist)
+    _needs.check_edges(estimator, dist)
     _needs.check(estimator, dist, "relaxation")
 
 

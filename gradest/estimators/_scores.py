@@ -7,19 +7,20 @@ import jax.numpy as jnp
 
 from .. import _check, _numerics
 from .._derivatives.attach import attach_gradient
-from ..distributions import _supports, base
+from ..distributions import _joint, _supports, base
+from . import _needs
 
 
 def draw(estimator: str, key: jax.Array, dist: Any) -> tuple[Any, jax.Array]:
     """A draw, fixed, and its log-probability, whose derivative is the score."""
     dist = checked(estimator, dist)
     x, u = unrounded(key, dist)
-    return x, base.log_prob_unrounded(dist, u)
+    return x, _joint.log_prob_unrounded(dist, u)
 
 
 def unrounded(key: jax.Array, dist: Any) -> tuple[Any, Any]:
     """A draw, fixed, and from before it was rounded: scores of that have the mean zero."""
-    return jax.lax.stop_gradient(base.draw_unrounded(key, dist))
+    return jax.lax.stop_gradient(_joint.draw_unrounded(key, dist))
 
 
 def checked(estimator: str, dist: Any) -> Any:
@@ -35,13 +36,13 @@ def checked(estimator: str, dist: Any) -> Any:
             f"{estimator}: expected a distribution with a log-probability, got "
             f"{_check.name_of(type(dist))}: {dist.no_density}"
         )
-    base.check_edges(estimator, dist)
+    _needs.check_edges(estimator, dist)
     return _supports.refusing(estimator, dist)
 
 
 def log_probs(dist: Any, draws: Any) -> jax.Array:
     """Of joint draws, stacked, from before they were rounded."""
-    return jax.vmap(lambda u: base.log_prob_unrounded(dist, u))(draws)
+    return jax.vmap(lambda u: _joint.log_prob_unrounded(dist, u))(draws)
 
 
 def weighted_scores(dist: Any, draws: Any, weights: jax.Array) -> Any:

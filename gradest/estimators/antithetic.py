@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from .._calls import estimator
 from .._cost import Cost
 from .._sampler import Sampler
-from ..distributions import _foreign, base
+from ..distributions import _foreign, _joint
 from . import _needs
 from ._record import Record
 
@@ -55,7 +55,7 @@ def antithetic() -> Sampler:
 def _estimate(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
     dist = _foreign.own(dist, moving=True)
     _needs.check("antithetic", dist, "reflection", "pathwise")
-    x = base.draw(key, dist)
+    x = _joint.draw(key, dist)
     return jnp.mean(cost.batch(jnp.stack([x, dist.reflect(x)])))
 
 

@@ -10,7 +10,7 @@ from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
-from ..distributions import Bernoulli, base
+from ..distributions import Bernoulli, _joint
 from ..distributions._derived import rebuilt
 from . import _needs
 from ._record import Record
@@ -104,7 +104,7 @@ def disarm() -> Sampler:
 
 def _arm(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
     _needs.check("arm", dist, "categorical", only=(Bernoulli,))
-    base.check_edges("arm", dist)
+    _needs.check_edges("arm", dist)
     l = jax.lax.stop_gradient(dist)._log_odds()
     p, q = jax.nn.sigmoid(l), jax.nn.sigmoid(-l)
     first, second, u = _random.antithetic(key, l)
@@ -115,7 +115,7 @@ def _arm(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
 
 def _disarm(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
     _needs.check("disarm", dist, "categorical", "mean")
-    base.check_edges("disarm", dist)
+    _needs.check_edges("disarm", dist)
     l = jax.lax.stop_gradient(dist)._log_odds()
     walk = _bernoulli if isinstance(dist, Bernoulli) else _tree
     return _estimate(dist, cost, *walk(key, l))
@@ -130,7 +130,7 @@ def _estimate(
     costs = jax.vmap(cost)(pair)
     half = (costs[0] - costs[1]).astype(direction.dtype) / 2
     gradient = rebuilt(dist, half * direction)
-    attach = lambda c, x: attach_gradient(c, dist, gradient, log_prob=base.log_prob(dist, x))
+    attach = lambda c, x: attach_gradient(c, dist, gradient, log_prob=_joint.log_prob(dist, x))
     return jnp.mean(jax.vmap(attach)(costs, pair))
 
 

@@ -11,7 +11,7 @@ from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.refuse import second_order_counts_as_zero
 from .._sampler import Sampler
-from ..distributions import Normal, base
+from ..distributions import Normal, _joint
 from . import _needs
 from ._record import Evaluations, Record
 
@@ -74,7 +74,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     # Every element's slope depends on all of them.
     dist = _mesh.replicated(dist)
     fixed = jax.lax.stop_gradient(dist)
-    draws = jax.vmap(lambda k: base.draw(k, fixed))(_random.split(key, num_samples))
+    draws = jax.vmap(lambda k: _joint.draw(k, fixed))(_random.split(key, num_samples))
     costs = cost.batch(draws)
 
     dtype, wide = draws.dtype, _numerics.compute_dtype(draws.dtype)
@@ -104,7 +104,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
         )
 
     mean_gradient = jax.tree.map(lambda g: jnp.mean(g, axis=0), jax.vmap(gradient)(draws, costs))
-    attach = lambda x, f: attach_gradient(f, dist, mean_gradient, log_prob=base.log_prob(dist, x))
+    attach = lambda x, f: attach_gradient(f, dist, mean_gradient, log_prob=_joint.log_prob(dist, x))
     return jnp.mean(jax.vmap(attach)(draws, costs))
 
 

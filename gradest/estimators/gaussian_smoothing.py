@@ -12,7 +12,7 @@ from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
-from ..distributions import MultivariateNormal, Normal, base
+from ..distributions import MultivariateNormal, Normal, _joint
 from ..distributions.base import finite
 from . import _needs
 from ._record import Evaluations, Record
@@ -112,7 +112,7 @@ def _estimate(
     ratio = n / jnp.where(squared_length > 0, squared_length, 1)
     of_square = of_length * (1 - ratio) + of_direction * ratio
     gradient = _gradient(fixed, e, (plus - minus) / 2, of_square, of_direction)
-    attach = lambda x, f: attach_gradient(f, dist, gradient, log_prob=base.log_prob(dist, x))
+    attach = lambda x, f: attach_gradient(f, dist, gradient, log_prob=_joint.log_prob(dist, x))
     return jnp.mean(jax.vmap(jax.vmap(attach))(pairs, costs))
 
 

@@ -11,7 +11,7 @@ from .._calls import estimator
 from .._derivatives.refuse import Refusal, first_order, undifferentiable
 from .._jaxpr import user_line
 from .._sampler import Sampler
-from ..distributions import Categorical, OneHotCategorical, base
+from ..distributions import Categorical, OneHotCategorical
 from . import _needs, _relaxation
 from ._record import Record
 
@@ -107,7 +107,7 @@ def gumbel_softmax(temperature: ArrayLike) -> Sampler:
 
 
 def _gumbel_softmax(key: jax.Array, dist: Any, *, temperature: ArrayLike) -> jax.Array:
-    base.check_edges("gumbel_softmax", dist)
+    _needs.check_edges("gumbel_softmax", dist)
     _needs.check("gumbel_softmax", dist, "relaxed draw")
     dist = first_order("gumbel_softmax", dist)
     return _relaxation.soften(dist, _relaxation.perturb(key, dist), temperature)

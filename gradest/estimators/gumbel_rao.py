@@ -10,7 +10,7 @@ from .. import _check, _numerics, _random
 from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
-from ..distributions import base
+from ..distributions import _joint
 from . import _relaxation
 from ._record import Record
 
@@ -66,7 +66,7 @@ def _gumbel_rao(
     _relaxation.check("gumbel_rao", dist)
     dist = first_order("gumbel_rao", dist)
     key_draw, key_noise = _random.split(key, 2)
-    hard = jax.lax.stop_gradient(base.draw(key_draw, dist))
+    hard = jax.lax.stop_gradient(_joint.draw(key_draw, dist))
     (logits,) = _numerics.in_compute_dtype(dist.logits)
 
     def relaxed(key: jax.Array) -> jax.Array:

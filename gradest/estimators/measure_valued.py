@@ -13,7 +13,7 @@ from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
-from ..distributions import base
+from ..distributions import _joint
 from ..distributions.base import WeakDerivative
 from . import _needs
 from ._record import Evaluations, Record
@@ -120,9 +120,9 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool, side: str
     fixed = jax.lax.stop_gradient(dist)
     floats = filter(_is_float, jax.tree.leaves(dist))
     if not _numerics.least_probability(jnp.result_type(*floats)):
-        base.check_edges("measure_valued", dist)
+        _needs.check_edges("measure_valued", dist)
     key_draw, key_pairs = _random.split(key, 2)
-    x, u = base.draw_unrounded(key_draw, fixed)
+    x, u = _joint.draw_unrounded(key_draw, fixed)
     pairs = _pairs(fixed, key_pairs, u, coupled, side)
     # The draw and all that it is compared with in one batch: what follows is traced once.
     points = [x[None]]
@@ -150,7 +150,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, coupled: bool, side: str
         return change - w * jnp.sum(change, axis=-1, keepdims=True) if pair.of_row else change
 
     gradient = tuple(map(derivative, pairs, jax.tree.leaves(dist)))
-    return attach_gradient(value, dist, gradient, log_prob=base.log_prob_unrounded(dist, u))
+    return attach_gradient(value, dist, gradient, log_prob=_joint.log_prob_unrounded(dist, u))
 
 
 def _pairs(
@@ -213,7 +213,7 @@ def _num_evaluations(options: Mapping[str, Any], dist: Any) -> int:
     side, coupled = options["side"], options["coupled"]
 
     def evaluated(key: jax.Array, dist: Any) -> Any:
-        pairs = filter(None, _pairs(dist, key, base.draw_unrounded(key, dist)[1], coupled, side))
+        pairs = filter(None, _pairs(dist, key, _joint.draw_unrounded(key, dist)[1], coupled, side))
         return [(pair.weight, _evaluated(pair)) for pair in pairs]
 
     of_pairs = jax.eval_shape(evaluated, jax.random.key(0), dist)

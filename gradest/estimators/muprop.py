@@ -13,7 +13,7 @@ from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.variance import attach_variance_gradient, with_variance_gradient
 from .._sampler import Sampler
-from ..distributions import base
+from ..distributions import _joint
 from . import _needs, _relaxation
 from ._record import Evaluations, Record
 
@@ -75,9 +75,9 @@ def _relaxed(key: jax.Array, dist: Any, **_: Any) -> jax.Array:
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, **hyper: ArrayLike) -> jax.Array:
     _needs.check("muprop", dist, "mean", "support", "density")
-    base.check_edges("muprop", dist)
+    _needs.check_edges("muprop", dist)
     fixed = jax.lax.stop_gradient(dist)
-    b, m = base.draw(key, fixed), fixed.mean()
+    b, m = _joint.draw(key, fixed), fixed.mean()
     f = cost(b)
     at_mean, slope = _where_finite(*jax.value_and_grad(cost.relaxed)(m))
     (s,) = _numerics.in_compute_dtype(slope)
@@ -90,7 +90,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, **hyper: ArrayLike) -> jax.
         return jax.tree.map(lambda score, mean: centred * score + mean, score, of_mean)
 
     g, traced, variance_gradient = with_variance_gradient(gradient, hyper)
-    value = attach_gradient(f, dist, g, log_prob=base.log_prob(dist, b))
+    value = attach_gradient(f, dist, g, log_prob=_joint.log_prob(dist, b))
     return attach_variance_gradient(value, traced, variance_gradient)
 
 

@@ -13,7 +13,7 @@ from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.variance import attach_variance_gradient, with_variance_gradient
 from .._sampler import Sampler
-from ..distributions import base
+from ..distributions import _joint
 from ..distributions._derived import rebuilt
 from . import _relaxation, _relaxed_control
 from ._record import Evaluations, Record
@@ -162,7 +162,7 @@ def _estimate(
         return (f.astype(score.dtype) - eta * at_z - baseline) * score + eta * through_z
 
     g, traced, variance_gradient = with_variance_gradient(gradient, trained)
-    value = attach_gradient(f, dist, rebuilt(dist, g), log_prob=base.log_prob(dist, noise.b))
+    value = attach_gradient(f, dist, rebuilt(dist, g), log_prob=_joint.log_prob(dist, noise.b))
     return attach_variance_gradient(value, traced, variance_gradient)
 
 

@@ -10,7 +10,7 @@ from .. import _check, _numerics
 from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
-from ..distributions import base
+from ..distributions import _joint
 from ..distributions._derived import rebuilt
 from . import _needs
 from ._record import Record
@@ -66,9 +66,9 @@ def reinmax(temperature: ArrayLike = 1.0) -> Sampler:
 
 def _reinmax(key: jax.Array, dist: Any, *, temperature: ArrayLike) -> jax.Array:
     _needs.check("reinmax", dist, "categorical", "mean")
-    base.check_edges("reinmax", dist)
+    _needs.check_edges("reinmax", dist)
     dist = first_order("reinmax", dist)
-    x = jax.lax.stop_gradient(base.draw(key, dist))
+    x = jax.lax.stop_gradient(_joint.draw(key, dist))
     pi_0 = dist._wide_mean()
     t = _numerics.positive(jnp.asarray(temperature, pi_0.dtype))
     return _attach(x, dist, pi_0, (x.astype(t.dtype) + dist._softened_mean(t)) / 2)

@@ -7,23 +7,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 from jax.typing import ArrayLike
 
 from .. import _check, _numerics
 from .._calls import estimator
+from .._control_variate import ControlVariate, with_score
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._jumps import Mark, complaint_of, watched
-from .._sampler import ControlVariate, Sampler, with_score
-from .._transparent import without_stops
-from ..distributions import base
+from .._sampler import Sampler
+from ..distributions import _joint
 from ..distributions._capabilities import has
 from . import _needs, _relaxation, _relaxed_control, _scores
 from ._record import Record
+from ._surrogate import Surrogate, closed
 from .reparameterize import differentiable_draw
-
-Surrogate = Callable[[Any, Any], jax.Array]
 
 
 @estimator
@@ -123,7 +121,7 @@ def relax(
 def _discrete(dist: Any) -> bool:
     """Whether draws are relaxed (RELAX), or differentiable as they are (LAX)."""
     if has(type(dist), "relaxation"):
-        base.check_edges("relax", dist)
+        _needs.check_edges("relax", dist)
         return True
     declared = getattr(dist, "reparameterizable", getattr(dist, "has_rsample", None))
     if declared is False:
@@ -171,7 +169,7 @@ def _score(
 
     def c(point: Any) -> tuple[jax.Array, jax.Array]:
         """The surrogate, summed over the lanes of the site, and for each of them."""
-        at, closed_over = _closed(surrogate, params, _of_one_lane(key, point))
+        at, closed_over = closed(surrogate, params, _of_one_lane(key, point))
         at = functools.partial(at, closed_over)
         for _ in range(key.ndim):
             at = jax.vmap(at)
@@ -188,7 +186,7 @@ def _score(
     trained = (2 * jnp.sum(score * correction), jnp.sum(correction * correction))
     return (
         x,
-        base.log_prob_unrounded(dist, unrounded),
+        _joint.log_prob_unrounded(dist, unrounded),
         ControlVariate(term, trained if traced else None),
     )
 
@@ -203,7 +201,7 @@ def _watched(key: jax.Array, dist: Any, surrogate: Surrogate, params: Any) -> An
     """`dist`, which complains when it is differentiated if the surrogate jumps."""
     slope_in = "relaxed point" if _discrete(dist) else "draw"
     point = _of_one_lane(key, jax.eval_shape(_draw, key, dist))
-    at, closed_over = _closed(surrogate, params, point)
+    at, closed_over = closed(surrogate, params, point)
     complaint = complaint_of(
         Mark("relax", slope_in, "", type(dist), with_score=True),
         lambda point: at(closed_over, point),
@@ -255,7 +253,7 @@ def _lax(
     slope, value = jax.grad(c, has_aux=True)(x)
 
     def weighted(dist: Any, weights: jax.Array | None) -> jax.Array:
-        log_p = base.log_probs_unrounded(dist, unrounded)
+        log_p = _joint.log_probs_unrounded(dist, unrounded)
         log_p = log_p.astype(_numerics.compute_dtype(log_p.dtype))
         if weights is not None:
             log_p = _per_lane(weights.astype(log_p.dtype), log_p) * log_p
@@ -272,53 +270,12 @@ def _per_lane(signal: jax.Array, like: jax.Array) -> jax.Array:
     return signal.reshape(signal.shape + (1,) * (like.ndim - signal.ndim))
 
 
-# ---- The surrogate -------------------------------------------------------------------------
-
-
 def _hoist(
     dist: Any, *, surrogate: Surrogate, params: Any, coupled: bool, **others: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     point = jax.eval_shape(lambda key: _draw(key, dist), jax.random.key(0))
-    surrogate, params = _closed(surrogate, params, point)
+    surrogate, params = closed(surrogate, params, point)
     return {"surrogate": surrogate, "coupled": coupled}, {"params": params, **others}
-
-
-def _closed(surrogate: Surrogate, params: Any, point: Any) -> tuple[Surrogate, Any]:
-    """The surrogate as a function that closes over nothing, and its parameters.
-
-    Those are the traced ones of `params` and the arrays that the surrogate closes over. Whatever
-    these depend on, only what is in `params` is trained.
-    """
-    leaves, treedef = jax.tree.flatten(params)
-    traced = [not _check.is_concrete(leaf) for leaf in leaves]
-
-    def of_traced(values: list[Any], point: Any) -> jax.Array:
-        remaining = iter(values)
-        filled = [next(remaining) if t else x for x, t in zip(leaves, traced, strict=True)]
-        return _scalar(surrogate(jax.tree.unflatten(treedef, filled), point))
-
-    values = [leaf for leaf, t in zip(leaves, traced, strict=True) if t]
-    jaxpr = jax.make_jaxpr(of_traced)(values, point)
-    of_point = [True] * len(jax.tree.leaves(point))
-    jaxpr = without_stops(jaxpr, [*[False] * len(values), *of_point])
-
-    def closed(params: Any, point: Any) -> jax.Array:
-        values, closed_over = params
-        filled = jaxpr.replace(consts=jax.lax.stop_gradient(closed_over))
-        # A surrogate that is a number gives one that is no array.
-        return jnp.asarray(core.jaxpr_as_fun(filled)(*values, *jax.tree.leaves(point))[0])
-
-    return closed, (values, jaxpr.consts)
-
-
-def _scalar(c: Any) -> jax.Array:
-    shape, dtype = np.shape(c), jax.dtypes.result_type(c)
-    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"surrogate: expected its result to be a real scalar, got shape {shape} and type "
-            f"{dtype}. Sum or average it."
-        )
-    return jnp.asarray(c)
 
 
 def _flat(gradient: Any) -> jax.Array:

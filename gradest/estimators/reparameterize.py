@@ -12,7 +12,7 @@ from .._derivatives.primitives import magic
 from .._derivatives.refuse import Refusal, undifferentiable
 from .._jaxpr import user_line
 from .._sampler import Sampler
-from ..distributions import _supports, base
+from ..distributions import _joint, _supports, base
 from . import _scores
 from ._record import Record
 
@@ -74,7 +74,7 @@ def _path_only(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
     dist = _scores.checked("reparameterize", dist)
     x, u = differentiable_draw("reparameterize", key, dist)
     c = cost(x)
-    score = magic(base.log_prob_unrounded(dist, jax.lax.stop_gradient(u))) - 1
+    score = magic(_joint.log_prob_unrounded(dist, jax.lax.stop_gradient(u))) - 1
     return c + score.astype(c.dtype)
 
 
@@ -86,7 +86,7 @@ def differentiable_draw(estimator: str, key: jax.Array, dist: Any) -> tuple[Any,
             f"parameters, got {_check.name_of(type(dist))}. Use score_function, or for discrete "
             "variables rebar or gumbel_softmax."
         )
-    x, u = base.draw_unrounded(key, dist)
+    x, u = _joint.draw_unrounded(key, dist)
     if isinstance(dist, base.Distribution):
         return x, u
     x = _judged(estimator, key, dist, x)
@@ -116,7 +116,7 @@ def _judged(estimator: str, key: jax.Array, dist: Any, x: Any) -> Any:
         f"A draw of {name} does not depend on its parameters differentiably there. Use "
         "score_function, for a part of a joint draw at a site of its own.",
     )
-    draw = lambda values: jax.tree.leaves(base.draw(key, treedef.unflatten(values)))
+    draw = lambda values: jax.tree.leaves(_joint.draw(key, treedef.unflatten(values)))
     judged = []
     for part, missing in zip(parts, _without_slope(draw, values, dist, len(parts)), strict=True):
         lost = [values[j] for j in missing]

@@ -8,11 +8,12 @@ from jax.typing import ArrayLike
 
 from .. import _check, _numerics, _random
 from .._calls import estimator
+from .._control_variate import with_score
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._derivatives.primitives import magic
-from .._sampler import Sampler, with_score
-from ..distributions import base
+from .._sampler import Sampler
+from ..distributions import _joint
 from . import _scores
 from ._record import NUM_SAMPLES, Record
 
@@ -149,7 +150,7 @@ def _with_optimal_baseline(dist: Any, draws: Any, l: jax.Array, costs: jax.Array
     """
 
     def score(u: Any) -> Any:
-        s = jax.grad(base.log_prob_unrounded, allow_int=True)(jax.lax.stop_gradient(dist), u)
+        s = jax.grad(_joint.log_prob_unrounded, allow_int=True)(jax.lax.stop_gradient(dist), u)
         # An integer parameter has none.
         return jax.tree.map(lambda s: jnp.zeros(()) if s.dtype == jax.dtypes.float0 else s, s)
 

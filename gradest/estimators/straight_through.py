@@ -9,7 +9,7 @@ from .. import _check
 from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
-from ..distributions import base
+from ..distributions import _joint
 from . import _needs, _relaxation
 from ._record import Record
 
@@ -64,7 +64,7 @@ def straight_through(*, slope: ArrayLike = 1.0) -> Sampler:
 def _straight_through(key: jax.Array, dist: Any, *, slope: ArrayLike) -> jax.Array:
     _needs.check("straight_through", dist, "mean", "support")
     dist = first_order("straight_through", dist)
-    hard = jax.lax.stop_gradient(base.draw(key, dist))
+    hard = jax.lax.stop_gradient(_joint.draw(key, dist))
     return _relaxation.replace_value(hard, dist._mean_at(slope).astype(hard.dtype))
 
 

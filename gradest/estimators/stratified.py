@@ -14,7 +14,7 @@ from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._jumps import SlopeIn
 from .._sampler import Sampler
-from ..distributions import _foreign, base
+from ..distributions import _foreign, _joint
 from ..distributions._capabilities import has
 from ..distributions._derived import rebuilt
 from ..distributions.bernoulli import Bernoulli
@@ -103,7 +103,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     _needs.check("stratified", dist, ("quantile", "categorical"))
     if has(type(dist), "quantile"):
         return jnp.mean(cost.batch(_quantiles(key, dist, num_samples)))
-    base.check_edges("stratified", dist)
+    _needs.check_edges("stratified", dist)
     draws = _bits if isinstance(dist, Bernoulli) else _categories
     xs, indicators, correct = draws(key, jax.lax.stop_gradient(dist), num_samples)
     costs = cost.batch(xs)
@@ -113,7 +113,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     # Around their mean, so that nothing is left where all are the same.
     around = indicators - jnp.mean(indicators, axis=0, keepdims=True)
     gradient = rebuilt(dist, correct(jnp.tensordot(signal, around, 1, precision="highest")))
-    attach = lambda c, x: attach_gradient(c, dist, gradient, log_prob=base.log_prob(dist, x))
+    attach = lambda c, x: attach_gradient(c, dist, gradient, log_prob=_joint.log_prob(dist, x))
     return jnp.mean(jax.vmap(attach)(costs, xs))
 
 

@@ -1,0 +1,120 @@
+"""One joint draw of a distribution of any library, and its log-probability."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _check, _numerics
+from .base import Distribution, Shape
+
+
+def check(dist: Any) -> None:
+    """Raises unless `dist` is a distribution whose parameters gradients can reach."""
+    _sample_method(type(dist))
+    if jax.tree_util.all_leaves([dist]):
+        raise TypeError(
+            f"dist: expected a pytree, got a {_check.name_of(type(dist))} that is not registered "
+            "as one: gradients could not reach its parameters. Use "
+            "jax.tree_util.register_dataclass."
+        )
+
+
+def draw(key: jax.Array, dist: Any) -> Any:
+    """One joint draw of any distribution, with the gradient its library gives it.
+
+    Of a discrete one of gradest's without the refusal of `plain`, which estimators see to.
+    """
+    if isinstance(dist, Distribution):
+        return dist._sample(key)
+    return _sample_method(type(dist))(dist, key)
+
+
+def plain_draw(key: jax.Array, dist: Any) -> Any:
+    """One joint draw of any distribution, by its `sample`."""
+    return _sample_method(type(dist))(dist, key)
+
+
+def draw_unrounded(key: jax.Array, dist: Any) -> tuple[Any, Any]:
+    """`draw`, and that from before it was rounded, which `log_prob_unrounded` takes."""
+    if not isinstance(dist, Distribution):
+        x = draw(key, dist)
+        return x, x
+    u = dist._sample_unrounded(key, ())
+    return dist._rounded(u), u
+
+
+def log_probs_unrounded(dist: Any, u: Any) -> jax.Array:
+    """Log-probabilities of the independent elements of the draw that is made of `u`."""
+    own = isinstance(dist, Distribution)
+    return dist._log_prob_unrounded(u) if own else dist.log_prob(u)
+
+
+def log_prob_unrounded(dist: Any, u: Any) -> jax.Array:
+    """`log_prob` of the draw that is made of `u`."""
+    return _total(log_probs_unrounded(dist, u))
+
+
+def log_prob(dist: Any, x: Any) -> jax.Array:
+    """Log-probability of the joint draw `x`: the sum over its elements."""
+    return _total(dist.log_prob(x))
+
+
+def _total(log_p: jax.Array) -> jax.Array:
+    # A sum over a half-precision batch loses digits that the elements still have.
+    return jnp.sum(log_p, dtype=_numerics.compute_dtype(log_p.dtype))
+
+
+@functools.cache
+def _sample_method(kind: type) -> Callable[[Any, jax.Array], Any]:
+    """How `kind` spells "draw once with this key", read from its signature.
+
+    gradest's own classes and numpyro's say `sample(key, shape)`; distrax and TFP
+    `sample(seed=, sample_shape=)`. The latter wrap typed keys badly, so they get raw ones.
+    """
+    sample = getattr(kind, "sample", None)
+    if sample is None or not hasattr(kind, "log_prob"):
+        of_logits = " Of logits make one: gradest.distributions.Bernoulli(logits)."
+        raise TypeError(
+            f"dist: expected a distribution with sample(key, shape) and log_prob(x), got "
+            f"{_check.name_of(kind)}. The distribution comes second: sampler(key, dist)."
+            f"{of_logits if hasattr(kind, 'dtype') else ''}"
+        )
+    if "seed" in inspect.signature(sample).parameters:
+        return lambda dist, key: dist.sample(seed=_raw(key))
+    return lambda dist, key: dist.sample(key)
+
+
+def _raw(key: jax.Array) -> jax.Array:
+    """A raw key, which JAX takes for one of its default implementation."""
+    default = jax.random.key(0)
+    if key.dtype == default.dtype:
+        return jax.random.key_data(key)
+    like = jax.random.key_data(default)
+    return jax.random.bits(key, like.shape, like.dtype)
+
+
+class Lanes:
+    """A vmapped distribution of another library: one joint draw of all its lanes.
+
+    gradest's own distributions need no such wrapper, since a leading axis on every
+    leaf is a leading axis of the draw.
+    """
+
+    def __init__(self, dist: Any):
+        self.dist = dist
+
+    def sample(self, key: jax.Array, shape: Shape = ()) -> Any:
+        assert shape == (), "a site is drawn once"
+        return jax.vmap(draw)(key, self.dist)
+
+    def log_prob(self, x: Any) -> jax.Array:
+        return jax.vmap(log_prob)(self.dist, x)
+
+
+jax.tree_util.register_pytree_node(
+    Lanes, lambda lanes: ((lanes.dist,), None), lambda _, children: Lanes(*children)
+)
