@@ -117,10 +117,10 @@ def test_a_hard_permutation_refuses_its_derivative():
         return jnp.sum((hard @ items)[:2] ** 2)
 
     for wrap in (lambda f: f, ge.expectation):
-        gradient = jax.grad(wrap(lambda l: loss(l, True)))(jnp.zeros((3, 3)))
+        gradient = jax.jit(jax.grad(wrap(lambda l: loss(l, True))))(jnp.zeros((3, 3)))
         assert np.any(np.asarray(gradient) != 0)
         with pytest.raises(ge.UnestimatedGradientError):
-            jax.grad(wrap(lambda l: loss(l, False)))(jnp.zeros((3, 3)))
+            jax.eval_shape(jax.grad(wrap(lambda l: loss(l, False))), jnp.zeros((3, 3)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])

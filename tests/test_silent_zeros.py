@@ -139,7 +139,7 @@ def test_draw_in_a_construct_without_expectation(construct, kind):
         assert np.isnan(jvp(p)[1])
     loss(p, key)
     stopped = lambda p: loss(jax.lax.stop_gradient(p), key) + p**2
-    np.testing.assert_allclose(jax.grad(stopped)(p), 2 * p, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(stopped))(p), 2 * p, rtol=1e-6)
 
 
 def test_draw_in_a_while_loop_without_expectation():

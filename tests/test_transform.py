@@ -368,10 +368,9 @@ def test_trained_options_on_draws_under_vmap(name):
 
     estimate, b = ge.expectation(loss), jnp.float32(0.6)
     of_option = jax.value_and_grad(estimate, argnums=(0, 1))
-    value, (trained, got) = jax.vmap(of_option, (None, None, 0))(b, logits, keys(20))
-    constant, want = jax.vmap(lambda k: jax.value_and_grad(lambda l: estimate(0.6, l, k))(logits))(
-        keys(20)
-    )
+    value, (trained, got) = jax.jit(jax.vmap(of_option, (None, None, 0)))(b, logits, keys(20))
+    of_logits = lambda k: jax.value_and_grad(lambda l: estimate(0.6, l, k))(logits)
+    constant, want = jax.jit(jax.vmap(of_logits))(keys(20))
     np.testing.assert_allclose(value, constant, rtol=1e-5)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     assert np.any(trained != 0)
@@ -386,8 +385,9 @@ def test_what_is_learned_does_not_depend_on_how_a_batch_is_split(name):
     params = {"logits": jnp.array([0.3, -0.5]), "option": jnp.float32(0.6)}
     mean = lambda p, ks: jnp.mean(jax.vmap(ge.expectation(loss), (None, 0))(p, ks))
     ks = keys(8)
-    whole = jax.grad(mean)(params, ks)
-    parts = [jax.grad(mean)(params, part) for part in ks.reshape(4, 2)]
+    gradient = jax.jit(jax.grad(mean))
+    whole = gradient(params, ks)
+    parts = [gradient(params, part) for part in ks.reshape(4, 2)]
     average = jax.tree.map(lambda *g: sum(g) / 4, *parts)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), average, whole)
     assert whole["option"] != 0
