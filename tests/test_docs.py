@@ -1,5 +1,6 @@
 """What the documents say of the code: files, links, nodes and rooms that are there."""
 
+import dataclasses
 import doctest
 import inspect
 import pathlib
@@ -7,10 +8,13 @@ import re
 import xml.etree.ElementTree
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+import gradest as ge
+from gradest import records
 from gradest._transform import program
-from scripts import rooms
+from scripts import rooms, tree
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
@@ -88,6 +92,42 @@ def test_the_glossary_is_in_order():
     assert terms == sorted(terms)
 
 
-def test_the_picture_is_up_to_date():
-    assert rooms.PATH.read_text(encoding="utf-8") == rooms.picture()
-    xml.etree.ElementTree.fromstring(rooms.picture())
+@pytest.mark.parametrize("drawn", [rooms, tree], ids=["rooms", "tree"])
+def test_the_picture_is_up_to_date(drawn):
+    assert drawn.PATH.read_text(encoding="utf-8") == drawn.picture()
+    xml.etree.ElementTree.fromstring(drawn.picture())
+
+
+def wrong(answer: tree.Answer) -> dict[str, object]:
+    """What the estimator's record, or its code, says against the way that leads to the answer."""
+    record = records.ESTIMATORS[answer.name]
+    found = {name: getattr(record, name) for name in answer.facts}
+    found = {name: fact for name, fact in found.items() if fact != answer.facts[name]}
+    if unserved := set(answer.serves) - set(record.distributions):
+        found["serves"] = unserved
+    sampler = eval("".join(answer.code), {"ge": ge, "b": jnp.zeros(())})
+    if sampler.name != answer.name:
+        found["name"] = sampler.name
+    return found
+
+
+def test_the_tree_says_what_the_records_say():
+    assert [wrong(answer) for answer in tree.ANSWERS] == [{}] * 6
+    unlike = dataclasses.replace(tree.ELSE, name="reinmax", code=["ge.reinmax()"])
+    assert set(wrong(unlike)) == {"unbiased", "differentiable_cost", "serves"}
+
+
+def test_the_page_asks_as_the_tree_does():
+    page = (ROOT / "docs" / "choose.md").read_text(encoding="utf-8")
+    asked = page.split("## Five questions")[1].split("\n## ")[0]
+    numbered = re.findall(r"^\*\*(\d)\. ", asked, re.MULTILINE)
+    assert numbered == [question.text[0][0] for question in tree.QUESTIONS]
+    code = "".join(asked.split())
+    places = [code.index(f"={''.join(''.join(a.code).split())}") for a in tree.ANSWERS]
+    # In the tree's order, but for the last, which is the call of the second once more.
+    assert sorted(places[:5]) == places[:5]
+    assert code.count("=ge.score_function(baseline=b)") == 2
+    (said,) = re.findall(r"!\[(.*?)\]\(_static/choose\.svg\)", asked)
+    assert re.findall(r"score_function|reparameterize|enumeration|reinmax", said) == [
+        answer.name for answer in tree.ANSWERS
+    ]
