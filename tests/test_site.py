@@ -3,15 +3,16 @@
 import html.parser
 import importlib.util
 import inspect
+import itertools
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import urllib.parse
 
 import pytest
+from support import browser
 
 import gradest
 import gradest.distributions
@@ -140,13 +141,48 @@ def test_equations_are_mathml(site):
     assert not re.search(r"\\(frac|nabla|mathbb)", text)
 
 
+def out_of_order(text: str) -> list[str]:
+    """The headings of a page, if it has not one title, or skips a level."""
+    levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", text)]
+    steps = [lower - upper for upper, lower in itertools.pairwise(levels)]
+    in_order = levels.count(1) == 1 and levels[0] == 1 and max(steps, default=0) <= 1
+    return [] if in_order else re.findall(r"<h[1-6][ >].*?</h", text)
+
+
 @pytest.mark.slow
+def test_headings_are_in_order(site):
+    for path in pages(site):
+        assert out_of_order(path.read_text("utf-8").partition("<article")[2]) == [], path
+    measured = (site / "_repository" / "benchmarks" / "the-estimators.html").read_text("utf-8")
+    assert re.search(r"<p><em>\d+ cores of ", measured)
+
+
+needs_chromium = pytest.mark.skipif(not browser.CHROMIUM, reason="needs Chromium")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_pages_fit_a_phone(site):
+    """Nothing has to be scrolled sideways but code, tables and equations, which can be."""
+    root = "document.documentElement"
+    wider = f"{root}.scrollWidth - {root}.clientWidth"
+    too_wide = {}
+    with browser.page() as page:
+        page.resize(390, 800)
+        for path in pages(site):
+            page.open(path.as_uri())
+            too_wide[path.name] = page.evaluate(wider)
+        page.evaluate("document.body.insertAdjacentHTML('beforeend', '<hr style=width:600px>')")
+        assert page.evaluate(wider) > 0
+        assert page.complaints == []
+    assert {name: by for name, by in too_wide.items() if by > 0} == {}
+
+
+@pytest.mark.slow
+@needs_chromium
 def test_search_works_without_a_server(site):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("there is no Chromium on this machine")
     address = f"{(site / 'search.html').as_uri()}?q=plateau"
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu"]
+    command = [browser.CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"]
     out = subprocess.run(
         [*command, "--virtual-time-budget=20000", "--dump-dom", address],
         capture_output=True,
@@ -173,6 +209,12 @@ def test_search_works_without_a_server(site):
 )
 def test_what_comes_from_elsewhere_is_seen(text):
     assert elsewhere(Page(f"<html><body>{text}</body></html>"))
+
+
+def test_headings_out_of_order_are_seen():
+    assert out_of_order("<h1>a</h1><h2>b</h2><h3 id='c'>c</h3><h2>d</h2>") == []
+    for text in ("<h2>a</h2>", "<h1>a</h1><h3>b</h3>", "<h1>a</h1><h1>b</h1>"):
+        assert out_of_order(text)
 
 
 def test_dead_links_are_seen(tmp_path):

@@ -82,8 +82,10 @@ def benchmarks() -> dict[str, str]:
     pages = {}
     for part in parts:
         title = part.splitlines()[0].removeprefix("# ")
-        # Headings of the third level stand right below those of the first.
-        lifted = re.sub(r"^(#+)#(?= )", r"\1", part, flags=re.MULTILINE)
+        # Where and when it was measured is a line of the page; headings of the third or, below such
+        # a line, the fourth level stand right below those of the first.
+        part, measured = re.subn(r"^### (\d+ cores of .*)$", r"*\1*", part, flags=re.MULTILINE)
+        lifted = re.sub(rf"^#{{{1 + measured}}}(#+ )", r"\1", part, flags=re.MULTILINE)
         pages[f"benchmarks/{anchor(title)}"] = lifted
     return pages
 
