@@ -37,9 +37,9 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "accelerators.md"
 
 #: Elements of one draw, and how many draws: together what one program is compiled for.
 SIZE, DRAWS = 64, 1024
-#: Bytes per second between a chip and its memory, as the makers publish them.
-BANDWIDTHS = {"T4": 320e9, "TPU v5e": 819e9, "A100 80 GB": 2039e9, "H200": 4800e9}
-#: Bytes per second that a chip sends to its neighbours, likewise: of the ICI, and of NVLink 4.
+#: Bytes per second between a chip and its memory, as the makers publish them; the page has where.
+BANDWIDTHS = {"TPU v5e": 819e9, "H200": 4800e9}
+#: Bytes per second that a chip sends, half of those in both directions: of the ICI, and of NVLink.
 LINKS = {"TPU v5e": 200e9, "H200": 450e9}
 COUNTED, DERIVED = (2, 4, 8), (8, 64, 512)
 
