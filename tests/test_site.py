@@ -139,6 +139,7 @@ def test_equations_are_mathml(site):
     assert text.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">') > 8
     assert text.count('class="eqno"') > 8
     assert not re.search(r"\\(frac|nabla|mathbb)", text)
+    assert "<mi>diag</mi>" in (site / "several-draws.html").read_text("utf-8")
 
 
 def out_of_order(text: str) -> list[str]:

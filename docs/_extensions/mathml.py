@@ -32,5 +32,9 @@ def visit_block(self: Any, node: nodes.math_block) -> None:
 
 def mathml(latex: str, display: str) -> str:
     written = latex2mathml.converter.convert(latex.strip(), display=display)
-    # The space after the name of a function, unless a parenthesis follows.
-    return re.sub(r"(<mi>log</mi>)(?=<mi|<ms)", r'\1<mspace width="0.17em" />', written)
+    # The name of a function is no operator, with a space on both sides: it has one after it, unless
+    # a parenthesis follows or it is the base of an index.
+    named = re.sub(r"<mo>([a-zA-Z]{2,})</mo>", r"<mi>\1</mi>", written)
+    base = r"(?<!sub>)(?<!sup>)(?<!under>)(?<!over>)"
+    name = rf"{base}(<mi>[a-zA-Z]{{2,}}</mi>)(?=<mi|<ms)"
+    return re.sub(name, r'\1<mspace width="0.17em" />', named)
