@@ -78,7 +78,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"gradest {ge.__version__}")
-    commands = parser.add_subparsers(dest="command", title="commands", metavar="")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="command")
     compare = commands.add_parser(
         "compare",
         help="train a discrete autoencoder with every estimator and see which one to use",
