@@ -60,6 +60,13 @@ class Lockstep:
             taken, value = was_here & taken, jnp.where(was_here, value, before)
         return dataclasses.replace(self, entered=(taken, value))
 
+    def in_step(self) -> "Lockstep":
+        """In a step of a loop, where what is spent is counted from its beginning."""
+        if self.entered is None:
+            return self
+        taken, before = self.entered
+        return dataclasses.replace(self, entered=(taken, jnp.zeros_like(before)))
+
     def into_arm(self, taken: jax.Array) -> "Lockstep":
         """In a branch that holds all that follows."""
         here = taken if self.here is None else self.here & taken

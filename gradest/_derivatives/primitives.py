@@ -34,7 +34,7 @@ magic_p = core.Primitive("gradest_magic")
 magic_p.def_impl(jnp.ones_like)
 magic_p.def_abstract_eval(lambda aval: aval)
 mlir.register_lowering(magic_p, mlir.lower_fun(jnp.ones_like, multiple_results=False))
-ad.defjvp(magic_p, lambda tangent, log_prob: tangent * magic_p.bind(log_prob))
+ad.defjvp2(magic_p, lambda tangent, one, log_prob: tangent * one)
 batching.defvectorized(magic_p)
 
 

@@ -44,7 +44,7 @@ from .program import (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """Running sums over the draws and costs of a program, carried through its loops.
+    """Running sums over the draws and costs of a program, or of one step of a loop.
 
     Attributes:
       log_prob: of the draws so far.
@@ -104,6 +104,33 @@ class Ledger:
         assert self.value is not None
         c = jnp.sum(c).astype(self.value.dtype)
         return dataclasses.replace(self, value=self.value + c * magic(self.log_prob))
+
+    def through(self, steps: "Ledger", reverse: bool, runs: Lockstep | None) -> "Ledger":
+        """After a loop, given the ledgers of its `steps`, each from an empty one, stacked.
+
+        Sums that a loop carries are sums of which its derivative keeps every term.
+        """
+        if steps.log_prob is None or steps.value is None:
+            return self
+        assert self.log_prob is not None
+        assert self.value is not None
+        before = lambda start, x: start + (jax.lax.cumsum(x, reverse=reverse) - x)
+        log_prob, value = self.log_prob + jnp.sum(steps.log_prob), steps.value
+        weight = magic(before(self.log_prob, steps.log_prob))
+        value, trained, shared = steps.value * weight, self.trained, self.shared
+        spent = before(self.value, value)
+        if steps.trained is not None:
+            assert trained is not None
+            a, b = steps.trained
+            b = b - a * jax.lax.stop_gradient(spent)
+            trained = trained[0] + jnp.sum(a), trained[1] + jnp.sum(b)
+        if steps.shared is not None:
+            assert shared is not None
+            assert runs is not None
+            m, of_others = steps.shared
+            of_others = of_others + m * runs.others_spent(spent)
+            shared = shared[0] + jnp.sum(weight * m), shared[1] + jnp.sum(weight * of_others)
+        return Ledger(log_prob, self.value + jnp.sum(value), trained, shared)
 
     def close(self, rest: jax.Array, mode: Mode) -> jax.Array:
         """The value of the costs so far and of the `rest` of the program."""
@@ -250,15 +277,16 @@ def _scan(node: Loop, operands: list[Any], mode: Mode, ledger: Ledger) -> tuple[
     carry = operands[scan.num_consts : scan.num_consts + scan.num_carry]
     xs = operands[scan.num_consts + scan.num_carry :]
 
-    def step(state: Any, x: list[Any]) -> Any:
-        carry, ledger = state
-        outs, ledger = _run(node.body, mode, ledger, *consts, *carry, *x)
-        return (_carried(carry, outs), ledger), outs[scan.num_carry :]
+    runs = mode.baselines
+    in_step = mode if runs is None else dataclasses.replace(mode, lockstep=runs.in_step())
 
-    (carry, ledger), ys = jax.lax.scan(
-        step, (carry, ledger), xs, scan.length, scan.reverse, scan.unroll
-    )
-    return [*carry, *ys], ledger
+    def step(carry: list[Any], x: list[Any]) -> Any:
+        empty = Ledger.of(node.body.nodes, mode)
+        outs, ledger = _run(node.body, in_step, empty, *consts, *carry, *x)
+        return _carried(carry, outs), (outs[scan.num_carry :], ledger)
+
+    carry, (ys, steps) = jax.lax.scan(step, carry, xs, scan.length, scan.reverse, scan.unroll)
+    return [*carry, *ys], ledger.through(steps, scan.reverse, runs)
 
 
 def _repeat(node: While, operands: list[Any], mode: Mode) -> list[Any]:

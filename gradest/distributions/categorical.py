@@ -1,5 +1,6 @@
 """Categorical variables, as integers and one-hot, and the concrete densities that relax them."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -163,17 +164,23 @@ class Categorical(OfOutcomes, _Logits):
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape of `x`, integers; -inf for one that is not from 0 to K - 1."""
-        # A comparison instead of a gather: its transpose is a select, not a scatter.
         (logits,) = in_compute_dtype(self.logits)
-        x, log_p, category = align(
-            jnp.asarray(scored(self, x), int)[..., None],
-            jax.nn.log_softmax(logits, axis=-1),
-            jnp.arange(self.num_categories),
-        )
-        chosen = x == category
-        log_p = jnp.sum(jnp.where(chosen, log_p, 0), axis=-1)
-        log_p = jnp.where(jnp.any(chosen, axis=-1), log_p, -jnp.inf)
-        return log_p.astype(self.logits.dtype)
+        x = jnp.asarray(scored(self, x), int)
+        return _picked(jax.nn.log_softmax(logits, axis=-1), x).astype(self.logits.dtype)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _picked(log_p: jax.Array, x: jax.Array) -> jax.Array:
+    """Of each row, -inf for what it has not.
+
+    By a comparison and no gather: its transpose is a select and no scatter. It is made again there,
+    since a loop would keep it, of as many elements as there are logits, for every step.
+    """
+    num = log_p.shape[-1]
+    x, log_p, category = align(x[..., None], log_p, jnp.arange(num))
+    picked = jnp.sum(jnp.where(x == category, log_p, 0), axis=-1)
+    first = x[..., 0]
+    return jnp.where((first >= 0) & (first < num), picked, -jnp.inf)
 
 
 class OneHotCategorical(OfOutcomes, _Logits, Argmax):
