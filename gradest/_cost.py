@@ -11,6 +11,12 @@ from jax.typing import ArrayLike
 
 from ._lockstep import Lockstep
 
+# Whether a loss is being staged, and may spend. It is part of the key of JAX's caches: what is
+# traced for a loss is not found again outside of one. (Were a cost an effect, which no compiler
+# drops, libraries that trace a body for what does not change in it, as flax.linen's scan does,
+# would spend it twice.)
+staging = jax.make_user_context(False)
+
 
 @dataclasses.dataclass(frozen=True)
 class Mode:

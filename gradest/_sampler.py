@@ -36,7 +36,7 @@ from jax.typing import ArrayLike
 
 from . import _calls, _check, _draws, _jaxpr, _mesh, _random
 from ._control_variate import ControlVariate
-from ._cost import Cost, Mode
+from ._cost import Cost, Mode, staging
 from ._derivatives.refuse import estimating
 from ._jumps import Complaint, Mark, SlopeIn, complaint_of, guarded
 from ._lockstep import key_of_run
@@ -467,7 +467,10 @@ def _draw_at_site(sampler: Sampler, key: jax.Array, dist: Any) -> Any:
     traced = [leaf for leaf in leaves if isinstance(leaf, jax.core.Tracer)]
     holes = [_Hole() if isinstance(leaf, jax.core.Tracer) else leaf for leaf in leaves]
     operands, operand_structure = jax.tree.flatten((dist, traced))
-    shapes, structure = jax.tree.flatten(jax.eval_shape(sampler._draw, key, dist))
+    # In the contexts in which it is estimated: what JAX traces here it finds again there.
+    with staging(False), estimating(sampler.name):
+        draw = jax.eval_shape(sampler._draw, key, dist)
+    shapes, structure = jax.tree.flatten(draw)
     site = Site(
         held=jax.tree.unflatten(treedef, holes),
         operands=operand_structure,

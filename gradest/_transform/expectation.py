@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _check, _jaxpr, _mesh, _numerics, _random
-from .._cost import Mode
+from .._cost import Mode, staging
 from .._lockstep import Lockstep, in_lockstep
 from . import complaints
 from .arguments import Arguments
@@ -25,7 +25,6 @@ from .keys import shared_keys
 from .ledger import Ledger, advance
 from .program import Program
 from .reading import Purpose, read_program
-from .spend import staging
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,6 +10,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from .. import _jaxpr
+from .._cost import staging
 from . import complaints
 
 
@@ -47,11 +48,6 @@ def cost(c: jax.typing.ArrayLike) -> None:
         raise TypeError(f"c: expected a real floating-point array, got one of type {c.dtype}.")
     cost_p.bind(c, where=where)
 
-
-# Whether a loss is being staged. It is part of the key of JAX's caches: what is traced for a loss
-# is not found again outside of one. (Were a cost an effect, which no compiler drops, libraries that
-# trace a body for what does not change in it, as flax.linen's scan does, would spend it twice.)
-staging = jax.make_user_context(False)
 
 cost_p = core.Primitive("gradest_cost")
 
