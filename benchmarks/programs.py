@@ -421,7 +421,10 @@ def elbo(sizes: Sizes) -> Program:
     if importlib.util.find_spec("funsor"):
         enumerated = functools.partial(model, enumerated=True)
         makes["TraceEnum_ELBO"] = of(TraceEnum_ELBO(), enumerated, lambda x: None)
-    title = f"Bound of a mixture in numpyro, {num} points; by hand: TraceGraph_ELBO"
+        left_out = ""
+    else:
+        left_out = " (TraceEnum_ELBO left out: it needs funsor)"
+    title = f"Bound of a mixture in numpyro, {num} points; by hand: TraceGraph_ELBO{left_out}"
     return Program(title, params, makes, same=False)
 
 
