@@ -314,9 +314,12 @@ def test_numbers_of_trials_have_no_derivative():
         jax.grad(lambda dist: jnp.sum(dist.log_prob(2)))(Binomial(7, 0.3))
 
 
-@pytest.mark.parametrize("n", [7.5, np.inf, np.nan, [7.0, 0.5]])
-def test_error_for_numbers_of_trials_that_are_not_whole(n):
-    with pytest.raises(ValueError, match=r"^total_count: expected whole numbers, got "):
+@pytest.mark.parametrize(
+    "n", [7.5, np.inf, np.nan, [7.0, 0.5], -1, 2**31, [1, 2**31], np.array(2**31), 2**70]
+)
+def test_error_for_numbers_of_trials_that_are_none(n):
+    message = r"^total_count: expected whole numbers from 0 to 1e9, got .*Normal"
+    with pytest.raises(ValueError, match=message):
         Binomial(n, 0.3)
 
 

@@ -929,6 +929,7 @@ OUT_OF_RANGE = [
     ("Exponential", "rate", {"rate": 0.0}),
     ("Uniform", "low, high", {"low": 1.0, "high": [2.0, 0.5]}),
     ("MultivariateNormal", "scale_tril", {"loc": np.zeros(2), "scale_tril": -np.eye(2)}),
+    ("MultivariateNormal", "scale_tril", {"loc": np.zeros(2), "scale_tril": [[1, 0.5], [0.5, 1]]}),
     ("Gamma", "concentration", {"concentration": -1.0, "rate": 1.0}),
     ("Gamma", "rate", {"concentration": 1.0, "rate": 0.0}),
     ("Beta", "concentration0", {"concentration1": 1.0, "concentration0": -0.1}),
@@ -937,13 +938,24 @@ OUT_OF_RANGE = [
     ("Weibull", "concentration", {"scale": 1.0, "concentration": -2.0}),
     ("VonMises", "concentration", {"loc": 0.0, "concentration": -1.0}),
     ("Poisson", "rate", {"rate": -1.0}),
+    ("Poisson", "rate", {"rate": 10**12}),
     ("Geometric", "probs", {"probs": -0.1}),
     ("Binomial", "total_count", {"total_count": -1, "probs": 0.5}),
     ("Binomial", "probs", {"total_count": 3, "probs": 1.01}),
     ("NegativeBinomial", "total_count", {"total_count": 0.0, "probs": 0.5}),
     ("Bernoulli", "probs", {"probs": [0.2, 1.5]}),
     ("Categorical", "probs", {"probs": [0.2, -0.5]}),
+    ("Categorical", "logits", {"logits": [0.2, np.inf]}),
     ("OneHotCategorical", "probs", {"probs": [0.2, np.nan]}),
+    # The last label must be 1, the first one is 0, and none changes.
+    (
+        "LinearChainCRF",
+        "unary, pairwise",
+        {
+            "unary": [[0.3, -np.inf], [0.0, 0.1], [-np.inf, 0.0]],
+            "pairwise": [[0.2, -np.inf], [-np.inf, 0.0]],
+        },
+    ),
     ("RelaxedBernoulli", "temperature", {"temperature": 0.0, "logits": 0.0}),
     ("LogitRelaxedBernoulli", "temperature", {"temperature": -1.0, "logits": 0.0}),
     ("RelaxedOneHotCategorical", "temperature", {"temperature": 0.0, "logits": [0.0, 1.0]}),
@@ -959,6 +971,11 @@ def test_error_for_a_parameter_out_of_range(name, parameter, values):
     if name != "Binomial":
         arrays = {key: jnp.asarray(value, jnp.float32) for key, value in values.items()}
         jax.eval_shape(lambda values: kind(**values), arrays)
+
+
+def test_integers_of_64_bits_keep_their_value():
+    for n in (2**40, [2**40, 1], np.array(2**40), np.int64(2**40)):
+        assert np.ravel(dists.Normal(n, 1.0).loc)[0] == 2.0**40
 
 
 def test_a_temperature_for_each_row_may_keep_the_axis():

@@ -96,6 +96,8 @@ def test_a_mask_of_the_density_does_not_change_the_law():
     np.testing.assert_array_equal(_foreign.own(masked).logits, PAIR)
     half = d.HalfNormal(jnp.ones(2))
     assert _foreign.own(half.mask(False)) is half
+    seen = d.LeftCensoredDistribution(d.Normal(PAIR, 1.3), jnp.ones(2))
+    np.testing.assert_array_equal(_foreign.own(seen).log_prob(PAIR), d.Normal(0.0, 1.3).log_prob(0))
 
 
 def test_what_has_another_law_is_left_alone():
@@ -183,6 +185,23 @@ def test_an_error_names_the_class_with_its_module(package):
         ge.rebar()(KEY, other)
 
 
+def test_what_is_no_distribution_or_lacks_a_method():
+    d = imported("numpyro")
+    improper = d.ImproperUniform(d.constraints.positive, (), ())
+    interval = d.IntervalCensoredDistribution(d.Normal(0.0, 1.0), jnp.zeros(()), jnp.zeros(()))
+    for factor in (improper, d.Unit(0.3), interval):
+        with pytest.raises(TypeError, match=r"^dist: expected a distribution, got numpyro\..*term"):
+            ge.score_function()(KEY, factor)
+    affine = d.TransformedDistribution(improper, d.transforms.AffineTransform(0.3, 1.0))
+    message = r"^dist: expected a distribution with a method `sample`, got numpyro\..*Transformed"
+    with pytest.raises(TypeError, match=message):
+        ge.reparameterize()(KEY, affine)
+    with pytest.raises(
+        TypeError, match=r"^rebar: .*Wishart\. For that there are score_function\.(\n|$)"
+    ):
+        ge.rebar()(KEY, d.Wishart(4.0, jnp.eye(2)))
+
+
 def test_mirrored_draws_of_a_uniform():
     d = imported("numpyro")
     for sampler in (ge.antithetic(), ge.reparameterize()):
@@ -227,6 +246,15 @@ def test_a_network_in_a_closure_is_differentiated(form, baseline):
         lambda d, t: d.Pareto(t, 3.0),
         lambda d, t: d.Delta(t),
         lambda d, t: d.Uniform(jnp.zeros(2), t).to_event(1),
+        lambda d, t: d.FoldedDistribution(d.Uniform(-0.2, t)),
+        lambda d, t: d.MixtureGeneral(
+            d.Categorical(logits=PAIR), [d.Uniform(0.0, 1.0), d.Uniform(1.0, 1 + t)]
+        ),
+        # A Pareto variable.
+        lambda d, t: d.TransformedDistribution(
+            d.Exponential(6.0),
+            [d.transforms.ExpTransform(), d.transforms.AffineTransform(0.0, t)],
+        ),
     ],
 )
 def test_a_bound_that_is_differentiated_is_refused(make):
@@ -247,3 +275,81 @@ def test_the_scale_of_a_half_line_does_not_move_it():
     assert jax.grad(loss, 1)(0.0, 1.5) != 0
     with pytest.raises(ge.UnestimatedGradientError, match="moves with a parameter"):
         jax.grad(loss)(0.5, 1.5)
+    power = lambda t: d.TransformedDistribution(d.Exponential(1.0), d.transforms.PowerTransform(t))
+    assert jax.grad(lambda t: ge.score_function().expect(KEY, power(t), lambda x: x**2))(0.7) != 0
+
+
+MOVES = {
+    "tensorflow_probability": {
+        "Uniform": (True, lambda d, b, t: d.Uniform(0.0, t)),
+        "an event": (True, lambda d, b, t: d.Independent(d.Uniform(PAIR - 1, t), 1)),
+        "a component": (
+            True,
+            lambda d, b, t: d.Mixture(
+                d.Categorical(logits=PAIR), [d.Uniform(0.0, t), d.Normal(0.0, 1.0)]
+            ),
+        ),
+        "a part given another": (
+            True,
+            lambda d, b, t: d.JointDistributionSequential(
+                [d.Normal(0.0, 1.0), lambda x: d.Uniform(x, x + t)]
+            ),
+        ),
+        "a part's draw": (
+            False,
+            lambda d, b, t: d.JointDistributionSequential(
+                [d.Normal(t, 1.0), lambda x: d.Uniform(x, x + 1)]
+            ),
+        ),
+        "shifted": (True, lambda d, b, t: b.Shift(t)(d.Gamma(2.0, 1.0))),
+        "scaled": (False, lambda d, b, t: b.Scale(t)(d.Exponential(1.0))),
+        "scaled interval": (True, lambda d, b, t: b.Scale(t)(d.Beta(2.0, 2.0))),
+        "squashed": (True, lambda d, b, t: b.Sigmoid(-1.0, t)(d.Normal(0.0, 1.0))),
+        "exponential of scaled": (
+            False,
+            lambda d, b, t: b.Chain([b.Exp(), b.Scale(t)])(d.Normal(0.0, 1.0)),
+        ),
+    },
+    "distrax": {
+        "Uniform": (True, lambda d, b, t: d.Uniform(0.0, t)),
+        "pieces": (True, lambda d, b, t: d.CategoricalUniform(low=0.0, high=t, logits=PAIR)),
+        "a component": (
+            True,
+            lambda d, b, t: d.MixtureOfTwo(0.4, d.Uniform(0.0, t), d.Normal(0.0, 1.0)),
+        ),
+        "shifted": (
+            True,
+            lambda d, b, t: d.Transformed(d.Gamma(2.0, 1.0), d.ScalarAffine(t, 1.0)),
+        ),
+        "scaled": (
+            False,
+            lambda d, b, t: d.Transformed(d.Gamma(2.0, 1.0), d.ScalarAffine(0.0, t)),
+        ),
+        "a function": (
+            True,
+            lambda d, b, t: d.Transformed(
+                d.Gamma(2.0, 1.0), d.Lambda(lambda x: x + t, lambda y: y - t)
+            ),
+        ),
+        "TFP's": (
+            True,
+            lambda d, b, t: d.Independent(b.distributions.Uniform(PAIR - 1, t), 1),
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("package", "name"), [(package, name) for package, made in MOVES.items() for name in made]
+)
+def test_which_supports_move(package, name):
+    d, (moves, make) = imported(package), MOVES[package][name]
+    b = importlib.import_module("tensorflow_probability.substrates.jax")
+    b = b if package == "distrax" else b.bijectors
+    cost = lambda x: sum(jnp.sum(part**2) for part in jax.tree.leaves(x))
+    gradient = jax.grad(lambda t: ge.score_function().expect(KEY, make(d, b, t), cost))
+    if not moves:
+        assert gradient(1.5) != 0
+        return
+    with pytest.raises(ge.UnestimatedGradientError, match=r"support of .* moves with a parameter"):
+        gradient(1.5)

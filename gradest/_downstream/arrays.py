@@ -70,10 +70,12 @@ def _clamp(e: Elements, v: Value, index: Index, depth: int) -> Any:
 def _select(e: Elements, v: Value, index: Index, depth: int) -> Any:
     which, *cases = v.ins
     chosen = np.asarray(e.at(which, index if which.shape else (), depth)).astype(np.int64)
-    chosen = np.clip(chosen, 0, len(cases) - 1)
+    chosen = np.minimum(np.maximum(chosen, 0), len(cases) - 1)
     if not which.depends and (chosen == chosen.flat[0]).all():
         return e.at(cases[int(chosen.flat[0])], index, depth)
-    return np.choose(e.spread(chosen), [e.spread(e.at(case, index, depth)) for case in cases])
+    values = [e.spread(e.at(case, index, depth)) for case in cases]
+    # Of two, as most are, this is the faster way.
+    return np.where(chosen > 0, *values[::-1]) if len(values) == 2 else np.choose(chosen, values)
 
 
 # ---- Shapes --------------------------------------------------------------------------------

@@ -188,7 +188,8 @@ class Elements:
 
     def spread(self, x: Any) -> np.ndarray:
         """An element at each of the points."""
-        return np.broadcast_to(np.asarray(x), self.t.shape)
+        x = np.asarray(x)
+        return x if x.shape == self.t.shape else np.broadcast_to(x, self.t.shape)
 
     def many(self, value: Value, indices: Sequence[Index], depth: int) -> np.ndarray:
         return np.stack([self.spread(self.at(value, i, depth)) for i in indices])

@@ -5,6 +5,8 @@ user's, may hold traced arrays where JAX does not look for them, in a function o
 no pytree. Its `sample` and `log_prob` are then staged, and what they close over is found.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -37,15 +39,30 @@ def _stage(dist: Any, scored: bool) -> "Closed":
         rebuild = treedef.unflatten
     key = jax.random.key(0)
     draw = lambda key, leaves: _joint.draw(key, rebuild(leaves))
-    sample, shapes = jax.make_jaxpr(draw, return_shape=True)(key, leaves)
+    with _named(dist, "sample", "Draw from another distribution."):
+        sample, shapes = jax.make_jaxpr(draw, return_shape=True)(key, leaves)
     bounds = jax.make_jaxpr(lambda leaves: _supports.bounds(rebuild(leaves)))(leaves)
     jaxprs = [sample, bounds]
     if scored:
         score = lambda leaves, x: _joint.log_prob(rebuild(leaves), x)
-        jaxprs.append(jax.make_jaxpr(score)(leaves, shapes))
+        with _named(dist, "log_prob", "Use reparameterize, if its draws are differentiable."):
+            jaxprs.append(jax.make_jaxpr(score)(leaves, shapes))
     structure = jax.tree.structure(shapes)
     consts = [jaxpr.consts for jaxpr in jaxprs]
     return Closed(leaves, consts, (jaxprs, structure, dist))
+
+
+@contextlib.contextmanager
+def _named(dist: Any, method: str, remedy: str) -> Iterator[None]:
+    """Says of which distribution a method is not implemented."""
+    try:
+        yield
+    except NotImplementedError as error:
+        because = f": {str(error).rstrip('.')}" if str(error) else ""
+        raise TypeError(
+            f"dist: expected a distribution with a method `{method}`, got "
+            f"{_check.name_of(type(dist))}, of which it is not implemented{because}. {remedy}"
+        ) from error
 
 
 class Closed:

@@ -57,15 +57,25 @@ def own(dist: Any, *, moving: bool = False) -> Any:
     """gradest's own distribution with the law of `dist`, or `dist` where it has none.
 
     A wrapper that changes neither the draws nor, summed over a joint draw, their density is looked
-    through: independent elements, elements drawn several times; and one that masks the density,
-    since an element that is drawn counts in the gradient whether it is masked or not.
+    through: independent elements, elements drawn several times; and one that masks the density, or
+    has that of what is seen of a draw in its place, since an element that is drawn counts in the
+    gradient, and as it was drawn.
 
     Args:
       dist: a distribution of any library.
       moving: whether also where the support moves with the parameters. Estimators that use scores
         refuse those of gradest's; of another library's it is known which bounds are differentiated.
+
+    Raises:
+      TypeError: for what is no law of a draw.
     """
     kind = type(dist)
+    if (library(kind), kind.__name__) in FACTORS:
+        raise TypeError(
+            f"dist: expected a distribution, got {_check.name_of(kind)}, which is a term of a "
+            "log-density: there is no law to draw from. Add the term to the cost, or give a "
+            "distribution with a `sample` of its own."
+        )
     twin = TWINS.get((library(kind), kind.__name__))
     converted = None if twin is None else twin.convert(dist)
     if converted is None or (_moves(converted) and not moving):
@@ -208,6 +218,12 @@ def _expanded(d: Any) -> Distribution | None:
     return _broadcast(own(d.base_dist, moving=True), len(d.base_dist.batch_shape), d.batch_shape)
 
 
+def _censored(d: Any) -> Any:
+    """Its `log_prob` is that of an observation; what it draws is not censored."""
+    inner = _broadcast(own(d.base_dist, moving=True), len(d.batch_shape), d.batch_shape)
+    return d.base_dist.expand(d.batch_shape) if inner is None else inner
+
+
 def _batch_broadcast(d: Any) -> Distribution | None:
     return _broadcast(
         own(d.distribution, moving=True), len(d.distribution.batch_shape), tuple(d.batch_shape)
@@ -269,6 +285,8 @@ _NUMPYRO: Mapping[str, Twin] = {
     "Independent": _independent("base_dist"),
     "MaskedDistribution": _inside("base_dist"),
     "ExpandedDistribution": Twin(None, _expanded),
+    "LeftCensoredDistribution": Twin(None, _censored),
+    "RightCensoredDistribution": Twin(None, _censored),
 }
 
 _TFP: Mapping[str, Twin] = {
@@ -329,4 +347,9 @@ TWINS: Mapping[tuple[str, str], Twin] = {
         ("distrax", _DISTRAX),
     )
     for name, twin in kinds.items()
+}
+
+#: What has the interface of a distribution, by package and name, and is none.
+FACTORS = {
+    ("numpyro", name) for name in ("ImproperUniform", "Unit", "IntervalCensoredDistribution")
 }

@@ -23,6 +23,13 @@ def check(dist: Any) -> None:
         )
 
 
+def is_pathwise(dist: Any) -> bool | None:
+    """Whether it says that its draws are differentiable; None if its library has no such flag."""
+    if isinstance(dist, Distribution):
+        return dist.reparameterizable
+    return getattr(dist, "has_rsample", None)
+
+
 def draw(key: jax.Array, dist: Any) -> Any:
     """One joint draw of any distribution, with the gradient its library gives it.
 

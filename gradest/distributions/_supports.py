@@ -4,7 +4,8 @@ A score does not see that a bound moves. gradest's distributions say so themselv
 their `support`; for TFP's and distrax's there is a list.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 
 from .. import _check
 from .._derivatives.refuse import Refusal, undifferentiable
-from ._joint import Lanes
+from ._joint import Lanes, draw, is_pathwise
 from .base import Distribution
 
 
@@ -28,12 +29,13 @@ def refusing(estimator: str, dist: Any) -> Any:
     moving = [b for b in moving if jnp.issubdtype(b.dtype, jnp.inexact)]
     if not moving:
         return dist
+    ways = "" if is_pathwise(dist) is False else "reparameterize, "
     refusal = Refusal(
         estimator,
         "",
-        f"The support of {_check.name_of(type(unwrapped(dist)))} moves with a parameter, which a "
-        "score does not see. Use reparameterize, jax.lax.stop_gradient of the bound, or draw from "
-        "a fixed support and shift and scale the draw.",
+        f"The support of {name_of(dist)} moves with a parameter, which a score does not see. Use "
+        f"{ways}jax.lax.stop_gradient of the bound, or draw from a fixed support and shift and "
+        "scale the draw.",
     )
 
     def guarded(leaf: Any) -> Any:
@@ -45,68 +47,148 @@ def refusing(estimator: str, dist: Any) -> Any:
     return jax.tree.map(guarded, dist)
 
 
-def unwrapped(dist: Any) -> Any:
-    """The distribution of another library in gradest's own wrappers."""
-    while type(dist).__module__.startswith("gradest."):
+def name_of(dist: Any) -> str:
+    """Its class, as errors name it; of one of another library in gradest's own wrappers, that."""
+    while isinstance(dist, Lanes) or hasattr(dist, "_staged"):
         dist = dist.dist if isinstance(dist, Lanes) else dist._staged[2]
-    return dist
+    return _check.name_of(type(dist))
 
 
 def bounds(dist: Any) -> list[Any]:
-    """The arrays on which the support's ends depend, constants among them."""
+    """The arrays on which the support's ends depend, constants among them; none of all reals."""
     if isinstance(dist, Lanes):
         return jax.vmap(lambda d: [jnp.asarray(b) for b in bounds(d)])(dist.dist)
     if type(dist).__module__.startswith("gradest."):
         return dist.bounds()
-    library, name = type(dist).__module__.partition(".")[0], type(dist).__name__
-    if library == "numpyro":
-        return _of_numpyro(dist)
-    if library in ("tensorflow_probability", "distrax"):
-        return _of_list(dist, name)
+    for kind in type(dist).__mro__:
+        # A class that is derived from one of theirs has its support.
+        library, name = kind.__module__.partition(".")[0], kind.__name__
+        if library == "numpyro":
+            return _of_numpyro(dist, name)
+        if library in ("tensorflow_probability", "distrax") and name not in _BASES:
+            return _of_list(dist, name)
     return []
+
+
+def _inside(fields: Any) -> list[Any]:
+    """The distributions that a distribution is made of."""
+    is_one = lambda x: hasattr(x, "log_prob") and hasattr(x, "sample") and not isinstance(x, type)
+    return list(filter(is_one, jax.tree.leaves(fields, is_leaf=is_one)))
+
+
+def _of_all(parts: Iterable[Any]) -> list[Any]:
+    return [bound for part in parts for bound in bounds(part)]
+
+
+# ---- Transforms ----------------------------------------------------------------------------
+
+#: An end that does not move, and of which no more is known.
+_SOMEWHERE = np.nan
+#: Ends that stay whatever the parameters of a transform are, but for one by which they are shifted.
+_KEPT: Mapping[str, tuple[Sequence[float], str]] = {
+    "AffineTransform": ((0,), "loc"),
+    "ScalarAffine": ((0,), "shift"),
+    "Scale": ((0,), ""),
+    "ScaleMatvecDiag": ((0,), ""),
+    "DiagLinear": ((0,), ""),
+    "PowerTransform": ((0, 1), ""),
+    "Power": ((0, 1), ""),
+}
+
+
+def _transformed(
+    ends: list[Any], transforms: Iterable[Any], made: Callable[[Any], list[Any]]
+) -> list[Any]:
+    """The bounds of what has these `ends`, transformed.
+
+    Args:
+      ends: of what is transformed.
+      transforms: in order.
+      made: the ends of all results of a transform.
+    """
+    for transform in transforms:
+        parameters = _parameters(transform)
+        moving = [e for e in ends if not _check.is_concrete(e)]
+        still = [e for e in ends if _check.is_concrete(e)]
+        if not ends:
+            ends = made(transform)
+        elif not parameters:
+            ends = [*moving, *(y for x in still for y in _image(transform, x)), *made(transform)]
+        else:
+            kept, shift = _KEPT.get(type(transform).__name__, ((), ""))
+            if moving or not np.all([np.isin(x, kept).all() for x in still]):
+                ends = [*moving, *parameters]
+            elif shift:
+                ends = [getattr(transform, shift)]
+    return ends
+
+
+def _parameters(transform: Any) -> list[Any]:
+    """The traced arrays among the leaves of a transform, or in a function that it is made of."""
+    found = [leaf for leaf in jax.tree.leaves(transform) if not _check.is_concrete(leaf)]
+    with contextlib.suppress(Exception):
+        found = found or jax.make_jaxpr(_forward(transform))(0.0).consts
+    return [leaf for leaf in found if not _check.is_concrete(leaf)]
+
+
+def _image(transform: Any, end: Any) -> list[Any]:
+    """Where an end goes that is known, as the transform is; nowhere if that is at infinity."""
+    image = _SOMEWHERE
+    # It may have a meaning for whole vectors only.
+    with contextlib.suppress(Exception), jax.ensure_compile_time_eval():
+        image = np.asarray(_forward(transform)(jnp.asarray(end, float)))
+    return [] if np.isinf(image).all() else [image]
+
+
+def _forward(transform: Any) -> Callable[[Any], Any]:
+    return getattr(transform, "forward", transform)
 
 
 # ---- numpyro -------------------------------------------------------------------------------
 
 
-def _of_numpyro(dist: Any) -> list[Any]:
-    name = type(dist).__name__
-    if name in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-        return bounds(dist.base_dist)
+def _of_numpyro(dist: Any, name: str) -> list[Any]:
     if name == "Delta":
         return [dist.v]
     if name == "TransformedDistribution":
-        return _transformed(dist)
-    return _ends(dist.support)
+        made = lambda transform: _ends(transform.codomain)
+        return _transformed(bounds(dist.base_dist), _parts(dist.transforms), made)
+    of_parts = _of_all(_inside(vars(dist)))
+    if name in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+        return of_parts
+    return [*_ends(dist.support), *of_parts]
 
 
 def _ends(constraint: Any) -> list[Any]:
     """The bounds that a constraint holds; those of the ones without parameters are no leaves."""
-    inner = getattr(constraint, "base_constraint", constraint)
-    named = [getattr(inner, name, None) for name in ("lower_bound", "upper_bound")]
-    return [*jax.tree.leaves(inner), *(b for b in named if b is not None)]
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    if type(constraint).__name__ == "_Real":
+        return []
+    named = [getattr(constraint, name, None) for name in ("lower_bound", "upper_bound")]
+    found = [*jax.tree.leaves(constraint), *(b for b in named if b is not None)]
+    return found or [_SOMEWHERE]
 
 
-def _transformed(dist: Any) -> list[Any]:
-    """The bounds of the base, and those that transforms make, as later transforms carry them on."""
-    found = bounds(dist.base_dist)
-    for transform in dist.transforms:
-        if type(transform).__name__ == "AffineTransform":
-            # What stays at 0 whatever the scale is moved by the shift alone.
-            at_zero = all(_check.is_concrete(b) and not np.any(np.asarray(b)) for b in found)
-            carried = [transform.loc] if at_zero else [transform.loc, transform.scale]
-            found = [*found, *carried] if found else []
+def _parts(transforms: Iterable[Any]) -> Iterable[Any]:
+    for transform in transforms:
+        name = type(transform).__name__
+        if name == "ComposeTransform":
+            yield from _parts(transform.parts)
+        elif name == "IndependentTransform":
+            yield from _parts([transform.base_transform])
         else:
-            carried = jax.tree.leaves(transform) if found else []
-            found = [*found, *carried, *_ends(transform.codomain)]
-    return found
+            yield transform
 
 
 # ---- TFP and distrax -----------------------------------------------------------------------
 
+#: What distrax's are derived from, and its class of those of TFP's.
+_BASES = ("Distribution", "Jittable", "DistributionFromTFP")
 #: The parameters with which a support moves.
 _MOVING: Mapping[str, Sequence[str]] = {
     "Uniform": ("low", "high"),
+    "CategoricalUniform": ("low", "high"),
     "Bates": ("low", "high"),
     "Triangular": ("low", "high"),
     "PERT": ("low", "high"),
@@ -121,16 +203,17 @@ _MOVING: Mapping[str, Sequence[str]] = {
     "VectorDeterministic": ("loc",),
     "FiniteDiscrete": ("outcomes",),
     "Empirical": ("samples",),
+    "Inflated": ("inflated_loc",),
     "Clipped": ("minimum", "maximum"),
     "ClippedNormal": ("minimum", "maximum"),
     "ClippedLogistic": ("minimum", "maximum"),
     "QuantizedDistribution": ("low", "high"),
     "Quantized": ("low", "high"),
 }
-#: Those that have one of another distribution inside, and its support.
-_WRAPPERS = {
-    *("Independent", "Sample", "BatchBroadcast", "BatchReshape", "Masked"),
-    *("QuantizedDistribution", "Quantized"),
+#: Those whose support has one end, which is 0.
+_FROM_ZERO = {
+    *("Exponential", "Gamma", "InverseGamma", "GammaGamma", "Chi", "Chi2", "NoncentralChi2"),
+    *("HalfNormal", "LogNormal", "LogLogistic", "InverseGaussian", "Weibull"),
 }
 #: Those whose support is the whole space.
 _UNBOUNDED = {
@@ -146,32 +229,35 @@ _ONTO = {
     *("ScaleMatvecLU", "MaskedCoupling", "SplitCoupling", "RationalQuadraticSpline", "RealNVP"),
     *("MaskedAutoregressiveFlow", "Identity", "Permute", "FFJORD", "Sinh", "SinhArcsinh"),
 }
+#: Those that map it onto the positive numbers.
+_ONTO_POSITIVE = {"Exp", "Softplus"}
 
 
 def _of_list(dist: Any, name: str) -> list[Any]:
-    found = [getattr(dist, parameter) for parameter in _MOVING.get(name, ())]
     if name in ("TransformedDistribution", "Transformed"):
-        base, bounded = _base(dist), False
-        inner = base
-        while type(inner).__name__ in _WRAPPERS:
-            inner = _base(inner)
-        bounded = type(inner).__name__ not in _UNBOUNDED
-        found += bounds(base)
-        for transform in _in_order(dist.bijector):
-            if bounded:
-                found += jax.tree.leaves(transform)
-            bounded = bounded or type(transform).__name__ not in _ONTO
-    elif name in _WRAPPERS:
-        found += bounds(_base(dist))
-    elif name in ("MixtureSameFamily",):
-        found += bounds(dist.components_distribution)
-    elif name.startswith("JointDistribution") and isinstance(dist.model, (tuple, list)):
-        found += [b for part in dist.model if hasattr(part, "sample") for b in bounds(part)]
-    return [leaf for leaf in jax.tree.leaves(found) if leaf is not None]
+        return _transformed(bounds(dist.distribution), _in_order(dist.bijector), _made)
+    if name.startswith("JointDistribution"):
+        return _of_all(_of_joint(dist))
+    ends = [getattr(dist, parameter) for parameter in _MOVING.get(name, ())]
+    ends = [leaf for leaf in jax.tree.leaves(ends) if leaf is not None]
+    parts = _inside(getattr(dist, "parameters", None) or vars(dist))
+    if ends or parts or name in _UNBOUNDED:
+        return [*ends, *_of_all(parts)]
+    return [0.0 if name in _FROM_ZERO else _SOMEWHERE]
 
 
-def _base(dist: Any) -> Any:
-    return dist.distribution
+def _of_joint(dist: Any) -> list[Any]:
+    """The distributions of the parts, given the draws of those before."""
+    x = jax.lax.stop_gradient(draw(jax.random.key(0), dist))
+    parts, _ = dist.sample_distributions(seed=jax.random.PRNGKey(0), value=x)
+    return _inside(parts)
+
+
+def _made(transform: Any) -> list[Any]:
+    name = type(transform).__name__
+    if name in _ONTO:
+        return []
+    return [0.0] if name in _ONTO_POSITIVE else [*_parameters(transform), _SOMEWHERE]
 
 
 def _in_order(bijector: Any) -> Iterable[Any]:
@@ -182,5 +268,7 @@ def _in_order(bijector: Any) -> Iterable[Any]:
             yield from _in_order(part)
     elif name == "Block":
         yield from _in_order(getattr(bijector, "bijector", None) or bijector._bijector)
+    elif name == "BijectorFromTFP":
+        yield from _in_order(bijector._tfp_bijector)
     else:
         yield bijector

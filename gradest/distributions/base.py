@@ -191,8 +191,13 @@ def as_floats(**named: ArrayLike) -> list[jax.Array]:
 
 def as_float(name: str, value: ArrayLike) -> jax.Array:
     """`value` as a floating-point array; integers become the default float type."""
+    if isinstance(value, (np.ndarray, np.generic)) and np.issubdtype(value.dtype, np.integer):
+        # JAX would cut those of 64 bits without a word.
+        value = value.astype(float)
     try:
         array = jnp.asarray(value)
+    except OverflowError:
+        array = jnp.asarray(np.asarray(value, float))
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a real array, got {type(value).__name__}.") from None
     if jnp.issubdtype(array.dtype, jnp.floating):

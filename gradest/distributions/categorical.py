@@ -28,6 +28,13 @@ from .base import (
 )
 from .bernoulli import certain, on_the_edge, weighted
 
+# What is not a number passes, as an element that is masked may be: no gradient of it is one.
+_BELOW_INFINITY = _check.Domain(
+    "numbers below infinity",
+    lambda x: ~np.isposinf(x),
+    "Of a category that is certain, give the others -inf.",
+)
+
 
 def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
     """Unnormalised log-probabilities along the last axis, whichever of the two was given."""
@@ -36,6 +43,7 @@ def logits_from(logits: ArrayLike | None, probs: ArrayLike | None) -> jax.Array:
         raise TypeError(f"logits, probs: expected exactly one of the two, got {given}.")
     if logits is not None:
         name, array = "logits", certain(as_float("logits", logits))
+        _check.elements(_BELOW_INFINITY, logits=logits)
     else:
         name, p = "probs", as_float("probs", probs)  # pyright: ignore[reportArgumentType]
         _check.elements(_check.WEIGHT, probs=probs)

@@ -18,6 +18,23 @@ from .bernoulli import certain, weighted
 from .subset import WEIGHTS
 
 
+def _check_possible(unary: ArrayLike, pairwise: ArrayLike) -> None:
+    """Raises where it is known of a chain that all its sequences are excluded."""
+    u, w = _check.known(unary), _check.known(pairwise)
+    if u is None or w is None or not (np.any(np.isneginf(u)) or np.any(np.isneginf(w))):
+        return
+    reached = np.ones(u[..., 0, :].shape, bool)
+    for t in range(u.shape[-2]):
+        before = reached if t == 0 else np.any(reached[..., :, None] & (w > -np.inf), axis=-2)
+        reached = before & (u[..., t, :] > -np.inf)
+        if not np.all(np.any(reached, axis=-1)):
+            raise ValueError(
+                "unary, pairwise: expected at least one sequence of labels that is possible, got "
+                f"weights of -inf that exclude them all: place {t} has no label left. Exclude "
+                "fewer labels or pairs."
+            )
+
+
 class LinearChainCRF(Distribution):
     r"""Labels of T places, of K kinds each, that depend on their neighbours.
 
@@ -31,7 +48,8 @@ class LinearChainCRF(Distribution):
         excludes the pair. Leading axes broadcast.
 
     Raises:
-      ValueError: if the shapes are others, or a weight is known to be infinite or not a number.
+      ValueError: if the shapes are others, a weight is known to be infinite or not a number, or it
+        is known that no sequence is possible.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -61,6 +79,7 @@ class LinearChainCRF(Distribution):
                 "unary, pairwise: expected arrays of shapes (..., T, K) and (..., K, K), at least "
                 f"one place and label, whose leading axes broadcast, got {u.shape} and {w.shape}."
             ) from None
+        _check_possible(unary, pairwise)
         dtype = jnp.result_type(u, w)
         self.unary = jnp.broadcast_to(u.astype(dtype), (*batch, *u.shape[-2:]))
         self.pairwise = jnp.broadcast_to(w.astype(dtype), (*batch, *w.shape[-2:]))

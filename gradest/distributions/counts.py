@@ -29,6 +29,17 @@ from .bernoulli import logits_from, on_the_edge, weighted
 #: Counts beyond are brought there, so that two of them can be added.
 HIGHEST = 10**9
 
+_COUNTABLE = _check.Domain(
+    "numbers from 0 to 1e9",
+    lambda x: (x >= 0) & (x <= HIGHEST),
+    "Counts are integers of 32 bits. Larger ones are Normal in all but name: draw from that, by "
+    "its mean and standard deviation.",
+)
+_TRIALS = _COUNTABLE._replace(
+    expected="whole numbers from 0 to 1e9",
+    holds=lambda x: _COUNTABLE.holds(x) & (x == np.floor(x)),
+)
+
 
 class Poisson(OfPoisson, Distribution):
     """Independent Poisson counts, P(x) = rate^x exp(-rate) / x!.
@@ -56,6 +67,7 @@ class Poisson(OfPoisson, Distribution):
     def __init__(self, rate: ArrayLike):
         self.rate = as_float("rate", rate)
         _check.elements(_check.NOT_NEGATIVE, rate=rate)
+        _check.elements(_COUNTABLE, rate=rate)
         self.lost_edge = on_the_edge(rate, self._at_edge)
 
     def _at_edge(self, parameter: jax.Array) -> jax.Array:
@@ -214,7 +226,6 @@ class Binomial(_Logits):
         probs: ArrayLike | None = None,
     ):
         n, l = _as_trials(total_count), logits_from(logits, probs)
-        _check.elements(_check.NOT_NEGATIVE, total_count=total_count)
         try:
             shape = np.broadcast_shapes(n.shape, l.shape)
         except ValueError:
@@ -414,6 +425,7 @@ def _on_counts(x: jax.Array, log_p: jax.Array, dtype: jnp.dtype) -> jax.Array:
 def _as_trials(value: ArrayLike) -> jax.Array:
     """Numbers of trials as integers. They have no derivative, so a traced float is refused."""
     floats = as_float("total_count", value)
+    _check.elements(_TRIALS, total_count=value)
     array = jnp.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.integer):
         return array
@@ -422,7 +434,4 @@ def _as_trials(value: ArrayLike) -> jax.Array:
             f"total_count: expected integers, got a traced array of type {floats.dtype}. A "
             "Binomial has no derivative in its number of trials: use total_count.astype(int)."
         )
-    whole = np.asarray(value, np.float64)
-    if not np.all(np.isfinite(whole) & (whole == np.floor(whole))):
-        raise ValueError(f"total_count: expected whole numbers, got {value}.")
-    return jnp.asarray(whole.astype(int))
+    return jnp.asarray(np.asarray(value).astype(int))

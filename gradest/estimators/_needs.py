@@ -5,10 +5,14 @@ import importlib
 import pkgutil
 from typing import Any
 
-from .. import _check
+import jax
+import jax.numpy as jnp
+
+from .. import _numerics
 from .._derivatives.refuse import UnestimatedGradientError
-from ..distributions import _records
+from ..distributions import _records, _supports
 from ..distributions._capabilities import CAPABILITIES, has
+from ..distributions._joint import is_pathwise
 from ..distributions.base import Distribution
 from ..distributions.categorical import Categorical, OneHotCategorical
 from ._record import Record
@@ -36,12 +40,14 @@ def check(
     served = [own for own in served if all(has(own, need) for need in needs)]
     names = ", ".join(own.__name__ for own in (served if only is None else only))
     others = estimators_of(kind)
+    if is_pathwise(dist) is False:
+        others = [name for name in others if name != "reparameterize"]
     remedy = f"For that there are {', '.join(others)}." if others else "Use score_function."
     if kind is Categorical and OneHotCategorical in (served if only is None else only):
         remedy += " Or draw the category as OneHotCategorical(logits)."
     raise TypeError(
         f"{estimator}: expected one of gradest.distributions' {names}{_or_another(lacking)}, got "
-        f"{_check.name_of(kind)}. {remedy}"
+        f"{_supports.name_of(dist)}. {remedy}"
     )
 
 
@@ -59,6 +65,10 @@ def check_edges(estimator: str, dist: Any) -> None:
             expected = "probs: expected probabilities between 0 and 1 where they are "
             expected += "differentiated, got a 0 or 1"
             ways = ", or give logits"
+        floats = [x for x in jax.tree.leaves(dist) if jnp.issubdtype(x.dtype, jnp.floating)]
+        if not _numerics.least_probability(jnp.result_type(*floats)):
+            # Those others raise too.
+            others += " in single precision"
         raise UnestimatedGradientError(
             f"{estimator}: {expected}. What the impossible outcome would cost is missing from the "
             f"gradient. Use {others}{ways}."

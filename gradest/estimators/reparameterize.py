@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _check, _jaxpr
+from .. import _jaxpr
 from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.primitives import magic
@@ -80,24 +80,18 @@ def _path_only(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
 
 def differentiable_draw(estimator: str, key: jax.Array, dist: Any) -> tuple[Any, Any]:
     """A draw that is differentiable in the parameters, and that from before it was rounded."""
-    if _declared(dist) is False:
+    if _joint.is_pathwise(dist) is False:
+        others = ", or for discrete variables rebar or gumbel_softmax"
+        others = others if isinstance(dist, base.Distribution) else ""
         raise TypeError(
             f"{estimator}: expected a distribution whose draws are differentiable in its "
-            f"parameters, got {_check.name_of(type(dist))}. Use score_function, or for discrete "
-            "variables rebar or gumbel_softmax."
+            f"parameters, got {_supports.name_of(dist)}. Use score_function{others}."
         )
     x, u = _joint.draw_unrounded(key, dist)
     if isinstance(dist, base.Distribution):
         return x, u
     x = _judged(estimator, key, dist, x)
     return x, x
-
-
-def _declared(dist: Any) -> bool | None:
-    """What the distribution says of itself; None if its library has no such flag."""
-    if isinstance(dist, base.Distribution):
-        return dist.reparameterizable
-    return getattr(dist, "has_rsample", None)
 
 
 def _judged(estimator: str, key: jax.Array, dist: Any, x: Any) -> Any:
@@ -109,7 +103,7 @@ def _judged(estimator: str, key: jax.Array, dist: Any, x: Any) -> Any:
     parts, structure = jax.tree.flatten(x)
     values, treedef = jax.tree.flatten(dist)
     values = list(map(jnp.asarray, values))
-    name = _check.name_of(type(_supports.unwrapped(dist)))
+    name = _supports.name_of(dist)
     refusal = Refusal(
         estimator,
         user_line(),

@@ -77,6 +77,13 @@ EXAMPLES: Mapping[str, Mapping[str, Example | list[Example]]] = {
             lambda d: d.Categorical(logits=LOGITS[0]).expand([4]),
             lambda d: d.Normal(jnp.zeros((3, 1)), 1.0).expand([2, 3, 4]),
         ],
+        # Of what was seen as it was drawn the densities are the same.
+        "LeftCensoredDistribution": lambda d: d.LeftCensoredDistribution(
+            d.Normal(0.3, 1.3), jnp.zeros(2)
+        ),
+        "RightCensoredDistribution": lambda d: d.RightCensoredDistribution(
+            d.Normal(PAIR, SCALES), jnp.zeros(2)
+        ),
     },
     "tensorflow_probability": {
         **_LOC_SCALE,
