@@ -974,7 +974,8 @@ def test_error_for_a_parameter_out_of_range(name, parameter, values):
 
 
 def test_integers_of_64_bits_keep_their_value():
-    for n in (2**40, [2**40, 1], np.array(2**40), np.int64(2**40)):
+    integers: tuple[Any, ...] = (2**40, [2**40, 1], np.array(2**40), np.int64(2**40))
+    for n in integers:
         assert np.ravel(dists.Normal(n, 1.0).loc)[0] == 2.0**40
 
 
