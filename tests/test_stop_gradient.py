@@ -4,6 +4,8 @@ The gradient is that of the expectation, in which a draw counts whether or not a
 through it. What a loss with a stop_gradient has, key by key, is what it has without.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,3 +156,52 @@ def test_pathwise_draws_obey():
     key = jax.random.key(3)
     x = ge.reparameterize()(key, dists.Normal(LOGITS, 1.0))
     np.testing.assert_allclose(jax.grad(loss)(LOGITS, key), x, rtol=1e-6)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Logistic:
+    """A user's own, drawn by a search, whose derivative is that of the distribution function."""
+
+    loc: jax.Array
+
+    def sample(self, key, shape=()):
+        u = jax.random.uniform(key, shape + self.loc.shape)
+        below = lambda x, loc: jax.nn.sigmoid(x - loc)
+
+        def halve(_, ends):
+            low, high = ends
+            middle = (low + high) / 2
+            right = below(middle, self.loc) < u
+            return jnp.where(right, middle, low), jnp.where(right, high, middle)
+
+        ends = jnp.full(u.shape, -30.0), jnp.full(u.shape, 30.0)
+        x = stop(jax.lax.fori_loop(0, 40, halve, ends)[0])
+        p = below(x, stop(self.loc))
+        return x - (below(x, self.loc) - p) / (p * (1 - p))
+
+    def log_prob(self, x):
+        return jax.nn.log_sigmoid(x - self.loc) + jax.nn.log_sigmoid(self.loc - x)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Explicit(Logistic):
+    def sample(self, key, shape=()):
+        u = jax.random.uniform(key, shape + self.loc.shape)
+        return self.loc + jnp.log(u) - jnp.log1p(-u)
+
+
+def test_distributions_are_obeyed_in_their_draws():
+    """Of a relaxed draw of rebar, too: the search is not differentiated, nor has it a jump."""
+
+    def gradient(kind):
+        def loss(l, key):
+            first, second = jax.random.split(key)
+            b = ge.rebar()(first, dists.Bernoulli(l))
+            return jnp.sum(ge.reparameterize()(second, kind(2 * b)) ** 2)
+
+        gradient = jax.vmap(jax.grad(ge.expectation(loss)), (None, 0))
+        return jax.jit(gradient)(LOGITS, jax.random.split(jax.random.key(0), 20))
+
+    np.testing.assert_allclose(gradient(Logistic), gradient(Explicit), rtol=1e-3, atol=1e-3)
