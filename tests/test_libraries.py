@@ -176,6 +176,27 @@ def test_expectation_and_lanes(package):
     np.testing.assert_array_equal(of(lambda p: d.Bernoulli(logits=p)), of(dists.Bernoulli))
 
 
+def test_a_mixture_of_several_supports_has_to_name_its_own():
+    """Else the density of each component is that of a value in its support, wherever it is."""
+    d = imported("numpyro")
+
+    def loss(logit, **support):
+        weights = d.Categorical(logits=jnp.stack([logit, 0.0 * logit]))
+        parts = [d.Uniform(0.0, 0.7), d.Uniform(1.0, 2.0)]
+        mixture = d.MixtureGeneral(weights, parts, **support)
+        cost = lambda x: jnp.where(x < 0.9, 3.0, 1.0)
+        return ge.score_function(num_samples=4_000).expect(KEY, mixture, cost)
+
+    with pytest.raises(TypeError, match=r"of the same support, got numpyro\..*Use Mix"):
+        loss(0.4)
+    p = jax.nn.sigmoid(0.4)
+    got = jax.jit(jax.grad(lambda logit: loss(logit, support=d.constraints.real)))(0.4)
+    np.testing.assert_allclose(got, 2 * p * (1 - p), rtol=0.1)
+    same = [d.Beta(2.0, 3.0), d.Beta(1.5, 1.5)]
+    mixture = d.MixtureGeneral(d.Categorical(logits=jnp.zeros(2)), same)
+    assert _foreign.own(mixture) is mixture
+
+
 @pytest.mark.parametrize("package", MODULES)
 def test_an_error_names_the_class_with_its_module(package):
     d = imported(package)
@@ -248,7 +269,9 @@ def test_a_network_in_a_closure_is_differentiated(form, baseline):
         lambda d, t: d.Uniform(jnp.zeros(2), t).to_event(1),
         lambda d, t: d.FoldedDistribution(d.Uniform(-0.2, t)),
         lambda d, t: d.MixtureGeneral(
-            d.Categorical(logits=PAIR), [d.Uniform(0.0, 1.0), d.Uniform(1.0, 1 + t)]
+            d.Categorical(logits=PAIR),
+            [d.Uniform(0.0, 1.0), d.Uniform(1.0, 1 + t)],
+            support=d.constraints.real,
         ),
         # A Pareto variable.
         lambda d, t: d.TransformedDistribution(

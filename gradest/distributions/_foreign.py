@@ -70,17 +70,32 @@ def own(dist: Any, *, moving: bool = False) -> Any:
       TypeError: for what is no law of a draw.
     """
     kind = type(dist)
-    if (library(kind), kind.__name__) in FACTORS:
-        raise TypeError(
-            f"dist: expected a distribution, got {_check.name_of(kind)}, which is a term of a "
-            "log-density: there is no law to draw from. Add the term to the cost, or give a "
-            "distribution with a `sample` of its own."
-        )
+    _check_law(dist, kind)
     twin = TWINS.get((library(kind), kind.__name__))
     converted = None if twin is None else twin.convert(dist)
     if converted is None or (_moves(converted) and not moving):
         return dist
     return converted
+
+
+def _check_law(dist: Any, kind: type) -> None:
+    """Raises for what draws nothing, or by another law than its density's."""
+    name = library(kind), kind.__name__
+    if name in FACTORS:
+        raise TypeError(
+            f"dist: expected a distribution, got {_check.name_of(kind)}, which is a term of a "
+            "log-density: there is no law to draw from. Add the term to the cost, or give a "
+            "distribution with a `sample` of its own."
+        )
+    if name == ("numpyro", "MixtureGeneral") and dist._support is None:
+        first, *others = (component.support for component in dist.component_distributions)
+        if any(other is not first for other in others):
+            raise TypeError(
+                f"dist: expected components of the same support, got {_check.name_of(kind)} of "
+                "components with bounds of their own, whose densities say nothing outside of them "
+                "unless the mixture is given its support. Use MixtureGeneral(..., "
+                "support=numpyro.distributions.constraints.real)."
+            )
 
 
 def _moves(dist: Any) -> bool:
