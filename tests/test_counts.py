@@ -241,6 +241,26 @@ def test_empty_batches_lanes_and_transforms(name):
     assert jax.tree.unflatten(jax.tree.structure(one), jax.tree.leaves(one)).shape == (3,)
 
 
+def excess_variance(name, *parameters):
+    """By how much it is off, as a fraction, and its standard error of 0.2%."""
+    dist = make(name, parameters=parameters)
+    x = np.asarray(jax.jit(lambda dist: dist.sample(jax.random.key(8), (500_000,)))(dist), float)
+    variance = SCIPY[name](*map(np.asarray, parameters)).var()
+    return np.var(x) / variance - 1
+
+
+@pytest.mark.statistical
+def test_draws_have_the_documented_limits(request):
+    error = np.sqrt(2 / 500_000)
+    assert abs(excess_variance("Poisson", 1e5)) < 4.5 * error
+    for rate, least, most in ((1e6, 0.02, 0.09), (3e6, 0.02, 0.09), (1e8, 0.4, 0.6)):
+        assert least - 4.5 * error < abs(excess_variance("Poisson", rate)) < most + 4.5 * error
+    assert abs(excess_variance("Binomial", 10**6, -1.0)) < 4.5 * error
+    assert 0.05 < excess_variance("Binomial", 10**8, -1.0) < 0.09
+    request.getfixturevalue("x64")
+    assert abs(excess_variance("Binomial", 10**8, -1.0)) < 4.5 * error
+
+
 @pytest.mark.statistical
 @pytest.mark.parametrize("name", KINDS)
 def test_draws_by_keys_of_another_kind(name):
