@@ -929,7 +929,6 @@ OUT_OF_RANGE = [
     ("Exponential", "rate", {"rate": 0.0}),
     ("Uniform", "low, high", {"low": 1.0, "high": [2.0, 0.5]}),
     ("MultivariateNormal", "scale_tril", {"loc": np.zeros(2), "scale_tril": -np.eye(2)}),
-    ("MultivariateNormal", "scale_tril", {"loc": np.zeros(2), "scale_tril": [[1, 0.5], [0.5, 1]]}),
     ("Gamma", "concentration", {"concentration": -1.0, "rate": 1.0}),
     ("Gamma", "rate", {"concentration": 1.0, "rate": 0.0}),
     ("Beta", "concentration0", {"concentration1": 1.0, "concentration0": -0.1}),

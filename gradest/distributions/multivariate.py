@@ -36,16 +36,16 @@ class MultivariateNormal(OfMultivariateNormal, _Vectors):
     Args:
       loc: mean, shape (..., d).
       scale_tril: lower-triangular Cholesky factor of the covariance, shape (..., d, d), with a
-        positive diagonal. The leading axes of the two broadcast against each other.
+        positive diagonal; what stands above it is ignored. The leading axes of the two broadcast
+        against each other.
       covariance_matrix: instead of it, the covariance, symmetric and positive definite, of which
         the factor is taken (O(d^3) operations, in at least single precision).
       precision_matrix: instead of it, the inverse of the covariance.
 
     Raises:
       TypeError: if not exactly one of the three is given.
-      ValueError: for shapes that do not fit, a factor that is known not to be lower-triangular or
-        whose diagonal is known not to be positive, or a matrix that is known not to be symmetric or
-        not positive definite.
+      ValueError: for shapes that do not fit, a factor whose diagonal is known not to be positive,
+        or a matrix that is known not to be symmetric or not positive definite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -120,17 +120,10 @@ _solve_lower = functools.partial(solve_triangular, lower=True)
 
 def _given(name: str, value: Any, matrix: jax.Array) -> jax.Array:
     numbers = _check.known(value)
-    if numbers is None:
-        return matrix
-    if not np.all(np.diagonal(numbers, axis1=-2, axis2=-1) > 0):
+    if numbers is not None and not np.all(np.diagonal(numbers, axis1=-2, axis2=-1) > 0):
         raise ValueError(
             f"{name}: expected a positive diagonal, got one that is not. It is the Cholesky "
             "factor of a covariance: give that as covariance_matrix=."
-        )
-    if np.any(above := np.triu(numbers, 1)):
-        raise ValueError(
-            f"{name}: expected a lower-triangular matrix, got {above[above != 0][0]} above the "
-            "diagonal. Give a covariance as covariance_matrix=, and of a factor jnp.tril."
         )
     return matrix
 
