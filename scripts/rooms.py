@@ -5,6 +5,8 @@ import pathlib
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from . import svg
+
 PATH = pathlib.Path(__file__).parents[1] / "docs" / "rooms.svg"
 
 
@@ -214,18 +216,7 @@ def picture() -> str:
         "The rooms of gradest, floor by floor: a module imports those of its own floor and of the "
         "floors below"
     )
-    head = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y}" width="{_WIDTH}" '
-        f'height="{y}" role="img" aria-labelledby="title">',
-        f'  <title id="title">{title}</title>',
-        f"  <style>{_STYLE}  </style>",
-        "  <defs>",
-        '    <marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
-        'markerHeight="7" orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#6b7f99"/></marker>',
-        "  </defs>",
-        f'  <rect class="paper" width="{_WIDTH}" height="{y}"/>',
-    ]
-    return "\n".join([*head, *bands, *arrows, "</svg>", ""])
+    return svg.document(_WIDTH, y, title, _STYLE, [*bands, *arrows])
 
 
 def _placed(rooms: Sequence[Room], y: int, height: int) -> Iterator[tuple[str, _Box]]:

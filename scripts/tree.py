@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 from gradest import records
 
-from . import write
+from . import svg, write
 
 PATH = pathlib.Path(__file__).parents[1] / "docs" / "_static" / "choose.svg"
 
@@ -154,18 +154,7 @@ def picture() -> str:
         y = end
     body += _answer(ELSE, y, _MARGIN)
     y += _height(ELSE) + _MARGIN
-    head = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y}" width="{_WIDTH}" '
-        f'height="{y}" role="img" aria-labelledby="title">',
-        f'  <title id="title">{TITLE}</title>',
-        f"  <style>{_STYLE}  </style>",
-        "  <defs>",
-        '    <marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
-        'markerHeight="7" orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#6b7f99"/></marker>',
-        "  </defs>",
-        f'  <rect class="paper" width="{_WIDTH}" height="{y}"/>',
-    ]
-    return "\n".join([*head, *body, "</svg>", ""])
+    return svg.document(_WIDTH, y, TITLE, _STYLE, body)
 
 
 def _height(answer: Answer) -> int:
