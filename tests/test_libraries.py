@@ -192,9 +192,14 @@ def test_a_mixture_of_several_supports_has_to_name_its_own():
     p = jax.nn.sigmoid(0.4)
     got = jax.jit(jax.grad(lambda logit: loss(logit, support=d.constraints.real)))(0.4)
     np.testing.assert_allclose(got, 2 * p * (1 - p), rtol=0.1)
-    same = [d.Beta(2.0, 3.0), d.Beta(1.5, 1.5)]
-    mixture = d.MixtureGeneral(d.Categorical(logits=jnp.zeros(2)), same)
-    assert _foreign.own(mixture) is mixture
+    vector = jnp.zeros(2)
+    for same in (
+        [d.Beta(2.0, 3.0), d.Beta(1.5, 1.5)],
+        [d.Normal(vector, 1.0).to_event(1), d.Laplace(vector, 1.0).to_event(1)],
+        [d.Uniform(0.0, 1.0), d.Uniform(0.0, 1.0)],
+    ):
+        mixture = d.MixtureGeneral(d.Categorical(logits=jnp.zeros(2)), same)
+        assert _foreign.own(mixture) is mixture
 
 
 @pytest.mark.parametrize("package", MODULES)

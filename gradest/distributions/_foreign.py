@@ -15,6 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from .. import _check
 from .._derivatives.refuse import UnestimatedGradientError
+from . import _supports
 from .base import Distribution, Shape
 from .bernoulli import Bernoulli, RelaxedBernoulli
 from .categorical import (
@@ -89,13 +90,23 @@ def _check_law(dist: Any, kind: type) -> None:
         )
     if name == ("numpyro", "MixtureGeneral") and dist._support is None:
         first, *others = (component.support for component in dist.component_distributions)
-        if any(other is not first for other in others):
+        if not all(_same(first, other) for other in others):
             raise TypeError(
                 f"dist: expected components of the same support, got {_check.name_of(kind)} of "
                 "components with bounds of their own, whose densities say nothing outside of them "
                 "unless the mixture is given its support. Use MixtureGeneral(..., "
                 "support=numpyro.distributions.constraints.real)."
             )
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two of numpyro's constraints are known to be the same."""
+    a, b = (_supports.innermost(constraint) for constraint in (a, b))
+    if a is b:
+        return True
+    ends = [[_check.known(end) for end in jax.tree.leaves(one)] for one in (a, b)]
+    known = all(end is not None for end in (*ends[0], *ends[1]))
+    return type(a) is type(b) and known and all(map(np.array_equal, *ends))
 
 
 def _moves(dist: Any) -> bool:

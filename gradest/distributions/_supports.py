@@ -161,13 +161,19 @@ def _of_numpyro(dist: Any, name: str) -> list[Any]:
 
 def _ends(constraint: Any) -> list[Any]:
     """The bounds that a constraint holds; those of the ones without parameters are no leaves."""
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
+    constraint = innermost(constraint)
     if type(constraint).__name__ == "_Real":
         return []
     named = [getattr(constraint, name, None) for name in ("lower_bound", "upper_bound")]
     found = [*jax.tree.leaves(constraint), *(b for b in named if b is not None)]
     return found or [_SOMEWHERE]
+
+
+def innermost(constraint: Any) -> Any:
+    """That of an element, of a constraint on arrays."""
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return constraint
 
 
 def _parts(transforms: Iterable[Any]) -> Iterable[Any]:
