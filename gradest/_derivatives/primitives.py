@@ -4,7 +4,8 @@ Primitives and no custom_jvp functions, whose rules are forgotten by a scan that
 twice, and whose constant results a staged vmap cannot batch.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import jax.core
 import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
+
+from .. import _mesh
 
 
 def lanes_first(args: Sequence[Any], dims: Sequence[Any]) -> list[Any]:
@@ -114,3 +117,56 @@ def _define_mark(mark_p: core.Primitive) -> None:
 
 _define_mark(drawn_p)
 _define_mark(scored_p)
+
+
+# The sum of x * log_p over triples (x, log_p, impossible), its operands, with 0 where an impossible
+# outcome (log_p = -inf) has weight 0.
+weighted_p = core.Primitive("gradest_weighted")
+
+
+def weighted(*triples: jax.Array) -> jax.Array:
+    """The sum of x * log_p over triples (x, log_p, impossible), all of one shape.
+
+    An impossible outcome, of log_p = -inf, counts for nothing where its weight x is 0. The
+    derivative in log_p has no mask, which loops would keep: it is a multiple of x.
+    """
+    return weighted_p.bind(*_mesh.varying_alike(*triples))
+
+
+def _bounded(x: Any, log_p: Any, impossible: Any) -> Any:
+    return jnp.where((x == 0) & impossible, 0, log_p)
+
+
+def _triples(args: Sequence[Any]) -> Iterable[tuple[Any, Any, Any]]:
+    return zip(args[::3], args[1::3], args[2::3], strict=True)
+
+
+@weighted_p.def_impl
+def _weighted(*args: Any) -> Any:
+    terms = [x * _bounded(x, log_p, impossible) for x, log_p, impossible in _triples(args)]
+    return functools.reduce(jax.lax.add, terms)
+
+
+def _type_of_weighted(*avals: Any) -> Any:
+    return _mesh.types_of(lambda *args: [_weighted(*args)], avals, avals[:1])[0]
+
+
+def _differentiate_weighted(primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+    out, terms = weighted_p.bind(*primals), []
+    triples = zip(_triples(primals), _triples(tangents), strict=True)
+    for (x, log_p, impossible), (dx, dlog_p, _) in triples:
+        if not isinstance(dlog_p, ad.Zero):
+            terms.append(x * dlog_p)
+        if not isinstance(dx, ad.Zero):
+            terms.append(_bounded(x, log_p, impossible) * dx)
+    return out, functools.reduce(jax.lax.add, terms) if terms else zero_tangent(out)
+
+
+def _batch_weighted(args: Sequence[Any], dims: Sequence[Any]) -> Any:
+    return weighted_p.bind(*lanes_first(args, dims)), 0
+
+
+weighted_p.def_abstract_eval(_type_of_weighted)
+mlir.register_lowering(weighted_p, mlir.lower_fun(_weighted, multiple_results=False))
+ad.primitive_jvps[weighted_p] = _differentiate_weighted
+batching.primitive_batchers[weighted_p] = _batch_weighted

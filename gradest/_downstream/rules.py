@@ -105,6 +105,9 @@ def flow_of(
       step: the equation as an origin; None where it is known that what it compares is meant.
       draws: of the analysis.
     """
+    if name == "gradest_weighted":
+        # Where it is masked, it has no weight.
+        ins = [x for x in ins if is_float(x.dtype)]
     dependent = [x for x in ins if x.depends]
     flow = kinked = 0
     for x in dependent:

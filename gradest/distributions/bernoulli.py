@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from .. import _check, _random
+from .._derivatives.primitives import weighted
 from .._numerics import in_compute_dtype, least_probability, tempered
 from ._implicit import inside
 from ._information import OfOutcomes
@@ -126,8 +126,8 @@ class Bernoulli(OfOutcomes, Sign):
         log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
         # Where an outcome is impossible is read from the logits: its log-probability is then not
         # needed for a derivative alone.
-        never, always = jnp.isneginf(logits), jnp.isposinf(logits)
-        log_p = weighted(x, log_p, never) + weighted(1 - x, log_q, always)
+        never, always = logits == -jnp.inf, logits == jnp.inf
+        log_p = weighted(x, log_p, never, 1 - x, log_q, always)
         return log_p.astype(self.logits.dtype)
 
     def weak_derivative(
@@ -139,25 +139,6 @@ class Bernoulli(OfOutcomes, Sign):
         edge = least_probability(self.logits.dtype)
         weight = jax.nn.sigmoid(l) * jax.nn.sigmoid(-l) + jnp.where(jnp.isinf(l), edge, 0)
         return [WeakDerivative(jnp.where(x > 0, -weight, weight), 1 - x)]
-
-
-@jax.custom_jvp
-def weighted(x: jax.Array, log_p: jax.Array, impossible: jax.Array) -> jax.Array:
-    """`x * log_p`, and 0 where an impossible outcome (log_p = -inf) has weight 0."""
-    return x * jnp.where((x == 0) & impossible, 0, log_p)
-
-
-def _weighted_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """JAX's own, except that dlog_p has no mask, which loops would keep: x is zero there."""
-    (x, log_p, impossible), (dx, dlog_p, _) = primals, tangents
-    y = weighted(x, log_p, impossible)
-    dy = jnp.zeros_like(y) if isinstance(dlog_p, SymbolicZero) else x * dlog_p
-    if not isinstance(dx, SymbolicZero):
-        dy += jnp.where((x == 0) & impossible, 0, log_p) * dx
-    return y, dy
-
-
-weighted.defjvp(_weighted_jvp, symbolic_zeros=True)
 
 
 class _Relaxed(Distribution):

@@ -12,6 +12,7 @@ from jax.scipy.special import gammaln, logsumexp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
+from .._derivatives.primitives import weighted
 from .._numerics import below_top, in_compute_dtype, least_probability, tempered
 from ._information import OfOutcomes
 from ._thresholds import Argmax, outcomes
@@ -26,7 +27,7 @@ from .base import (
     plain,
     scored,
 )
-from .bernoulli import certain, on_the_edge, weighted
+from .bernoulli import certain, on_the_edge
 
 # What is not a number passes, as an element that is masked may be: no gradient of it is one.
 _BELOW_INFINITY = _check.Domain(

@@ -11,10 +11,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .. import _check, _random
+from .._derivatives.primitives import weighted
 from .._numerics import in_compute_dtype
 from ._information import divergence, excludes, surprise
 from .base import Distribution, Shape, as_float, plain
-from .bernoulli import certain, weighted
+from .bernoulli import certain
 from .subset import WEIGHTS
 
 

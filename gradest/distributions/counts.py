@@ -9,6 +9,7 @@ from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
 from .. import _check, _random
+from .._derivatives.primitives import weighted
 from .._numerics import in_compute_dtype, least_probability
 from ._implicit import implicit, per_lane
 from ._information import OfGeometric, OfPoisson
@@ -24,7 +25,7 @@ from .base import (
     plain,
     scored,
 )
-from .bernoulli import logits_from, on_the_edge, weighted
+from .bernoulli import logits_from, on_the_edge
 
 #: Counts beyond are brought there, so that two of them can be added.
 HIGHEST = 10**9
@@ -408,7 +409,7 @@ def _binary(x: jax.Array, y: jax.Array, logits: jax.Array) -> jax.Array:
     logs = jnp.where(certain[..., None], -1, jnp.stack([log_p, log_q], -1))
     density = simplex_log_density(logs, jnp.stack([x + 1, y + 1], -1))
     # An infinite logarithm of weight 0 counts for nothing.
-    edge = -log_beta(x + 1, y + 1) + weighted(x, log_p, never) + weighted(y, log_q, always)
+    edge = -log_beta(x + 1, y + 1) + weighted(x, log_p, never, y, log_q, always)
     return jnp.where(certain, edge, density)
 
 

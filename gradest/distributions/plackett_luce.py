@@ -10,10 +10,11 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
+from .._derivatives.primitives import weighted
 from .._numerics import below_top, compute_dtype, in_compute_dtype, tempered
 from ._information import divergence, excludes, surprise
 from .base import Distribution, Shape, align, as_float, plain
-from .bernoulli import certain, weighted
+from .bernoulli import certain
 from .subset import check_possible
 
 # Of more items than that there are too many subsets.

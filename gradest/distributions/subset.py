@@ -12,10 +12,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .. import _check, _random
+from .._derivatives.primitives import weighted
 from .._numerics import below_top, in_compute_dtype, tempered
 from ._information import excludes
 from .base import Distribution, Shape, align_wide, as_float, plain
-from .bernoulli import certain, weighted
+from .bernoulli import certain
 
 # Stands for infinity where infinities would be subtracted from each other.
 _BIG = 1e30
