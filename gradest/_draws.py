@@ -16,7 +16,7 @@ from jax.interpreters import ad, batching, mlir
 from . import _mesh
 from ._derivatives.primitives import lanes_first
 from ._derivatives.refuse import Refusal, refused_tangents
-from ._jumps import Mark
+from ._jumps import Source
 
 # ---- Cost-based draws ----------------------------------------------------------------------
 
@@ -90,31 +90,31 @@ _REMEDIES = (
 # key's bits: so a staged program tells what is a draw, and how it was made need not be looked into.
 draw_p = core.Primitive("gradest_draw")
 draw_p.multiple_results = True
-draw_p.def_impl(lambda *args, mark, num_leaves: list(args[:num_leaves]))
-draw_p.def_abstract_eval(lambda *avals, mark, num_leaves: list(avals[:num_leaves]))
-mlir.register_lowering(draw_p, lambda ctx, *args, mark, num_leaves: list(args[:num_leaves]))
+draw_p.def_impl(lambda *args, source, num_leaves: list(args[:num_leaves]))
+draw_p.def_abstract_eval(lambda *avals, source, num_leaves: list(avals[:num_leaves]))
+mlir.register_lowering(draw_p, lambda ctx, *args, source, num_leaves: list(args[:num_leaves]))
 
 
-def _differentiate_draw(primals: Any, tangents: Any, *, num_leaves: int, mark: Mark) -> Any:
-    draw = draw_p.bind(*primals, num_leaves=num_leaves, mark=mark)
+def _differentiate_draw(primals: Any, tangents: Any, *, num_leaves: int, source: Source) -> Any:
+    draw = draw_p.bind(*primals, num_leaves=num_leaves, source=source)
     return draw, list(tangents[:num_leaves])
 
 
-def _batch_draw(args: Any, dims: Any, *, num_leaves: int, mark: Mark) -> Any:
+def _batch_draw(args: Any, dims: Any, *, num_leaves: int, source: Source) -> Any:
     size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-    mark = dataclasses.replace(mark, lanes=(size, *mark.lanes))
-    return draw_p.bind(*args, num_leaves=num_leaves, mark=mark), list(dims[:num_leaves])
+    source = dataclasses.replace(source, lanes=(size, *source.lanes))
+    return draw_p.bind(*args, num_leaves=num_leaves, source=source), list(dims[:num_leaves])
 
 
 ad.primitive_jvps[draw_p] = _differentiate_draw
 batching.primitive_batchers[draw_p] = _batch_draw
 
 
-def marked(mark: Mark, key: jax.Array, draw: Any, dist: Any) -> Any:
+def recorded(source: Source, key: jax.Array, draw: Any, dist: Any) -> Any:
     """`draw`, a pytree that was drawn from `dist` with `key`, as the result of a `draw_p`."""
     leaves, structure = jax.tree.flatten(draw)
     parameters = [leaf for leaf in jax.tree.leaves(dist) if isinstance(leaf, jax.core.Tracer)]
-    # By its bits: to be marked with a key is not to use it.
+    # By its bits: to be recorded with a key is not to use it.
     bits = jax.random.key_data(key)
-    out = draw_p.bind(*leaves, *parameters, bits, mark=mark, num_leaves=len(leaves))
+    out = draw_p.bind(*leaves, *parameters, bits, source=source, num_leaves=len(leaves))
     return jax.tree.unflatten(structure, out)

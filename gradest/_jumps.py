@@ -36,7 +36,7 @@ SlopeIn = Literal["draw", "relaxed draw", "discrete draw", "relaxed point", ""]
 
 
 @dataclasses.dataclass(frozen=True)
-class Mark:
+class Source:
     """What is known of a draw: the static half of a pathwise one's equation.
 
     Attributes:
@@ -73,7 +73,7 @@ class Complaint:
     """Of a draw that meets a jump.
 
     Args:
-      mark: of the draw.
+      source: of the draw.
       fate: what becomes of it.
       given: pairs of lines, of a draw and of a jump, of which the user was told already.
       what: that jumps, if it is not all that follows the draw.
@@ -81,11 +81,11 @@ class Complaint:
     """
 
     def __init__(
-        self, mark: Mark, fate: Fate, given: set[Any], *, what: str = "", remedy: str = ""
+        self, source: Source, fate: Fate, given: set[Any], *, what: str = "", remedy: str = ""
     ):
-        self.mark, self.fate, self.given = mark, fate, given
-        self.what = what or f"what follows the draw{mark.where}"
-        self.remedy = remedy or _remedy(mark.law)
+        self.source, self.fate, self.given = source, fate, given
+        self.what = what or f"what follows the draw{source.where}"
+        self.remedy = remedy or _remedy(source.law)
 
     def watch(self, x: jax.Array) -> jax.Array:
         """`x`, the draw or a parameter of it, which complains when it is differentiated."""
@@ -94,19 +94,19 @@ class Complaint:
 
     def give(self) -> None:
         # At relaxed points, and of a surrogate, there is a score beside.
-        if self.fate.lost and not self.mark.with_score:
+        if self.fate.lost and not self.source.with_score:
             first = self.fate.jumps[0]
             silently = "Nothing else reaches the loss: the gradient would silently be zero."
             raise UnestimatedGradientError(self._message(first, silently))
         for jump in self.fate.jumps:
-            lines = self.mark.where, jump.where
+            lines = self.source.where, jump.where
             if lines not in self.given:
                 self.given.add(lines)
                 missing = "That part of the gradient is missing."
-                _warn_at(self.mark.where or jump.where, self._message(jump, missing))
+                _warn_at(self.source.where or jump.where, self._message(jump, missing))
 
     def _message(self, jump: Jump, missing: str) -> str:
-        if self.mark.at_relaxed_points:
+        if self.source.at_relaxed_points:
             meant = (
                 "If it is meant, give what jumps a rule of its own by jax.custom_jvp: at relaxed "
                 "points jax.lax.stop_gradient is not obeyed."
@@ -114,7 +114,7 @@ class Complaint:
         else:
             meant = "If it is meant, put jax.lax.stop_gradient around what is compared or indexed."
         return (
-            f"{self.mark.name}: {self.what} jumps at {named(jump.what)}{jump.where}, which has "
+            f"{self.source.name}: {self.what} jumps at {named(jump.what)}{jump.where}, which has "
             f"no slope. {missing} {self.remedy} {meant}"
         )
 
@@ -217,7 +217,7 @@ def watched(dist: Any, complaint: Complaint | None) -> Any:
 
 
 def complaint_of(
-    mark: Mark,
+    source: Source,
     function: Callable[..., Any],
     point: Any,
     *,
@@ -227,18 +227,18 @@ def complaint_of(
     """What there is to complain of if `function` is differentiated at a draw; None if it is smooth.
 
     Args:
-      mark: of the draw.
+      source: of the draw.
       function: of the point, with a scalar result.
       point: where it is differentiated, or the shapes of that.
       what: the function, in the words of the complaint.
       remedy: what to do where it jumps; by default, to draw by another estimator.
     """
-    draw = mark.followed("the draw")
+    draw = source.followed("the draw")
     if draw is None:
         return None
     staged = jax.make_jaxpr(function)(point)
     fate = fate_of_inputs(staged, draw, len(jax.tree.leaves(point)))
-    return Complaint(mark, fate, set(), what=what, remedy=remedy) if fate.jumps else None
+    return Complaint(source, fate, set(), what=what, remedy=remedy) if fate.jumps else None
 
 
 # ---- Words ---------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from . import _calls, _check, _draws, _jaxpr, _mesh, _random
 from ._control_variate import ControlVariate
 from ._cost import Cost, Mode, staging
 from ._derivatives.refuse import estimating
-from ._jumps import Complaint, Mark, SlopeIn, complaint_of, guarded
+from ._jumps import Complaint, SlopeIn, Source, complaint_of, guarded
 from ._lockstep import key_of_run
 from ._transparent import transparent
 from ._typing import DistributionLike
@@ -216,7 +216,7 @@ class Sampler:
         key = key_of_run(_random.as_key(key))
         key, dist = self._alike(key, self._opened(dist, where))
         if self.pathwise:
-            return self._marked(key, self._draw(key, dist), dist)
+            return self._recorded(key, self._draw(key, dist), dist)
         return _draw_at_site(self, key, dist)
 
     @_calls.of_sampler
@@ -259,7 +259,7 @@ class Sampler:
         cost_of = Cost(function, self.name)
         complaint = self._complaint(keys, dist, cost_of)
         if self.pathwise:
-            value = cost_of(self._marked(keys, self._draw(keys, dist), dist, complaint))
+            value = cost_of(self._recorded(keys, self._draw(keys, dist), dist, complaint))
         else:
             value = self._estimate(keys, dist, cost_of)
         return guarded(value, dist, complaint)
@@ -273,9 +273,9 @@ class Sampler:
             or not any(isinstance(x, jax.core.Tracer) for x in leaves)
         ):
             return None
-        mark = self._mark(_jaxpr.user_line(), law_of(dist))
+        source = self._source(_jaxpr.user_line(), law_of(dist))
         point = jax.eval_shape(self._draw, keys, dist)
-        return complaint_of(mark, cost, point, what=f"the cost of the draw{mark.where}")
+        return complaint_of(source, cost, point, what=f"the cost of the draw{source.where}")
 
     def _opened(self, dist: Any, where: ArrayLike | None) -> Any:
         """`dist` as gradest's own, or with all that it depends on as leaves."""
@@ -317,20 +317,20 @@ class Sampler:
         with jax.named_scope(f"gradest.{self.name}"), estimating(self.name):
             return self.score(key, dist, **self.static, **options)
 
-    def _mark(self, where: str, law: type) -> Mark:
+    def _source(self, where: str, law: type) -> Source:
         """Of a draw at the user's line `where`."""
         slope_in = (self.slope_in(law) if callable(self.slope_in) else self.slope_in) or ""
-        return Mark(self.name, slope_in, where, law, with_score=slope_in == "relaxed point")
+        return Source(self.name, slope_in, where, law, with_score=slope_in == "relaxed point")
 
-    def _marked(
+    def _recorded(
         self, key: jax.Array, draw: Any, dist: Any, complaint: Complaint | None = None
     ) -> Any:
-        """A pathwise draw, marked in the program that is being staged, if one is."""
+        """A pathwise draw, recorded in the program that is being staged, if one is."""
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(draw)):
             return draw
-        mark = self._mark(_jaxpr.user_line(), law_of(dist))
-        mark = dataclasses.replace(mark, complaint=complaint)
-        return _draws.marked(mark, key, draw, dist)
+        source = self._source(_jaxpr.user_line(), law_of(dist))
+        source = dataclasses.replace(source, complaint=complaint)
+        return _draws.recorded(source, key, draw, dist)
 
     def _relaxed(self, key: jax.Array, dist: Any) -> Any:
         assert self.relaxed is not None
@@ -406,8 +406,8 @@ class Site:
         return self.held.name
 
     @property
-    def mark(self) -> Mark:
-        return self.held._mark(self.where, self.law)
+    def source(self) -> Source:
+        return self.held._source(self.where, self.law)
 
     @property
     def has_traced_options(self) -> bool:

@@ -39,7 +39,7 @@ def fates(loss, draws=DRAWS):
     # As users write them.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         followed = follow(jax.make_jaxpr(of_all)(0.3, KEY))
-    return {draw.mark.name: draw.fate.level for draw in followed}
+    return {draw.source.name: draw.fate.level for draw in followed}
 
 
 @pytest.mark.parametrize("loss", SILENT.values(), ids=SILENT)

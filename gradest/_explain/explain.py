@@ -111,19 +111,19 @@ def _as_array(x: Any) -> Any:
 
 
 def _row(draw: Followed, where: str, later: int, share: float | None) -> Row:
-    mark, eqn = draw.mark, draw.eqn
+    source, eqn = draw.source, draw.eqn
     jumps, unseen = ((), ()) if draw.fate is None else (draw.fate.jumps, draw.fate.unseen)
-    record = ESTIMATORS.get(mark.name)
+    record = ESTIMATORS.get(source.name)
     site = None if eqn.primitive is draw_p else eqn.params["site"]
     others = {
         other.name: _evaluations(other, None, eqn)
         for other in ESTIMATORS.values()
-        if other.name != mark.name and _right(other, mark.law, bool(jumps), "scan" in where)
+        if other.name != source.name and _right(other, source.law, bool(jumps), "scan" in where)
     }
     return Row(
-        line=mark.where.removeprefix(" (at ").removesuffix(")"),
-        distribution=mark.law.__name__,
-        estimator=mark.name,
+        line=source.where.removeprefix(" (at ").removesuffix(")"),
+        distribution=source.law.__name__,
+        estimator=source.name,
         where=where,
         follows="nothing" if draw.fate is None else draw.fate.level,
         jumps=tuple(f"{named(jump.what)}{jump.where}" for jump in jumps),

@@ -33,7 +33,7 @@ def _collect(jaxpr: core.Jaxpr, path: tuple[str, ...], found: dict[int, str]) ->
 
 def _lanes(eqn: Any) -> tuple[str, ...]:
     if eqn.primitive is draw_p:
-        lanes = eqn.params["mark"].lanes
+        lanes = eqn.params["source"].lanes
     else:
         site = eqn.params["site"]
         lanes = site.shapes[0].shape[: site.lanes]

@@ -17,7 +17,7 @@ from .._downstream.fates import Fate, fates
 from .._downstream.graph import Draw
 from .._downstream.walk import Special
 from .._draws import draw_p, sample_p
-from .._jumps import Complaint, Mark, guarded_p
+from .._jumps import Complaint, Source, guarded_p
 from .spend import cost_p
 
 
@@ -27,12 +27,12 @@ class Followed:
 
     Attributes:
       eqn: the equation of the staged loss that draws.
-      mark: with the estimator's name, the law and the user's line.
+      source: with the estimator's name, the law and the user's line.
       fate: None if the draw does not come near the loss, or need not be followed.
     """
 
     eqn: Any
-    mark: Mark
+    source: Source
     fate: Fate | None
 
 
@@ -45,10 +45,10 @@ def follow(loss: core.ClosedJaxpr, *, every: bool = False) -> list[Followed]:
         estimator that does would have it.
     """
     eqns = list(_draws_in(loss.jaxpr, set()))
-    if not eqns or not (every or any(_mark(eqn).slope_in for eqn in eqns)):
-        return [Followed(eqn, _mark(eqn), None) for eqn in eqns]
+    if not eqns or not (every or any(_source(eqn).slope_in for eqn in eqns)):
+        return [Followed(eqn, _source(eqn), None) for eqn in eqns]
     found = fates(loss, functools.partial(_special, every))
-    return [Followed(eqn, _mark(eqn), found.get(id(eqn))) for eqn in eqns]
+    return [Followed(eqn, _source(eqn), found.get(id(eqn))) for eqn in eqns]
 
 
 def complaints_of(loss: core.ClosedJaxpr) -> Mapping[int, Complaint]:
@@ -57,9 +57,9 @@ def complaints_of(loss: core.ClosedJaxpr) -> Mapping[int, Complaint]:
     found = {}
     for draw in follow(loss):
         if draw.fate is not None and draw.fate.jumps:
-            found[id(draw.eqn)] = Complaint(draw.mark, draw.fate, given)
-            if draw.mark.complaint is not None:
-                draw.mark.complaint.given = given
+            found[id(draw.eqn)] = Complaint(draw.source, draw.fate, given)
+            if draw.source.complaint is not None:
+                draw.source.complaint.given = given
     return found
 
 
@@ -74,15 +74,15 @@ def _draws_in(jaxpr: core.Jaxpr, seen: set[int]) -> Iterable[Any]:
             yield from _draws_in(inner, seen)
 
 
-def _mark(eqn: Any) -> Mark:
-    return eqn.params["mark"] if eqn.primitive is draw_p else eqn.params["site"].mark
+def _source(eqn: Any) -> Source:
+    return eqn.params["source"] if eqn.primitive is draw_p else eqn.params["site"].source
 
 
 def _followed(every: bool, eqn: Any) -> Draw | None:
-    mark = _mark(eqn)
-    if every and not mark.slope_in:
-        mark = dataclasses.replace(mark, slope_in="relaxed point")
-    return mark.followed(id(eqn))
+    source = _source(eqn)
+    if every and not source.slope_in:
+        source = dataclasses.replace(source, slope_in="relaxed point")
+    return source.followed(id(eqn))
 
 
 def _special(every: bool, eqn: Any) -> Special | None:

@@ -106,8 +106,8 @@ class _Walk:
                     draw = _Draw(site.name, site.where, True)
                     self._draw(draw, number(key), key.aval.ndim, arms, loops)
             elif eqn.primitive is draw_p:
-                mark, bits = eqn.params["mark"], eqn.invars[-1]
-                draw = _Draw(mark.name, mark.where, False)
+                source, bits = eqn.params["source"], eqn.invars[-1]
+                draw = _Draw(source.name, source.where, False)
                 self._draw(draw, number(bits), bits.aval.ndim - 1, arms, loops)
             elif self._matters(eqn):
                 operands = list(map(number, eqn.invars))

@@ -97,7 +97,7 @@ class Record:
 
     def needs_slope(self, kind: type[Distribution]) -> bool:
         """Whether the cost must be differentiable in draws of that class."""
-        return self.differentiable_cost and bool(self.sampler()._mark("", kind).slope_in)
+        return self.differentiable_cost and bool(self.sampler()._source("", kind).slope_in)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .._calls import estimator
 from .._control_variate import ControlVariate, with_score
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
-from .._jumps import Mark, complaint_of, watched
+from .._jumps import Source, complaint_of, watched
 from .._sampler import Sampler
 from ..distributions import _joint
 from ..distributions._capabilities import has
@@ -203,7 +203,7 @@ def _watched(key: jax.Array, dist: Any, surrogate: Surrogate, params: Any) -> An
     point = _of_one_lane(key, jax.eval_shape(_draw, key, dist))
     at, closed_over = closed(surrogate, params, point)
     complaint = complaint_of(
-        Mark("relax", slope_in, "", type(dist), with_score=True),
+        Source("relax", slope_in, "", type(dist), with_score=True),
         lambda point: at(closed_over, point),
         point,
         what="its surrogate",
