@@ -26,8 +26,8 @@ from jax.scipy.special import gammaln
 import gradest as ge
 from gradest import distributions as dist
 
-from . import _command, _measure
-from .estimators import render_rows
+from . import _command, _measure, pictures
+from .estimators import panel_of, render_rows
 
 Key = jax.Array
 Params = jax.Array
@@ -525,7 +525,17 @@ def render(results: dict[str, Any]) -> str:
     for name, rows in results["programs"].items():
         program = PROGRAMS[name]
         parts += [f"#### {program.title}", program.about, render_rows(rows, timed=False)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, pictures.link("epidemic", results, picture(results))])
+
+
+def picture(results: dict[str, Any]) -> pictures.Picture:
+    """The column by which a table is ordered."""
+    return pictures.Picture(
+        "Variance times cost evaluations of the gradient, a dot for each way to estimate it, in "
+        "each of the simulations above",
+        "the estimator has a bias, which does not average out",
+        [panel_of(PROGRAMS[name].title, rows) for name, rows in results["programs"].items()],
+    )
 
 
 # ---- The command ---------------------------------------------------------------------------
@@ -550,6 +560,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         what="program",
         names=PROGRAMS,
         quick="few draws",
+        draw=pictures.draw("epidemic", picture),
     )
 
 

@@ -21,7 +21,7 @@ import optax
 import gradest as ge
 from gradest._diagnostics.evaluations import count_evaluations, evaluation_p
 
-from . import _command, _measure
+from . import _command, _measure, pictures
 from ._problems import PROBLEMS, Problem, Trained, gradient
 
 # ---- Measurements --------------------------------------------------------------------------
@@ -100,14 +100,39 @@ def render(results: dict[str, Any]) -> str:
     for name, rows in results["problems"].items():
         problem = PROBLEMS[name]
         parts += [f"#### {problem.title}", problem.about, render_rows(rows)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, pictures.link("estimators", results, picture(results))])
+
+
+#: The problems in the picture, which would be too long with all of them.
+SHOWN = ("bits", "categories", "normal", "normal_jumps")
+
+
+def picture(results: dict[str, Any]) -> pictures.Picture:
+    """The column by which a table is ordered."""
+    return pictures.Picture(
+        "Variance times cost evaluations of every estimator, a dot for each, on four of the "
+        "problems above: bits, categories, a normal draw, and one whose cost jumps",
+        "the estimator has a bias, which does not average out",
+        [panel_of(PROBLEMS[name].title, results["problems"].get(name, [])) for name in SHOWN],
+    )
+
+
+def panel_of(title: str, rows: Sequence[dict[str, Any]]) -> pictures.Panel:
+    """The rows as in their table, but for those without a variance, which a logarithm has not."""
+    work = lambda row: row["variance"] * row["evaluations"]
+    shown = [row for row in _ordered(rows) if work(row) > _ROUNDING]
+    dots = [pictures.Dot(row["estimator"], [work(row)], hollow=row["biased"]) for row in shown]
+    return pictures.Panel(title, "variance x evaluations", dots)
+
+
+def _ordered(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those with a bias last, for it does not average out."""
+    return sorted(rows, key=lambda row: (row["biased"], row["variance"] * row["evaluations"]))
 
 
 def render_rows(rows: Sequence[dict[str, Any]], timed: bool = True) -> str:
     # With no draw, nothing depends on the key: XLA computes it once for all of a chunk.
     fastest = min((row["us"] for row in rows if timed and row["variance"]), default=1.0)
-    # Those with a bias come last, for it does not average out.
-    rows = sorted(rows, key=lambda row: (row["biased"], row["variance"] * row["evaluations"]))
     columns = ["estimator", "bias, %", "variance", "evaluations", "variance x evaluations"]
     time = lambda row: _short(row["us"] / fastest) if row["variance"] else "-"
     return _measure.table(
@@ -121,7 +146,7 @@ def render_rows(rows: Sequence[dict[str, Any]], timed: bool = True) -> str:
                 _short(row["variance"] * row["evaluations"]),
                 *([time(row)] if timed else []),
             ]
-            for row in rows
+            for row in _ordered(rows)
         ],
     )
 
@@ -131,9 +156,12 @@ def _bias(row: dict[str, Any]) -> str:
     return f"{_short(100 * row['bias'])} {error}" if row["biased"] else f"none seen, {error}"
 
 
+_ROUNDING = 1e-5
+
+
 def _short(number: float, digits: int = 3) -> str:
     """The rounding of single precision counts as zero."""
-    if number < 1e-5:
+    if number < _ROUNDING:
         return "0"
     return f"{number:.{digits}g}" if number < 100 else f"{number:.0f}"
 
@@ -167,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         what="problem",
         names=PROBLEMS,
         quick="few draws of each one's first estimator; by default of every third problem",
+        draw=pictures.draw("estimators", picture),
     )
 
 

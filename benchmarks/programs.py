@@ -26,7 +26,7 @@ import gradest as ge
 import gradest.nnx
 from gradest import distributions as dist
 
-from . import _command, _measure
+from . import _command, _measure, pictures
 
 #: (parameters, key) -> (value, gradient).
 ValueAndGrad = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
@@ -531,7 +531,33 @@ def render(results: dict[str, Any]) -> str:
         f"{MEMORY_GOAL}, variance {VARIANCE_GOAL}."
     )
     heading = f"### {_measure.describe(results['machine'])}"
-    return "\n\n".join([heading, goals, _measure.table([*columns, "goals missed"], rows)])
+    table = _measure.table([*columns, "goals missed"], rows)
+    return "\n\n".join(
+        [heading, goals, table, pictures.link("programs", results, picture(results))]
+    )
+
+
+def picture(results: dict[str, Any]) -> pictures.Picture:
+    """The ratios that have goals."""
+    rows = results["programs"].values()
+    dots: dict[str, list[pictures.Dot]] = {"time": [], "memory": [], "variance": []}
+    for row in rows:
+        of = lambda numbers: [numbers[GRADEST] / max(numbers[HAND], 1e-30)]
+        values = {"time": row["time"][GRADEST], "variance": of(row["variance"])}
+        if row["bytes"][HAND]:
+            values["memory"] = of(row["bytes"])
+        for name, ratio in values.items():
+            dots[name].append(pictures.Dot(row["title"], ratio, hollow=name in goals_missed(row)))
+    goals = {"time": TIME_GOAL, "memory": MEMORY_GOAL, "variance": VARIANCE_GOAL}
+    return pictures.Picture(
+        "Ratios of gradest to the same program by hand in time, temporary memory and the variance "
+        "of the gradient, a dot for each program beside the goals as dashed lines",
+        "the goal is missed",
+        [
+            pictures.Panel(name.capitalize(), "as a multiple of by hand", dots[name], goal)
+            for name, goal in goals.items()
+        ],
+    )
 
 
 # ---- The command ---------------------------------------------------------------------------
@@ -556,6 +582,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         what="program",
         names=PROGRAMS,
         quick="small sizes and two rounds",
+        draw=pictures.draw("programs", picture),
     )
 
 

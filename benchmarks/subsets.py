@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss
 import gradest as ge
 from gradest.distributions import Subset
 
-from . import _command, _measure
+from . import _command, _measure, pictures
 
 SIZES, STEPS, SEEDS, DRAWS = (3, 10), 300, 3, 2000
 #: After so many steps the variance is measured, at the same parameters for all.
@@ -172,8 +172,7 @@ def beside(splits: list[Data], k: int) -> dict[str, dict[str, list[float]]]:
 
 def render(results: dict[str, Any]) -> str:
     def cells(row: dict[str, Any]) -> list[str]:
-        seen = "bias" in row and row["bias"] > 2 * row["bias_error"]
-        bias = f"{row['bias']:.1%}" if seen else "none seen" if "bias" in row else ""
+        bias = f"{row['bias']:.1%}" if _bias_seen(row) else "none seen" if "bias" in row else ""
         spread = lambda values: f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
         variance = f"{row['variance']:.3g}" if "variance" in row else ""
         return [f"{row['name']}", bias, variance, spread(row["accuracy"]), spread(row["loss"])]
@@ -183,7 +182,36 @@ def render(results: dict[str, Any]) -> str:
     for k, rows in results["tables"].items():
         parts.append(f"### Subsets: {k} of {FEATURES} features")
         parts.append(_measure.table(columns, map(cells, rows)))
-    return "\n\n".join([*parts, _measure.describe(results["machine"])])
+    link = pictures.link("subsets", results, picture(results))
+    return "\n\n".join([*parts, _measure.describe(results["machine"]), link])
+
+
+def _bias_seen(row: dict[str, Any]) -> bool:
+    return "bias" in row and row["bias"] > 2 * row["bias_error"]
+
+
+def picture(results: dict[str, Any]) -> pictures.Picture:
+    """Variances, and losses of the subsets that are learned."""
+    panels = []
+    for k, rows in results["tables"].items():
+        title = f"{k} of {FEATURES} features"
+        variances = [
+            pictures.Dot(row["name"], [row["variance"]], _bias_seen(row))
+            for row in rows
+            if row.get("variance")
+        ]
+        losses = [
+            pictures.Dot(row["name"], [min(row["loss"]), np.mean(row["loss"]), max(row["loss"])])
+            for row in rows
+        ]
+        panels.append(pictures.Panel(title, "variance of the gradient", variances))
+        panels.append(pictures.Panel(title, "test cross-entropy, mean and range", losses))
+    return pictures.Picture(
+        "The variance of each estimator's gradient, and the test cross-entropy of what it learned, "
+        "a dot for each estimator and the range of the seeds, for each size of the subset",
+        "a bias is seen",
+        panels,
+    )
 
 
 def measure_all(names: Sequence[str], quick: bool) -> dict[str, Any]:
@@ -194,7 +222,15 @@ def measure_all(names: Sequence[str], quick: bool) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return _command.run("subsets", __doc__, measure_all, render, argv, quick="few steps and draws")
+    return _command.run(
+        "subsets",
+        __doc__,
+        measure_all,
+        render,
+        argv,
+        quick="few steps and draws",
+        draw=pictures.draw("subsets", picture),
+    )
 
 
 if __name__ == "__main__":

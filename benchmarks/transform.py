@@ -27,7 +27,7 @@ import numpy as np
 import gradest as ge
 from gradest.distributions import Bernoulli
 
-from . import _command, _measure
+from . import _command, _measure, pictures
 
 TRACE_GROWTH_GOAL = 1.50
 TRACE_RATIO_GOAL = 2.00
@@ -273,8 +273,39 @@ def render(results: dict[str, Any]) -> str:
             _render_run(results["run"]),
             "REBAR draws in sequence: how often a gradient evaluates what follows the last one.",
             _render_layers(results["layers"]),
+            pictures.link("transform", results, picture(results)),
         ]
     )
+
+
+def picture(results: dict[str, Any]) -> pictures.Picture:
+    """The ratios to what is written by hand."""
+    met = trace_goals_met(results["trace"])
+    tracing = [
+        pictures.Dot(_draws(row), sorted(trace_ratio(row)), hollow=goals == "no")
+        for row, goals in zip(results["trace"], met, strict=True)
+    ]
+    running = [
+        pictures.Dot(
+            f"{row['form']}, {_draws(row)}", row["ratio"], hollow=row["ratio"][1] > RUN_GOAL
+        )
+        for row in results["run"]
+    ]
+    times = "time, as a multiple of the hand-written surrogate's"
+    return pictures.Picture(
+        "Ratios of the transform's time to that of the surrogate loss by hand, a dot with its "
+        "quartiles for each number of draws: to trace a gradient, and to run it compiled, in "
+        "straight-line code and in a scan, beside the goals as dashed lines",
+        "a goal is missed",
+        [
+            pictures.Panel("Tracing a gradient", times, tracing, TRACE_RATIO_GOAL),
+            pictures.Panel("Compiled value_and_grad", times, running, RUN_GOAL),
+        ],
+    )
+
+
+def _draws(row: dict[str, Any]) -> str:
+    return f"{row['draws']} draw{'s' * (row['draws'] > 1)}"
 
 
 def trace_ratio(row: dict[str, Any]) -> list[float]:
@@ -347,7 +378,13 @@ def _render_layers(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     return _command.run(
-        "transform", __doc__, measure, render, argv, quick="few draws and two rounds"
+        "transform",
+        __doc__,
+        measure,
+        render,
+        argv,
+        quick="few draws and two rounds",
+        draw=pictures.draw("transform", picture),
     )
 
 

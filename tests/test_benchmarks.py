@@ -34,6 +34,7 @@ peers_vae, peers_gradient, peers_policy, peers_memory, compared = (
 )
 problems = importlib.import_module("benchmarks._problems")
 measure = importlib.import_module("benchmarks._measure")
+pictures = importlib.import_module("benchmarks.pictures")
 several_bits = importlib.import_module("benchmarks.several_bits")
 BENCHMARKS = {
     "speed": speed,
@@ -91,6 +92,38 @@ def test_readme_shows_the_committed_results():
         assert measure.result_files(name), f"run python -m benchmarks.{name}"
         tables = measure.render_all(name, benchmark.render)
         assert measure.replace_between_markers(text, name, tables) == text, name
+
+
+@pytest.mark.parametrize("name", pictures.BENCHMARKS)
+def test_every_row_that_is_shown_has_its_dot(name):
+    """And a hollow one means in the picture what the tables say."""
+    for path in measure.result_files(name):
+        results = json.loads(path.read_text())
+        shown = BENCHMARKS[name].picture(results)
+        assert (measure.RESULTS / pictures.name_of(name, results["machine"])).is_file()
+        figure = pictures.figure(shown)
+        assert [axes.get_title("left") for axes in figure.axes] == [p.title for p in shown.panels]
+        for panel, axes in zip(shown.panels, figure.axes, strict=True):
+            assert [label.get_text() for label in axes.get_yticklabels()] == [
+                dot.name for dot in panel.dots
+            ]
+            points = [line for line in axes.lines if line.get_marker() == "o"]
+            drawn = [line.get_xdata()[0] for line in points]
+            middle = lambda dot: dot.values[len(dot.values) // 2]
+            assert drawn == list(map(middle, panel.dots))
+            hollow = [line.get_markerfacecolor() == "white" for line in points]
+            assert hollow == [dot.hollow for dot in panel.dots]
+
+
+def test_goals_that_are_missed_are_hollow():
+    (path,) = measure.result_files("programs")
+    results = json.loads(path.read_text())
+    missed = [name for row in results["programs"].values() for name in programs.goals_missed(row)]
+    panels = programs.picture(results).panels
+    assert sum(dot.hollow for panel in panels for dot in panel.dots) == len(missed)
+    results["programs"]["vae"]["time"]["gradest"] = [2.0, 2.0, 2.0]
+    panels = programs.picture(results).panels
+    assert sum(dot.hollow for panel in panels for dot in panel.dots) == len(missed) + 1
 
 
 def test_committed_results_are_complete():

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from .. import _command, _measure
+from .. import _command, _measure, pictures
 from . import _peers, draws, gradient, memory, policy, vae
 
 Rows = list[dict[str, Any]]
@@ -135,7 +135,32 @@ def render(results: dict[str, Any]) -> str:
     for name, rows in results["parts"].items():
         title, _, table = PARTS[name]
         parts += [f"#### {title}", table(rows)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, pictures.link("peers", results, picture(results))])
+
+
+def picture(results: dict[str, Any]) -> pictures.Picture:
+    """The ratios of times."""
+    panels = []
+    for name, rows in results["parts"].items():
+        title, _, table = PARTS[name]
+        if table is render_comparison:
+            dots = [
+                pictures.Dot(
+                    f"{row['problem']}: {row['peer']}",
+                    row["ratio"],
+                    bool(row["goal"]) and not row["met"],
+                )
+                for row in rows
+            ]
+            panels.append(
+                pictures.Panel(title, "gradest's time, as a multiple of the peer's", dots, 1)
+            )
+    return pictures.Picture(
+        "Ratios of gradest's time to that of other libraries and of JAX by hand, a dot with its "
+        "quartiles for each problem and peer; left of the dashed line gradest is faster",
+        "the goal is missed",
+        panels,
+    )
 
 
 # ---- The command ---------------------------------------------------------------------------
@@ -160,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         what="part",
         names=PARTS,
         quick="tiny shapes, hardly any rounds",
+        draw=pictures.draw("peers", picture),
     )
 
 
