@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 from support import cases
 from support.cases import oracles
 
@@ -131,6 +133,60 @@ def test_a_chain_over_masks():
     np.testing.assert_allclose(entropy, -np.sum(np.exp(log_p) * log_p), rtol=1e-5)
     assert np.isposinf(infinite)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+#: Pairs of parameters: large and small concentrations, scales far from 1, odds beyond exp.
+FAR = {
+    "Gamma": ((1e6, 1e-3, 30.0, 1e6), (1e-3, 1.0, 2.0, 1e6)),
+    "Beta": ((1e6, 1e-3, 30.0, 1e3), (1e6, 1e3, 7.0, 1e6)),
+    "Dirichlet": (((1e6, 1e6, 30.0), (1e-3, 1.0, 30.0), (1e3, 1e6, 1e6)),),
+    "Poisson": ((1e9, 1e-30, 30.0, 1e6),),
+    "Geometric": ((-90.0, -200.0, 90.0, -1.0),),
+    "Normal": ((0.0, 3e20, 0.3, -2.0), (1e-30, 1e20, 1.0, 1e30)),
+    "Laplace": ((0.0, 3e20, 0.3, -2.0), (1e-30, 1e20, 1.0, 1e30)),
+    "Gumbel": ((0.0, 3e20, 0.3, -2.0), (1e-30, 1e20, 1.0, 1e30)),
+    "Weibull": ((1e-18, 1e18, 1.0, 7.0), (0.5, 7.0, 30.0, 1.0)),
+    "Exponential": ((1e-30, 1e30, 1.0, 30.0),),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_far_out_single_precision_has_the_digits(name, x64):
+    """Where terms of the order of a log(a) cancel, and squares and quotients overflow."""
+    kind = getattr(dists, name)
+
+    def of(parameters):
+        others = [factor * p for factor, p in zip((1.05, 1.2), parameters, strict=False)]
+        apart = lambda p, q: kl_divergence(kind(*p), kind(*q))
+        own = lambda p: kind(*p).entropy() if hasattr(kind, "entropy") else 0 * p[0]
+        total = lambda p, q: jnp.sum(apart(p, q)) + jnp.sum(own(p))
+        return (
+            apart(parameters, others),
+            own(parameters),
+            jax.grad(total, (0, 1))(parameters, others),
+        )
+
+    wide = [jnp.asarray(np.float32(p), float) for p in FAR[name]]
+    run = jax.jit(of)
+    (apart, own, got), exact = run([p.astype(jnp.float32) for p in wide]), run(wide)
+    np.testing.assert_allclose(apart, exact[0], rtol=2e-3, atol=1e-30)
+    np.testing.assert_allclose(own, exact[1], rtol=1e-5, atol=1e-5)
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(exact[2]), strict=True):
+        np.testing.assert_allclose(g, w, rtol=5e-3, atol=1e-6)
+
+
+def test_concentrations_against_scipy(x64):
+    a, b = np.meshgrid([1e-3, 0.3, 7.9, 8.1, 1e4], [1e-3, 0.5, 30.0, 1e4])
+    np.testing.assert_allclose(dists.Beta(a, b).entropy(), scipy.stats.beta(a, b).entropy(), 1e-6)
+    np.testing.assert_allclose(dists.Gamma(a).entropy(), scipy.stats.gamma(a).entropy(), 1e-8)
+    plain = (a - b) * scipy.special.digamma(a) - scipy.special.gammaln(a) + scipy.special.gammaln(b)
+    apart = kl_divergence(dists.Gamma(a, 2.0), dists.Gamma(b, 3.0))
+    np.testing.assert_allclose(apart, plain - b * np.log(1.5) + a / 2, rtol=1e-9)
+    p = dists.Geometric([-np.inf, -np.inf, np.inf, np.inf, np.inf, 0.0, 0.0])
+    q = dists.Geometric([-np.inf, 0.0, np.inf, 0.0, -np.inf, np.inf, -np.inf])
+    want = [0, np.inf, 0, np.log(2), np.inf, np.inf, np.inf]
+    np.testing.assert_allclose(kl_divergence(p, q), want)
+    np.testing.assert_array_equal(p.entropy()[:3], [np.inf, np.inf, 0])
 
 
 def test_parameters_broadcast_and_round_once():

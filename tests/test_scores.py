@@ -7,6 +7,8 @@ import pytest
 from support import cases
 from support.cases import MAX_Z, keys
 
+from gradest import distributions as dists
+
 NUM = 20_000
 
 
@@ -39,3 +41,39 @@ def test_score_has_mean_zero(name):
     ramp = lambda l: 0.4 * jnp.arange(1.0, l.size + 1).reshape(l.shape) / l.size
     moved = lambda l: l + ramp(l) if jnp.issubdtype(l.dtype, jnp.floating) else l
     assert worst(scores(jax.tree.map(moved, dist), dist, keys(NUM))) > MAX_Z
+
+
+#: Draws that round to a few numbers, or are brought near: of them alone the score has another mean.
+STEEP = {
+    "Normal": (dists.Normal, (-3.0, 1e-3), jnp.float16),
+    "Laplace": (dists.Laplace, (-3.0, 1e-3), jnp.float16),
+    "Gumbel": (dists.Gumbel, (300.0, 1e-5), jnp.float32),
+    "LogNormal": (dists.LogNormal, (-3.0, 2e-3), jnp.bfloat16),
+    "StudentT": (dists.StudentT, (0.05, 0.5, 1.0), jnp.float32),
+    "VonMises": (dists.VonMises, (3.0, 1e4), jnp.bfloat16),
+    "MultivariateNormal": (
+        lambda loc, scale: dists.MultivariateNormal(loc[None], scale[None, None]),
+        (-3.0, 1e-3),
+        jnp.float16,
+    ),
+}
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", STEEP)
+def test_score_has_mean_zero_where_rounding_loses_the_density(name):
+    """As estimators take it: at what the draw was before it was rounded."""
+    make, parameters, dtype = STEEP[name]
+
+    def of(log_p):
+        return jax.grad(lambda p: jnp.sum(log_p(make(*p)).astype(float)))
+
+    def run(parameters, key):
+        x = make(*parameters).sample(key)
+        unrounded = of(lambda dist: dist.sample_and_log_prob(key)[1])(parameters)
+        return unrounded, of(lambda dist: dist.log_prob(x))(parameters)
+
+    given = [jnp.asarray(p, dtype) for p in parameters]
+    got, rounded = jax.jit(jax.vmap(run, (None, 0)))(given, keys(NUM))
+    assert worst(got) <= MAX_Z
+    assert worst(rounded) > MAX_Z

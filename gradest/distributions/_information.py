@@ -10,10 +10,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
-from jax.scipy.special import betaln, digamma, gammaln
+from jax.scipy.special import gammaln
 from jax.typing import DTypeLike
 
 from ._derived import wide
+from ._implicit import bounded_exp
+from ._special import (
+    digamma_remainder,
+    excess,
+    gammaln_remainder,
+    log_ratio,
+    mass_excess,
+    standardized,
+)
 
 
 class Information:
@@ -87,8 +96,8 @@ class OfNormal(Information):
         return jnp.log(self.scale) + 0.5 * math.log(2 * math.pi * math.e)
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
-        ratio, apart = self.scale / other.scale, (self.loc - other.loc) / other.scale
-        return 0.5 * (ratio * ratio - 1 + apart * apart) - jnp.log(ratio)
+        apart = standardized(self.loc, other.loc, other.scale)
+        return 0.5 * (excess(2 * log_ratio(self.scale, other.scale)) + apart * apart)
 
 
 class OfLogNormal(OfNormal):
@@ -107,8 +116,14 @@ class OfLaplace(Information):
         return jnp.log(self.scale) + math.log(2 * math.e)
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
-        ratio, apart = self.scale / other.scale, jnp.abs(self.loc - other.loc)
-        return apart / other.scale + ratio * jnp.exp(-apart / self.scale) - 1 - jnp.log(ratio)
+        log_scales = log_ratio(self.scale, other.scale)
+        apart = jnp.abs(standardized(self.loc, other.loc, self.scale))
+        beyond = jnp.abs(standardized(self.loc, other.loc, other.scale))
+        # The mean distance from the other centre less that from the own one, in its scale.
+        far = apart > 60
+        ratio = bounded_exp(log_scales, 0.999)
+        near = ratio * excess(-jnp.where(far, 1, apart))
+        return excess(log_scales) + jnp.where(far, beyond - ratio, near)
 
 
 class OfLogistic(Information):
@@ -127,9 +142,15 @@ class OfGumbel(Information):
         return jnp.log(self.scale) + 1 + _EULER
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
-        ratio, apart = self.scale / other.scale, (self.loc - other.loc) / other.scale
-        tail = jnp.exp(gammaln(ratio + 1) - apart)
-        return _EULER * (ratio - 1) + apart + tail - 1 - jnp.log(ratio)
+        apart = standardized(self.loc, other.loc, other.scale)
+        return _of_extremes(log_ratio(self.scale, other.scale), apart)
+
+
+def _of_extremes(log_scales: jax.Array, apart: jax.Array) -> jax.Array:
+    """Of Gumbel variables, by the logarithm of the ratio of their scales, and their distance."""
+    ratio = bounded_exp(log_scales, 0.999)
+    log_gamma = gammaln(ratio + 1)
+    return excess(log_gamma - apart) + log_gamma - log_scales + _EULER * (ratio - 1)
 
 
 _EULER = 0.5772156649015329
@@ -227,8 +248,7 @@ class OfExponential(Information):
         return 1 - jnp.log(self.rate)
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
-        ratio = other.rate / self.rate
-        return ratio - 1 - jnp.log(ratio)
+        return excess(log_ratio(other.rate, self.rate))
 
 
 class OfUniform(Information):
@@ -248,13 +268,12 @@ class OfGamma(Information):
         return self.concentration / self.rate
 
     def _entropy(self: Any) -> jax.Array:
-        a = self.concentration
-        return a - jnp.log(self.rate) + gammaln(a) + (1 - a) * digamma(a)
+        return _gamma_entropy(self.concentration) - jnp.log(self.rate)
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
-        a, b, ratio = self.concentration, other.concentration, other.rate / self.rate
-        of_shapes = (a - b) * digamma(a) - gammaln(a) + gammaln(b)
-        return of_shapes - b * jnp.log(ratio) + a * (ratio - 1)
+        a, b = self.concentration, other.concentration
+        of_means = mass_excess(a, b, log_ratio(other.rate, self.rate))
+        return of_means + _shape_divergence(a, b)
 
 
 class OfWeibull(Information):
@@ -266,9 +285,10 @@ class OfWeibull(Information):
         return _EULER * (1 - 1 / k) + jnp.log(self.scale / k) + 1
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
-        k, ratio = other.concentration / self.concentration, self.scale / other.scale
-        power = other.concentration * jnp.log(ratio)
-        return _EULER * (k - 1) - jnp.log(k) - power + jnp.exp(power + gammaln(k + 1)) - 1
+        # Minus the logarithm of such a variable is a Gumbel one, of scale 1 / concentration.
+        k = other.concentration
+        apart = -k * log_ratio(self.scale, other.scale)
+        return _of_extremes(log_ratio(k, self.concentration), apart)
 
 
 class OfBeta(Information):
@@ -276,18 +296,14 @@ class OfBeta(Information):
         return self.concentration1 / (self.concentration1 + self.concentration0)
 
     def _entropy(self: Any) -> jax.Array:
-        a, b = self.concentration1, self.concentration0
-        terms = (a - 1) * digamma(a) + (b - 1) * digamma(b)
-        return betaln(a, b) - terms + (a + b - 2) * digamma(a + b)
+        return _dirichlet_entropy(_of_beta(self))
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
-        a, b, c, d = *_of_beta(self), *_of_beta(other)
-        terms = (a - c) * digamma(a) + (b - d) * digamma(b) + (c - a + d - b) * digamma(a + b)
-        return betaln(c, d) - betaln(a, b) + terms
+        return _dirichlet_divergence(_of_beta(self), _of_beta(other))
 
 
-def _of_beta(dist: Any) -> tuple[jax.Array, jax.Array]:
-    return dist.concentration1, dist.concentration0
+def _of_beta(dist: Any) -> jax.Array:
+    return jnp.stack([dist.concentration1, dist.concentration0], axis=-1)
 
 
 class OfDirichlet(Information):
@@ -295,21 +311,44 @@ class OfDirichlet(Information):
         return self.concentration / jnp.sum(self.concentration, axis=-1, keepdims=True)
 
     def _entropy(self: Any) -> jax.Array:
-        a = self.concentration
-        return _log_beta(a) - jnp.sum((a - 1) * _mean_log(a), axis=-1)
+        return _dirichlet_entropy(self.concentration)
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
-        a, b = self.concentration, other.concentration
-        return _log_beta(b) - _log_beta(a) + jnp.sum((a - b) * _mean_log(a), axis=-1)
+        return _dirichlet_divergence(self.concentration, other.concentration)
 
 
-def _log_beta(a: jax.Array) -> jax.Array:
-    return jnp.sum(gammaln(a), axis=-1) - gammaln(jnp.sum(a, axis=-1))
+# In these, gammaln and digamma are their leading terms at large arguments and remainders. The
+# former, of the order of a log(a), cancel on paper: as numbers they would leave no digits.
 
 
-def _mean_log(a: jax.Array) -> jax.Array:
-    """E[log x]."""
-    return digamma(a) - digamma(jnp.sum(a, axis=-1, keepdims=True))
+def _gamma_entropy(a: jax.Array) -> jax.Array:
+    """Of Gamma(a, 1): a + gammaln(a) + (1 - a) digamma(a)."""
+    of_shape = gammaln_remainder(a) + (1 - a) * digamma_remainder(a)
+    return of_shape + 0.5 * jnp.log(a) + _HALF_LOG_2_PI
+
+
+def _shape_divergence(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Between Gamma(a, a) and Gamma(b, b), which have the same mean."""
+    of_mean_log = (a - b) * digamma_remainder(a)
+    return 0.5 * log_ratio(a, b) + of_mean_log + gammaln_remainder(b) - gammaln_remainder(a)
+
+
+def _dirichlet_entropy(a: jax.Array) -> jax.Array:
+    total, num = jnp.sum(a, axis=-1), a.shape[-1]
+    of_total = gammaln_remainder(total) + (num - total) * digamma_remainder(total)
+    of_total += (num - 0.5) * jnp.log(total) + _HALF_LOG_2_PI
+    return jnp.sum(_gamma_entropy(a), axis=-1) - of_total
+
+
+def _dirichlet_divergence(a: jax.Array, b: jax.Array) -> jax.Array:
+    """sum_k b_k (m_k / n_k - 1 - log(m_k / n_k)) and what is of remainders, m and n the means."""
+    total_a, total_b = (jnp.sum(x, axis=-1) for x in (a, b))
+    log_scale = log_ratio(total_b, total_a)[..., None] + jnp.zeros_like(a)
+    of_elements = mass_excess(a, b, log_scale) + _shape_divergence(a, b)
+    return jnp.sum(of_elements, axis=-1) - _shape_divergence(total_a, total_b)
+
+
+_HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 # ---- Counts --------------------------------------------------------------------------------
@@ -322,10 +361,11 @@ class OfPoisson:
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
         a, b = self.rate, other.rate
-        some = a > 0
-        ratio = jnp.where(some & (b > 0), b, 1) / jnp.where(some, a, 1)
-        finite = b - a - jnp.where(some, a * jnp.log(ratio), 0)
-        return jnp.where(some & (b == 0), jnp.inf, finite)
+        both = (a > 0) & (b > 0)
+        some_a, some_b = jnp.where(both, a, 1), jnp.where(both, b, 1)
+        finite = mass_excess(some_b, some_a, jnp.zeros_like(a))
+        # If it is certain that there are none, minus the log-probability of that.
+        return jnp.where(both, finite, jnp.where(a > 0, jnp.inf, b))
 
 
 class OfGeometric(Information):
@@ -333,15 +373,30 @@ class OfGeometric(Information):
         return jnp.exp(-self.logits)
 
     def _entropy(self: Any) -> jax.Array:
-        log_p, log_q = _of_trial(self)
-        return (surprise(log_p) + surprise(log_q)) * jnp.exp(-log_p)
+        l = self.logits
+        certain = jnp.isinf(l)
+        safe = jnp.where(certain, 0, l)
+        # log(1 + x) / x at odds x, which is 1 where they are small.
+        rare = safe < math.log(float(jnp.finfo(l.dtype).eps))
+        likely = jnp.where(rare, 0, safe)
+        of_failures = jnp.where(rare, 1, jax.nn.softplus(likely) * jnp.exp(-likely))
+        h = jax.nn.softplus(-safe) + of_failures
+        return jnp.where(certain, jax.lax.stop_gradient(jnp.maximum(-l, 0)), h)
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
-        of_p, of_q = (jnp.stack(_of_trial(dist)) for dist in (self, other))
-        of_trials = jnp.sum(divergence(of_p, of_q), axis=0) * jnp.exp(-of_p[0])
-        return jnp.where(jnp.any(excludes(of_q, of_p), axis=0), jnp.inf, of_trials)
-
-
-def _of_trial(dist: Any) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of success and of failure."""
-    return jax.nn.log_sigmoid(dist.logits), jax.nn.log_sigmoid(-dist.logits)
+        l, others = self.logits, other.logits
+        inner = jnp.isfinite(l) & jnp.isfinite(others)
+        p, q = (jnp.where(inner, x, 0) for x in (l, others))
+        success = excess(jax.nn.log_sigmoid(q) - jax.nn.log_sigmoid(p))
+        # By its logarithm: the mean number of failures, exp(-p), may be infinite where that is 0.
+        d = jax.nn.softplus(p) - jax.nn.softplus(q)
+        far = d > 60
+        failure = excess(jnp.where(far, 1, d))
+        some = far | (failure > 0)
+        log_failure = jnp.where(far, d, jnp.log(jnp.where(failure > 0, failure, 1)))
+        failures = jnp.where(some, jnp.exp(jnp.where(some, log_failure - p, 0)), 0)
+        # Of the laws that leave nothing to chance each is another one.
+        edge = jnp.where(
+            l == others, 0, jnp.where(jnp.isposinf(l), jax.nn.softplus(-others), jnp.inf)
+        )
+        return jnp.where(inner, success + failures, edge)

@@ -154,7 +154,7 @@ class Distribution(Derived, abc.ABC):
         u = fixed._sample_unrounded(key, shape)
         return fixed._rounded(u), self._log_prob_unrounded(u)
 
-    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> Any:
         """What draws are made of and the density is known by: the draws, or logarithms, say."""
         return self._sample(key, shape)
 
@@ -162,17 +162,15 @@ class Distribution(Derived, abc.ABC):
         """`sample`, of a discrete distribution without the refusal or the mark of `plain`."""
         return self.sample(key, shape)
 
-    def _rounded(self, u: jax.Array) -> jax.Array:
+    def _rounded(self, u: Any) -> jax.Array:
         """The draws that are made of `u`."""
         return u
 
-    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
+    def _log_prob_unrounded(self, u: Any) -> jax.Array:
         """The log-probability of the draws that are made of `u`."""
         return self.log_prob(u)
 
-    def _weak_derivative_unrounded(
-        self, key: jax.Array, u: jax.Array, coupled: bool
-    ) -> Sequence[Any]:
+    def _weak_derivative_unrounded(self, key: jax.Array, u: Any, coupled: bool) -> Sequence[Any]:
         """`weak_derivative` at the draw that is made of `u`."""
         return self.weak_derivative(key, self._rounded(u), coupled=coupled)
 
@@ -212,6 +210,26 @@ def align_wide(x: ArrayLike, *parameters: jax.Array) -> list[jax.Array]:
     """`align`, in the type in which formulas are computed for parameters of this type."""
     dtype = _numerics.compute_dtype(jnp.result_type(*parameters))
     return align(*(jnp.asarray(array, dtype) for array in (x, *parameters)))
+
+
+class Shifted(NamedTuple):
+    """A draw x = start + step from before the two were added: what the sum rounds to is lost.
+
+    Where a centre is large and the scale small, the density is steep between neighbouring numbers.
+
+    Attributes:
+      start: the centre that it was drawn around.
+      step: of it.
+    """
+
+    start: jax.Array
+    step: jax.Array
+
+
+def shifted(x: ArrayLike, loc: jax.Array) -> Shifted:
+    """`x` as a step from 0, in the type to compute in with a centre `loc`."""
+    (x,) = align_wide(x, loc)[:1]
+    return Shifted(jnp.zeros_like(x), x)
 
 
 def align(*arrays: ArrayLike) -> list[jax.Array]:

@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,18 @@ from ._information import (
     OfNormal,
     OfUniform,
 )
-from .base import Distribution, Shape, WeakDerivative, align_wide, as_float, as_floats, finite
+from ._special import standardized
+from .base import (
+    Distribution,
+    Shape,
+    Shifted,
+    WeakDerivative,
+    align_wide,
+    as_float,
+    as_floats,
+    finite,
+    shifted,
+)
 
 
 class _LocScale(Distribution):
@@ -46,26 +57,36 @@ class _LocScale(Distribution):
         return self.loc.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        return finite(self._sample_wide(key, shape), self.loc.dtype)
-
-    def _sample_wide(self, key: ArrayLike, shape: Shape) -> jax.Array:
-        noise = _random.noise(self._family, key, (*shape, *self.shape), self.loc.dtype)
-        noise, loc, scale = align_wide(noise, self.loc, self.scale)
-        return loc + scale * noise
+        return self._rounded(self._sample_unrounded(key, shape))
 
     def quantile(self, u: ArrayLike) -> jax.Array:
         """The x with P(X <= x) = u, elementwise, for u between 0 and 1."""
-        return finite(self._quantile_wide(u), self.loc.dtype)
-
-    def _quantile_wide(self, u: ArrayLike) -> jax.Array:
         u, loc, scale = align_wide(u, self.loc, self.scale)
-        return loc + scale * self._standard_quantile(u)
+        return self._rounded(Shifted(loc, scale * self._standard_quantile(u)))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise."""
-        x, loc, scale = align_wide(x, self.loc, self.scale)
-        log_p = self._log_density(standardized(x, loc, scale)) - jnp.log(scale)
-        return log_p.astype(self.loc.dtype)
+        return self._log_prob_unrounded(shifted(x, self.loc))
+
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> Shifted:
+        noise = _random.noise(self._family, key, (*shape, *self.shape), self.loc.dtype)
+        noise, loc, scale = align_wide(noise, self.loc, self.scale)
+        return Shifted(loc, scale * noise)
+
+    def _rounded(self, u: Shifted) -> jax.Array:
+        return finite(u.start + u.step, self.loc.dtype)
+
+    def _log_prob_unrounded(self, u: Shifted) -> jax.Array:
+        return self._log_prob_wide(u).astype(self.loc.dtype)
+
+    def _log_prob_wide(self, u: Shifted) -> jax.Array:
+        scale = align_wide(u.step, self.scale)[1]
+        return self._log_density(self._noise(u)) - jnp.log(scale)
+
+    def _noise(self, u: Shifted) -> jax.Array:
+        """That of which a draw is made."""
+        step, loc, scale = align_wide(u.step, self.loc, self.scale)
+        return standardized(step, loc - u.start, scale)
 
     @staticmethod
     @abc.abstractmethod
@@ -84,19 +105,6 @@ class _Symmetric(_LocScale):
     def reflect(self, x: jax.Array) -> jax.Array:
         """The draw that mirrors `x` at the centre."""
         return self.loc + (self.loc - x)
-
-
-@jax.custom_jvp
-def standardized(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:
-    """(x - loc) / scale, whose derivative holds no square of the scale: that may overflow."""
-    return (x - loc) / scale
-
-
-@standardized.defjvp
-def _standardized_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (_, _, scale), (dx, dloc, dscale) = primals, tangents
-    z = standardized(*primals)
-    return z, ((dx - dloc) - z * dscale) / scale
 
 
 class Normal(OfNormal, _Symmetric):
@@ -123,15 +131,20 @@ class Normal(OfNormal, _Symmetric):
         self, key: jax.Array, x: jax.Array, *, coupled: bool = True
     ) -> Sequence[WeakDerivative]:
         """In `loc` a Rayleigh variable to either side; in `scale` a double-sided Maxwell one."""
+        return self._weak_derivative_unrounded(key, shifted(x, self.loc), coupled)
+
+    def _weak_derivative_unrounded(
+        self, key: jax.Array, u: Shifted, coupled: bool
+    ) -> Sequence[WeakDerivative]:
         keys = _random.split(key, 4)
-        wide, loc, scale = in_compute_dtype(x, self.loc, self.scale)
-        at = lambda z: (loc + scale * z).astype(x.dtype)
+        loc, scale = in_compute_dtype(self.loc, self.scale)
+        at = lambda z: self._rounded(Shifted(loc, scale * z))
         right = jnp.sqrt(2 * _random.exponential_like(keys[0], loc))
         left = right if coupled else jnp.sqrt(2 * _random.exponential_like(keys[1], loc))
         # n is uniform between 0 and m = sign(n) sqrt(n^2 + 2 e): the coupling of section 7.2 of
         # Mohamed et al. 2020, seen from the Normal variable.
         n = _random.noise(jax.random.normal, keys[2], loc.shape, loc.dtype)
-        n = (wide - loc) / scale if coupled else n
+        n = self._noise(u) if coupled else n
         m = jnp.where(n < 0, -1, 1) * jnp.sqrt(n * n + 2 * _random.exponential_like(keys[3], loc))
         of_loc = WeakDerivative(1 / (scale * math.sqrt(2 * math.pi)), at(right), at(-left))
         return of_loc, WeakDerivative(1 / scale, at(m))
@@ -215,45 +228,31 @@ class LogNormal(OfLogNormal, Normal):
     # Its logarithm has a centre.
     reflect = None  # pyright: ignore[reportAssignmentType]
 
-    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        return self._rounded(self._sample_wide(key, shape))
-
-    def quantile(self, u: ArrayLike) -> jax.Array:
-        """The x with P(X <= x) = u, elementwise, for u between 0 and 1."""
-        return self._rounded(self._quantile_wide(u))
-
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf unless `x` is positive."""
         (x,) = align_wide(x, self.loc)[:1]
-        log_p = self._log_prob_unrounded(jnp.log(jnp.where(x > 0, x, 1)))
+        log_p = self._log_prob_unrounded(self._logarithm(x))
         return jnp.where(x > 0, log_p, -jnp.inf)
 
-    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
-        return self._sample_wide(key, shape)
+    def _logarithm(self, x: ArrayLike) -> Shifted:
+        """Of a draw, from which the others begin."""
+        x = jnp.asarray(x)
+        return shifted(jnp.log(jnp.where(x > 0, x, 1)), self.loc)
 
-    def _rounded(self, u: jax.Array) -> jax.Array:
-        info = jnp.finfo(u.dtype)
+    def _rounded(self, u: Shifted) -> jax.Array:
+        y, info = u.start + u.step, jnp.finfo(u.step.dtype)
         # Beyond, the exponential has a derivative of no number.
-        y = jnp.clip(u, math.log(float(info.tiny)), math.log(float(info.max)))
+        y = jnp.clip(y, math.log(float(info.tiny)), math.log(float(info.max)))
         return inside(jnp.exp(y), self.loc.dtype)
 
-    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
-        y, loc, scale = align_wide(u, self.loc, self.scale)
-        log_p = self._log_density(standardized(y, loc, scale)) - jnp.log(scale) - y
-        return log_p.astype(self.loc.dtype)
+    def _log_prob_wide(self, u: Shifted) -> jax.Array:
+        return super()._log_prob_wide(u) - (u.start + u.step)
 
     def weak_derivative(
         self, key: jax.Array, x: jax.Array, *, coupled: bool = True
     ) -> Sequence[WeakDerivative]:
         """Exponentials of Normal's."""
-        return self._weak_derivative_unrounded(key, jnp.log(x), coupled)
-
-    def _weak_derivative_unrounded(
-        self, key: jax.Array, u: jax.Array, coupled: bool
-    ) -> Sequence[WeakDerivative]:
-        pairs = super().weak_derivative(key, u, coupled=coupled)
-        of = lambda y: None if y is None else self._rounded(y)
-        return [pair._replace(plus=of(pair.plus), minus=of(pair.minus)) for pair in pairs]
+        return self._weak_derivative_unrounded(key, self._logarithm(x), coupled)
 
 
 class Exponential(OfExponential, Distribution):

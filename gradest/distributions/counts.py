@@ -14,7 +14,7 @@ from .._numerics import in_compute_dtype, least_probability
 from ._implicit import implicit, per_lane
 from ._information import OfGeometric, OfPoisson
 from ._log_gamma import by_stirling, log_gamma
-from ._special import STIRLING, log_beta, simplex_log_density
+from ._special import STIRLING, log_beta, log_ratio, simplex_log_density
 from .base import (
     Distribution,
     Shape,
@@ -330,7 +330,7 @@ class NegativeBinomial(_Logits):
         r = align(x, *in_compute_dtype(self.total_count))[1]
         # (x + r - 1)! / (x! (r - 1)!) = r / (x + r) times (x + r)! / (x! r!).
         x = jnp.where(x >= 0, x, -1)
-        log_p = _binary(jnp.maximum(x, 0), r, logits) - jnp.log1p(x / r) - jnp.log1p(x + r)
+        log_p = _binary(jnp.maximum(x, 0), r, logits) - log_ratio(x + r, r) - jnp.log1p(x + r)
         return _on_counts(x, log_p, self.logits.dtype)
 
     def weak_derivative(

@@ -12,7 +12,7 @@ from .._numerics import in_compute_dtype
 from ._implicit import bounded_exp, inside
 from ._information import OfBeta, OfDirichlet, OfGamma
 from ._log_gamma import log_density, log_gamma
-from ._special import log_beta, simplex_log_density
+from ._special import log_beta, simplex_log_density, standardized
 from .base import (
     Distribution,
     Shape,
@@ -21,6 +21,7 @@ from .base import (
     align_wide,
     as_float,
     as_floats,
+    finite,
 )
 
 
@@ -236,7 +237,8 @@ class StudentT(Distribution):
 
     With n ~ Normal(0, 1) and g ~ Gamma(df / 2, 1), whose implicit derivative makes that in `df`,
     of first order. Draws are kept finite: those of |x - loc| / scale beyond 1e15 (in double
-    precision 1e120), which a `df` below 0.5 can make, are brought to about there.
+    precision 1e120), which a `df` below 0.5 can make, are brought to about there. (Their
+    log-probabilities by `sample_and_log_prob`, and so score functions, are of where they were.)
 
     Args:
       df: degrees of freedom, positive; moments of lower order than `df` exist.
@@ -263,29 +265,45 @@ class StudentT(Distribution):
         return self.df.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        dtype, full = self.loc.dtype, (*shape, *self.shape)
-        keys = _random.split(_random.as_keys(key), 2)
-        df, loc, scale = align(*in_compute_dtype(self.df, self.loc, self.scale))
-        n = _random.noise(jax.random.normal, keys[0], full, dtype)
-        y = log_gamma(keys[1], df / 2, full)
-        n, y, df, loc, scale = align(n, y, df, loc, scale)
-        info = jnp.finfo(n.dtype)
-        # Its square must be a number too.
-        stretch = jnp.minimum((jnp.log(df / 2) - y) / 2, 0.4 * math.log(info.max))
-        x = loc + scale * n * jnp.exp(stretch)
-        limit = float(jnp.finfo(dtype).max)
-        return jnp.clip(x, -limit, limit).astype(dtype)
+        return self._rounded(self._sample_unrounded(key, shape))
 
     def reflect(self, x: jax.Array) -> jax.Array:
         """The draw that mirrors `x` at the centre."""
         return self.loc + (self.loc - x)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
-        dtype = self.loc.dtype
-        x, df, loc, scale = in_compute_dtype(
-            *align(jnp.asarray(x, dtype), self.df, self.loc, self.scale)
-        )
-        z = (x - loc) / scale
+        """Elementwise."""
+        (x,) = in_compute_dtype(jnp.asarray(x, self.loc.dtype))
+        return self._log_density(x, jnp.zeros_like(x)).astype(self.loc.dtype)
+
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> tuple[jax.Array, jax.Array]:
+        """x, brought near, and the logarithm of the factor by which its distance was cut."""
+        full, keys = (*shape, *self.shape), _random.split(_random.as_keys(key), 2)
+        df, loc, scale = align(*in_compute_dtype(self.df, self.loc, self.scale))
+        n = _random.noise(jax.random.normal, keys[0], full, self.loc.dtype)
+        y = log_gamma(keys[1], df / 2, full)
+        n, y, df, loc, scale = align(n, y, df, loc, scale)
+        # Its square must be a number too.
+        limit = 0.4 * math.log(jnp.finfo(n.dtype).max)
+        stretch = (jnp.log(df / 2) - y) / 2
+        x = loc + scale * n * jnp.exp(jnp.minimum(stretch, limit))
+        return x, jnp.maximum(stretch - limit, 0)
+
+    def _rounded(self, u: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return finite(u[0], self.loc.dtype)
+
+    def _log_prob_unrounded(self, u: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return self._log_density(*u).astype(self.loc.dtype)
+
+    def _log_density(self, x: jax.Array, cut: jax.Array) -> jax.Array:
+        x, cut, df, loc, scale = align(x, cut, *in_compute_dtype(self.df, self.loc, self.scale))
+        z = standardized(x, loc, scale)
+        # Of z^2 / df, which far out may not be a number.
+        size = jnp.where(z == 0, 1, jnp.abs(z))
+        log_square = 2 * (jnp.log(size) + cut) - jnp.log(df)
+        far = (log_square > 40) & (z != 0)
+        near = jnp.where(far, 0, z) / jnp.sqrt(df)
+        log_tail = jnp.where(far, log_square, jnp.log1p(near * near))
         # log_beta(df / 2, 1 / 2) keeps the digits that the difference of two gammaln loses.
         constant = -log_beta(df / 2, jnp.full_like(df, 0.5)) - 0.5 * jnp.log(df) - jnp.log(scale)
-        return (constant - 0.5 * (df + 1) * jnp.log1p(z * z / df)).astype(dtype)
+        return constant - 0.5 * (df + 1) * log_tail

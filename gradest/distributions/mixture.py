@@ -11,14 +11,15 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._numerics import in_compute_dtype
+from ._derived import wide
 from ._implicit import bounded_exp, first_order_only, implicit
 from ._log_gamma import slope
-from .base import Distribution, Shape, align
+from ._special import log_ratio, standardized
+from .base import Distribution, Shape, align, align_wide, finite
 from .categorical import Categorical
 from .continuous import Exponential, Gumbel, Laplace, Logistic, LogNormal, Normal
 from .gamma import Gamma
-from .weibull import Weibull, log_ratio
+from .weibull import Weibull
 
 
 class MixtureSameFamily(Distribution):
@@ -99,27 +100,38 @@ class MixtureSameFamily(Distribution):
         return self.mixing_distribution.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return self._rounded(self._sample_unrounded(key, shape))
+
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> jax.Array:
         keys, full = _random.split(_random.as_keys(key), 2), (*shape, *self.shape)
-        fixed, dtype = jax.lax.stop_gradient(self), self.mixing_distribution.logits.dtype
-        index = _random.categorical(keys[0], fixed.mixing_distribution.logits, shape)
+        spread = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (*full, leaf.shape[-1])), wide(self)
+        )
+        fixed = jax.lax.stop_gradient(spread)
+        index = _random.categorical(
+            keys[0], jax.lax.stop_gradient(self.mixing_distribution.logits), shape
+        )
 
         def chosen(leaf: jax.Array) -> jax.Array:
-            leaf = jnp.broadcast_to(leaf, (*full, leaf.shape[-1]))
             return jnp.take_along_axis(leaf, index[..., None], axis=-1)[..., 0]
 
         x = jax.tree.map(chosen, fixed.component_distribution).sample(keys[1])
-        (x,) = in_compute_dtype(x)
-        wide = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(in_compute_dtype(leaf)[0], (*full, leaf.shape[-1])), self
-        )
-        return implicit(_tangent, x, wide).astype(dtype)
+        return implicit(_tangent, x, spread)
+
+    def _rounded(self, u: jax.Array) -> jax.Array:
+        dtype = self.mixing_distribution.logits.dtype
+        x = finite(u, dtype)
+        # No positive draw leaves the support of positive ones.
+        return x if u.dtype == dtype else jnp.where(u > 0, jnp.maximum(x, jnp.finfo(dtype).tiny), x)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise, at `x` of shape (...)."""
-        dtype = self.mixing_distribution.logits.dtype
-        wide = jax.tree.map(lambda leaf: in_compute_dtype(leaf)[0], self)
-        (x,) = in_compute_dtype(jnp.asarray(x, dtype))
-        log_p = _joint(align(x, wide.mixing_distribution.logits[..., 0])[0], wide)
+        return self._log_prob_unrounded(jnp.asarray(x, self.mixing_distribution.logits.dtype))
+
+    def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
+        mixture, dtype = wide(self), self.mixing_distribution.logits.dtype
+        x, _ = align_wide(u, mixture.mixing_distribution.logits[..., 0])
+        log_p = _joint(x, mixture)
         possible = log_p > -jnp.inf
         # Two choices, for a derivative of no NaN where no component is possible.
         some = jnp.any(possible, axis=-1)
@@ -165,8 +177,7 @@ def _mass(dist: Any, x: jax.Array, upper: bool) -> jax.Array:
 
 
 def _standard(dist: Any, x: jax.Array) -> jax.Array:
-    x, loc, scale = align(x, dist.loc, dist.scale)
-    return (x - loc) / scale
+    return standardized(*align(x, dist.loc, dist.scale))
 
 
 @_mass.register

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _mesh, _numerics, _random
 from ._information import OfLowRankNormal, OfMultivariateNormal, in_factors
-from .base import Distribution, Shape, align, align_wide, as_float, finite
+from .base import Distribution, Shape, Shifted, align, align_wide, as_float, finite, shifted
 from .continuous import Normal
 
 
@@ -24,6 +24,16 @@ class _Vectors(Distribution):
     @property
     def shape(self) -> Shape:
         return self.loc.shape
+
+    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+        return self._rounded(self._sample_unrounded(key, shape))
+
+    def log_prob(self, x: ArrayLike) -> jax.Array:
+        """Shape (...,) of vectors `x` of shape (..., d)."""
+        return self._log_prob_unrounded(shifted(x, self.loc))
+
+    def _rounded(self, u: Shifted) -> jax.Array:
+        return finite(u.start + u.step, self.loc.dtype)
 
     def reflect(self, x: jax.Array) -> jax.Array:
         """The draw that mirrors `x` at the centre."""
@@ -96,18 +106,18 @@ class MultivariateNormal(OfMultivariateNormal, _Vectors):
         self.loc = columns[..., 0].astype(dtype)
         self.scale_tril = jnp.broadcast_to(factor.astype(dtype), columns.shape)
 
-    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> Shifted:
         noise = _random.noise(jax.random.normal, key, (*shape, *self.shape), self.loc.dtype)
         noise, loc = align_wide(noise, self.loc)
         factor = jnp.tril(self.scale_tril).astype(loc.dtype)
         factor = jnp.broadcast_to(factor, (*noise.shape, noise.shape[-1]))
-        return finite(loc + jnp.einsum("...ij,...j->...i", factor, noise), self.loc.dtype)
+        return Shifted(loc, jnp.einsum("...ij,...j->...i", factor, noise))
 
-    def log_prob(self, x: ArrayLike) -> jax.Array:
-        """Shape (...,) of vectors `x` of shape (..., d)."""
-        x, loc = align_wide(x, self.loc)
+    def _log_prob_unrounded(self, u: Shifted) -> jax.Array:
+        x, loc = align_wide(u.step, self.loc)
+        away = x - (loc - u.start)
         factor = jnp.broadcast_to(self.scale_tril, (*x.shape, x.shape[-1])).astype(x.dtype)
-        z = _mesh.automatic(_solve_lower, factor, (x - loc)[..., None])[..., 0]
+        z = _mesh.automatic(_solve_lower, factor, away[..., None])[..., 0]
         log_det = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
         return (jnp.sum(Normal._log_density(z), axis=-1) - log_det).astype(self.loc.dtype)
 
@@ -234,7 +244,7 @@ class LowRankMultivariateNormal(OfLowRankNormal, _Vectors):
         self.cov_factor = jnp.broadcast_to(factor.astype(dtype), (*batch, *factor.shape[-2:]))
         self.cov_diag = jnp.broadcast_to(diag.astype(dtype), (*batch, d))
 
-    def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> Shifted:
         keys = _random.split(_random.as_keys(key), 2)
         full, dtype = (*shape, *self.shape), self.loc.dtype
         rank = self.cov_factor.shape[-1]
@@ -243,15 +253,15 @@ class LowRankMultivariateNormal(OfLowRankNormal, _Vectors):
         noise, loc, diag = align_wide(noise, self.loc, self.cov_diag)
         factor = self.cov_factor.astype(loc.dtype)
         low_rank = jnp.einsum("...ij,...j->...i", *_of_rank(factor, z))
-        return finite(loc + low_rank + jnp.sqrt(diag) * noise, dtype)
+        return Shifted(loc, low_rank + jnp.sqrt(diag) * noise)
 
-    def log_prob(self, x: ArrayLike) -> jax.Array:
-        """Shape (...,) of vectors `x` of shape (..., d)."""
+    def _log_prob_unrounded(self, u: Shifted) -> jax.Array:
+        x, loc = align_wide(u.step, self.loc)
         # JAX's factorizations do without explicit axes of a mesh.
-        whole, loc = _mesh.replicated(align_wide(x, self.loc))
+        away = _mesh.replicated(x - (loc - u.start))
         covariance = _mesh.replicated((self.cov_factor, self.cov_diag))
         factors = in_factors(*(a.astype(loc.dtype) for a in covariance))
-        squares = factors.squared_norm(whole - loc)
+        squares = factors.squared_norm(away)
         constant = -Normal._log_density(jnp.zeros((), loc.dtype)) * loc.shape[-1]
         log_det = jnp.broadcast_to(factors.log_det(), squares.shape)
         return (-0.5 * (squares + log_det) - constant).astype(self.loc.dtype)

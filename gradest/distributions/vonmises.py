@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from .. import _check
 from .._numerics import in_compute_dtype
 from ._implicit import implicit, per_lane
-from .base import Distribution, Shape, align, as_floats
+from .base import Distribution, Shape, Shifted, align, align_wide, as_floats, shifted
 
 
 class VonMises(Distribution):
@@ -54,22 +54,30 @@ class VonMises(Distribution):
         return self.loc.shape
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        dtype, full = self.loc.dtype, (*shape, *self.shape)
-        loc, k = in_compute_dtype(self.loc, self.concentration)
-        k = jnp.broadcast_to(k, full)
-        angle = implicit(_tangent, per_lane(_reject, key, full, jax.lax.stop_gradient(k)), k)
-        x = angle + jnp.broadcast_to(loc, full)
-        turns = jax.lax.stop_gradient(jnp.round(x / (2 * np.pi)))
-        return (x - 2 * np.pi * turns).astype(dtype)
+        return self._rounded(self._sample_unrounded(key, shape))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise, of period 2 pi in `x`."""
-        dtype = self.loc.dtype
-        x, loc, k = in_compute_dtype(*align(jnp.asarray(x, dtype), self.loc, self.concentration))
+        return self._log_prob_unrounded(shifted(jnp.asarray(x, self.loc.dtype), self.loc))
+
+    def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> Shifted:
+        full = (*shape, *self.shape)
+        loc, k = in_compute_dtype(self.loc, self.concentration)
+        k = jnp.broadcast_to(k, full)
+        angle = implicit(_tangent, per_lane(_reject, key, full, jax.lax.stop_gradient(k)), k)
+        return Shifted(jnp.broadcast_to(loc, full), angle)
+
+    def _rounded(self, u: Shifted) -> jax.Array:
+        x = u.start + u.step
+        turns = jax.lax.stop_gradient(jnp.round(x / (2 * np.pi)))
+        return (x - 2 * np.pi * turns).astype(self.loc.dtype)
+
+    def _log_prob_unrounded(self, u: Shifted) -> jax.Array:
+        x, loc, k = align_wide(u.step, self.loc, self.concentration)
         # cos(x) - 1 without the digits that it loses where the concentration is large.
-        below_mode = 2 * k * jnp.sin((x - loc) / 2) ** 2
+        below_mode = 2 * k * jnp.sin((x - (loc - u.start)) / 2) ** 2
         (own,) = in_compute_dtype(self.concentration)
-        return (-below_mode - align(x, _log_normaliser(own))[1]).astype(dtype)
+        return (-below_mode - align(x, _log_normaliser(own))[1]).astype(self.loc.dtype)
 
 
 # ---- Draws ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from .. import _check, _random
 from .._numerics import in_compute_dtype
 from ._implicit import bounded_exp, inside
 from ._information import OfWeibull
+from ._special import log_ratio
 from .base import Distribution, Shape, WeakDerivative, align_wide, as_floats
 
 
@@ -93,8 +94,3 @@ class Weibull(OfWeibull, Distribution):
 def _log_density(r: jax.Array, scale: jax.Array, k: jax.Array) -> jax.Array:
     """At r = log(x / scale)."""
     return jnp.log(k) - jnp.log(scale) + (k - 1) * r - bounded_exp(k * r)
-
-
-def log_ratio(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """log(x / scale), finite where the ratio underflows."""
-    return jnp.log(jnp.maximum(x / scale, float(jnp.finfo(x.dtype).tiny)))

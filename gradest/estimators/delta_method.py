@@ -74,7 +74,8 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     # Every element's slope depends on all of them.
     dist = _mesh.replicated(dist)
     fixed = jax.lax.stop_gradient(dist)
-    draws = jax.vmap(lambda k: _joint.draw(k, fixed))(_random.split(key, num_samples))
+    draw = lambda k: _joint.draw_unrounded(k, fixed)
+    draws, unrounded = jax.vmap(draw)(_random.split(key, num_samples))
     costs = cost.batch(draws)
 
     dtype, wide = draws.dtype, _numerics.compute_dtype(draws.dtype)
@@ -91,8 +92,8 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
     with second_order_counts_as_zero():
         hessian, (top, slope) = jax.jacrev(slope_at, has_aux=True)(mean)
 
-    def gradient(x: jax.Array, f: jax.Array) -> Normal:
-        d = x.astype(wide) - loc
+    def gradient(u: Any, f: jax.Array) -> Normal:
+        d = u.start - loc + u.step
         flat = d.reshape(-1)
         # Not as products of matrices, in which some devices drop digits.
         turn = jnp.sum(hessian * flat[None, :], axis=1)
@@ -103,9 +104,12 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
             signal * ((d / scale) ** 2 - 1) / scale + of_mean[1],
         )
 
-    mean_gradient = jax.tree.map(lambda g: jnp.mean(g, axis=0), jax.vmap(gradient)(draws, costs))
-    attach = lambda x, f: attach_gradient(f, dist, mean_gradient, log_prob=_joint.log_prob(dist, x))
-    return jnp.mean(jax.vmap(attach)(draws, costs))
+    mean_gradient = jax.tree.map(
+        lambda g: jnp.mean(g, axis=0), jax.vmap(gradient)(unrounded, costs)
+    )
+    log_prob = lambda u: _joint.log_prob_unrounded(dist, u)
+    attach = lambda u, f: attach_gradient(f, dist, mean_gradient, log_prob=log_prob(u))
+    return jnp.mean(jax.vmap(attach)(unrounded, costs))
 
 
 RECORDS = (
