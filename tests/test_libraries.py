@@ -337,6 +337,13 @@ MOVES = {
             False,
             lambda d, b, t: b.Chain([b.Exp(), b.Scale(t)])(d.Normal(0.0, 1.0)),
         ),
+        "divided": (False, lambda d, b, t: b.Invert(b.Scale(t))(d.Exponential(1.0))),
+        "quantiles": (False, lambda d, b, t: b.Invert(b.WeibullCDF(1.0, t))(d.Beta(2.0, 2.0))),
+        "scaled quantiles": (
+            False,
+            lambda d, b, t: b.Chain([b.Scale(t), b.Invert(b.GumbelCDF(t, 1.0))])(d.Beta(2.0, 2.0)),
+        ),
+        "scaled probabilities": (True, lambda d, b, t: b.Scale(t)(b.NormalCDF()(d.Normal(t, 1.0)))),
     },
     "distrax": {
         "Uniform": (True, lambda d, b, t: d.Uniform(0.0, t)),
@@ -381,3 +388,16 @@ def test_which_supports_move(package, name):
         return
     with pytest.raises(ge.UnestimatedGradientError, match=r"support of .* moves with a parameter"):
         gradient(1.5)
+
+
+def test_what_its_library_cannot_flatten_is_refused_by_name():
+    d = imported("tensorflow_probability")
+    make = lambda t: d.JointDistributionNamed({"a": d.Normal(t, 1.0), "b": d.Normal(0.0, 1.0)})
+    loss = lambda t: ge.reparameterize().expect(KEY, make(t), lambda x: x["a"])
+    try:
+        jax.tree.leaves(make(0.3))
+    except AttributeError:
+        with pytest.raises(TypeError, match=r"got a tensorflow_probability\..*Named, which is reg"):
+            jax.grad(loss)(0.3)
+    else:
+        assert jax.grad(loss)(0.3) == 1.0

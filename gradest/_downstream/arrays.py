@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import _jaxpr
 from . import indexing
+from .elementwise import as_real, inexact
 from .elements import Elements, Index, Rule, TooLong, registering, varies
 from .indexing import WIDE, clipped
 from .values import Value, is_float
@@ -49,7 +50,7 @@ def _round(e: Elements, v: Value, index: Index, depth: int) -> Any:
 
 @rule("integer_pow")
 def _integer_pow(e: Elements, v: Value, index: Index, depth: int) -> Any:
-    return np.power(np.asarray(e.at(v.ins[0], index, depth), float), v.params["y"])
+    return np.power(inexact(e.at(v.ins[0], index, depth)), v.params["y"])
 
 
 @rule("convert_element_type")
@@ -57,19 +58,19 @@ def _convert(e: Elements, v: Value, index: Index, depth: int) -> Any:
     x = np.asarray(e.at(v.ins[0], index, depth))
     if v.dtype == np.bool_:
         return x != 0
-    return x.astype(float) if is_float(v.dtype) else np.trunc(np.nan_to_num(x)).astype(np.int64)
+    return inexact(x) if is_float(v.dtype) else np.trunc(np.nan_to_num(x)).astype(np.int64)
 
 
 @rule("clamp")
 def _clamp(e: Elements, v: Value, index: Index, depth: int) -> Any:
-    low, x, high = (e.at(x, index if x.shape else (), depth) for x in v.ins)
+    low, x, high = (e.at(x, index, depth) for x in v.ins)
     return np.minimum(np.maximum(x, low), high)
 
 
 @rule("select_n", "cond")
 def _select(e: Elements, v: Value, index: Index, depth: int) -> Any:
     which, *cases = v.ins
-    chosen = np.asarray(e.at(which, index if which.shape else (), depth)).astype(np.int64)
+    chosen = np.asarray(e.at(which, index, depth)).astype(np.int64)
     chosen = np.minimum(np.maximum(chosen, 0), len(cases) - 1)
     if not which.depends and (chosen == chosen.flat[0]).all():
         return e.at(cases[int(chosen.flat[0])], index, depth)
@@ -211,7 +212,7 @@ def _reduce(e: Elements, v: Value, index: Index, depth: int) -> Any:
         # As large as the sum of all, which a mean divides by their number.
         xs = xs * (math.prod(sizes) / len(places)) if len(places) < math.prod(sizes) else xs
         if v is e.value:
-            e.terms = np.asarray(xs, float)
+            e.terms = as_real(xs)
     reduced = _REDUCTIONS[v.name](xs, axis=0)
     if v.name in ("argmax", "argmin") and len(axes) == 1:
         return np.array([place[0] for place in places])[reduced]
@@ -296,7 +297,7 @@ def _dot(e: Elements, v: Value, index: Index, depth: int) -> Any:
             sides.append(e.at(x, tuple(of[d] for d in _dims(x)), depth))
         terms.append(e.spread(np.multiply(*sides)))
     if v is e.value:
-        e.terms = np.asarray(terms, float)
+        e.terms = as_real(terms)
     return sum(terms)
 
 

@@ -13,8 +13,9 @@ from .rules import Flow, folded
 from .values import NONE, Draws, Origin, Value, is_float, joined
 from .walk import Walk
 
-# Functions of JAX's that are continuous, whatever they compare within.
-_CONTINUOUS = {"interp", "_interp"}
+# Functions of JAX's that are continuous, whatever they compare within, with so many operands: others
+# say what `interp` is beyond its ends.
+_CONTINUOUS = {"interp": 3, "_interp": 3}
 # Draws of discrete variables, which step where their parameters move.
 _DISCRETE = {"_bernoulli", "_poisson", "_geometric", "_binomial", "binomial", "_multinomial"}
 # Constructs whose one jaxpr has the operands and the results of the equation, or parts of them.
@@ -68,9 +69,10 @@ class Analysis(Walk):
     ) -> list[Any]:
         name = eqn.params.get("name")
         searches = name in _SEARCHES and self._can_search(eqn, ins)
-        known = name in _DISCRETE or name in _CONTINUOUS or name in _SIGNS or searches
+        continuous = _CONTINUOUS.get(name) == len(ins)
+        known = name in _DISCRETE or continuous or name in _SIGNS or searches
         if known and any(x.depends for x in ins) and _jaxpr.is_of_jax(called):
-            flow = lambda i: self._of_known(eqn, ins, i, name not in _CONTINUOUS)
+            flow = lambda i: self._of_known(eqn, ins, i, not continuous)
             operation = name if name in _SIGNS or searches else "leaf"
             return [self.result(eqn, ins, i, flow(i), operation) for i in range(len(used))]
         if not _jaxpr.has_rule(eqn):

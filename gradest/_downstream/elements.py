@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .elementwise import BINARY, UNARY
+from .elementwise import BINARY, UNARY, as_real
 from .rules import EQUALITIES
 from .values import Draws, Origin, Value, is_float
 
@@ -119,11 +119,12 @@ class Elements:
         self.t, self._memo, self._work, self._weights = t, {}, 0, 0
         self.touched, self.terms = {}, None
         self._steps = np.zeros(t.shape)
-        f = self.spread(self.at(self.value, index))
-        return np.asarray(f, float), self._steps
+        return as_real(self.spread(self.at(self.value, index))), self._steps
 
     def at(self, value: Value, index: Index, depth: int = 0) -> Any:
         """An element of `value`."""
+        if not value.shape:
+            index = ()  # beside an array, of which it is a factor
         name = value.id, tuple(i if isinstance(i, int) else i.tobytes() for i in index)
         if name in self._memo:
             return self._memo[name]
@@ -204,7 +205,7 @@ class Elements:
         if value.name in BINARY:
             a, b = (self.at(x, index, depth) for x in value.ins)
             if value is self.value and value.name in ("add", "sub", "add_any"):
-                self.terms = np.stack([self.spread(a), self.spread(b)]).astype(float)
+                self.terms = as_real(np.stack([self.spread(a), self.spread(b)]))
             return BINARY[value.name](a, b)
         if value.name == "call":
             return self.at(self.expand(value, value.ins)[value.out], index, depth)

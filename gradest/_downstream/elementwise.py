@@ -11,6 +11,18 @@ def _same(x: Any) -> Any:
     return x
 
 
+def inexact(x: Any) -> np.ndarray:
+    """As a floating or complex number."""
+    x = np.asarray(x)
+    return x if np.iscomplexobj(x) else x.astype(float)
+
+
+def as_real(x: Any) -> np.ndarray:
+    """Of a complex number something that steps where it does."""
+    x = np.asarray(x)
+    return np.asarray(np.real(x) + 0.6 * np.imag(x) if np.iscomplexobj(x) else x, float)
+
+
 UNARY: Mapping[str, Callable[[Any], Any]] = {
     "neg": np.negative,
     **{name: getattr(np, name) for name in ("exp", "exp2", "log", "log1p", "expm1", "sqrt")},
@@ -30,7 +42,8 @@ UNARY: Mapping[str, Callable[[Any], Any]] = {
     "digamma": scipy.special.digamma,
     "bessel_i0e": scipy.special.i0e,
     "bessel_i1e": scipy.special.i1e,
-    **dict.fromkeys(("copy", "copy_p", "stop_gradient", "reduce_precision", "real"), _same),
+    **dict.fromkeys(("copy", "copy_p", "stop_gradient", "reduce_precision"), _same),
+    **{name: getattr(np, name) for name in ("real", "imag", "conj")},
     **dict.fromkeys(("optimization_barrier", "pvary", "pcast"), _same),
 }
 BINARY: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -40,7 +53,8 @@ BINARY: Mapping[str, Callable[[Any, Any], Any]] = {
     "max": np.maximum,
     "min": np.minimum,
     "atan2": np.arctan2,
-    "pow": lambda x, y: np.power(np.asarray(x, float), y),
+    "pow": lambda x, y: np.power(inexact(x), y),
+    "complex": lambda x, y: x + 1j * y,
     "nextafter": lambda x, y: x,
     "and": np.bitwise_and,
     "or": np.bitwise_or,

@@ -49,7 +49,10 @@ class Prober:
         self._likeness = Likeness(program.array)
 
     def verdicts(self, value: Value, times: int = 1) -> Mapping[Origin, str]:
-        """Of places at which `value` may step: "jump", "continuous", "constant" or "unknown"."""
+        """Of places at which `value` may step.
+
+        "jump", "continuous", "constant", "edge" where it is infinite on one side, or "unknown".
+        """
         return {o: self._verdict(value, o, times) for o in list(value.jumps)[:_PLACES]}
 
     def may_mask(self, select: Value) -> bool:
@@ -121,8 +124,9 @@ class _Probe:
                     found.add("unknown")
                 if "jump" in found:
                     return "jump"
-        if "continuous" in found:
-            return "continuous"
+        for verdict in ("edge", "continuous"):
+            if verdict in found:
+                return verdict
         return "constant" if found == {"constant"} else "unknown"
 
     def _at(self, index: tuple[int, ...]) -> str:
@@ -150,6 +154,8 @@ class _Probe:
             lo, hi = t[lines, first], t[lines, first + 1]
         before, after = f[lines, first][rows], f[lines, first + 1][rows]
         gap = np.abs(after - before)
+        if not np.isfinite(gap).any() and (np.isinf(before) ^ np.isinf(after)).any():
+            return "jump" if self.masks else "edge"
         if e.terms is not None:
             terms = np.abs(e.terms[:, lines, first + 1] - e.terms[:, lines, first]).max(0)[rows]
             return self._of_sum(gap, terms, size, spread)

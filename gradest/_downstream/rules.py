@@ -19,9 +19,10 @@ STEPS = {
 KINKS = {
     *("max", "min", "abs", "clamp", "sort", "top_k", "approx_top_k", "reduce_max", "reduce_min"),
     *("cummax", "cummin", "reduce_window_max", "reduce_window_min", "pmax", "pmin"),
-    *("select_and_scatter_add", "select_and_gather_add", "scatter_max", "scatter_min"),
-    *("scatter-max", "scatter-min"),
+    *("scatter_max", "scatter_min", "scatter-max", "scatter-min"),
 }
+# Derivatives of max-pooling: of their first operand, where the second one is largest.
+_POOLED = {"select_and_scatter_add", "select_and_gather_add"}
 # What a boolean that is almost surely the same stays so through.
 _FOLDED = {
     *("and", "or", "not", "broadcast_in_dim", "reshape", "squeeze", "transpose", "copy"),
@@ -139,6 +140,8 @@ def flow_of(
         of = ins[out]
         return Flow(of.flow, joined(jumps, steps), kinked=of.kinked, meets=True)
 
+    if name in _POOLED:
+        return Flow(ins[0].flow, joined(jumps, steps if ins[1].depends else NONE), kinked=kinked)
     if name == "mul" and any(x.number is not None and not x.number for x in ins):
         return Flow()
     if name == "select_n" and step is not None and any(map(_is_infinite, ins[1:])):

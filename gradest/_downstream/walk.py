@@ -83,6 +83,7 @@ class Walk(Graph):
         self.quiet = self.trusted = 0
         self.walked: dict[Any, Any] = {}
         self._prober = Prober(self)
+        self._edges: set[Origin] = set()
         self._same: dict[Any, Value] = {}
         self._known: dict[Any, Any] = {}
         self._facts: dict[int, Facts] = {}
@@ -173,7 +174,8 @@ class Walk(Graph):
         """Takes those steps off `value` at which it is continuous.
 
         Where that cannot be seen, what a predicate with the steps `chosen` selects has a kink if
-        one of the cases depends on the draw.
+        one of the cases depends on the draw. What is infinite on one side is a mask if it steps
+        once it is finite again, and otherwise the edge of a support.
         """
         if self.quiet or not value.jumps:
             return
@@ -182,6 +184,10 @@ class Walk(Graph):
             value.jumps = {o: d for o, d in value.jumps.items() if o != mask}
         for origin, verdict in self._prober.verdicts(value).items():
             draws = value.jumps[origin]
+            if verdict == "edge":
+                self._edges.add(origin)
+            elif verdict == "jump":
+                self._edges.discard(origin)
             kinked = verdict == "unknown" and any(case.flow & draws for case in cases)
             seen = continuous(value, origin, verdict, self.jumps[origin].what)
             if not seen and kinked and origin in chosen:
@@ -195,7 +201,10 @@ class Walk(Graph):
         """Enters what has come to the end of its way."""
         # The whole way, where it is short.
         for origin, verdict in self._prober.verdicts(value, 4).items():
-            if continuous(value, origin, verdict, self.jumps[origin].what):
+            edge = origin in self._edges and verdict != "jump" and value.flow
+            if edge:
+                self.unseen[origin] = self.unseen.get(origin, 0) | value.jumps[origin]
+            if edge or continuous(value, origin, verdict, self.jumps[origin].what):
                 value.jumps = {o: d for o, d in value.jumps.items() if o != origin}
                 value.kinked |= value.flow
         self.arrived.flow |= value.flow

@@ -35,7 +35,7 @@ def closed(dist: Any, *, scored: bool) -> Any:
 def _stage(dist: Any, scored: bool) -> "Closed":
     leaves, rebuild = [], lambda _: dist
     if not jax.tree_util.all_leaves([dist]):
-        leaves, treedef = jax.tree.flatten(dist)
+        leaves, treedef = _flat(dist)
         rebuild = treedef.unflatten
     key = jax.random.key(0)
     draw = lambda key, leaves: _joint.draw(key, rebuild(leaves))
@@ -50,6 +50,19 @@ def _stage(dist: Any, scored: bool) -> "Closed":
     structure = jax.tree.structure(shapes)
     consts = [jaxpr.consts for jaxpr in jaxprs]
     return Closed(leaves, consts, (jaxprs, structure, dist))
+
+
+def _flat(dist: Any) -> tuple[list[Any], Any]:
+    """Its leaves and its structure, which its library may fail to find."""
+    try:
+        return jax.tree.flatten(dist)
+    except Exception as error:
+        raise TypeError(
+            f"dist: expected a pytree, got a {_check.name_of(type(dist))}, which is registered as "
+            f"one and fails as one in this version of its library ({type(error).__name__}: "
+            f"{str(error).rstrip('.')}): gradients could not reach its parameters. Draw its parts "
+            "one after the other, each by a sampler, or use another class of the same law."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -93,6 +93,12 @@ _KEPT: Mapping[str, tuple[Sequence[float], str]] = {
     "DiagLinear": ((0,), ""),
     "PowerTransform": ((0, 1), ""),
     "Power": ((0, 1), ""),
+    "KumaraswamyCDF": ((0, 1), ""),
+}
+#: Distribution functions: the ends of what they map onto the interval from 0 to 1.
+_ONTO_INTERVAL: Mapping[str, Sequence[float]] = {
+    **dict.fromkeys(("NormalCDF", "GumbelCDF", "MoyalCDF"), ()),
+    **dict.fromkeys(("WeibullCDF", "GompertzCDF"), (0.0,)),
 }
 
 
@@ -110,17 +116,31 @@ def _transformed(
         parameters = _parameters(transform)
         moving = [e for e in ends if not _check.is_concrete(e)]
         still = [e for e in ends if _check.is_concrete(e)]
-        if not ends:
+        name, inverse = _kind(transform)
+        if name in _ONTO_INTERVAL:
+            before, after = (_ONTO_INTERVAL[name], (0.0, 1.0))[:: -1 if inverse else 1]
+            known = not moving and all(np.isin(x, before).all() for x in still)
+            ends = list(after) if known else [*moving, *parameters, _SOMEWHERE]
+        elif not ends:
             ends = made(transform)
         elif not parameters:
             ends = [*moving, *(y for x in still for y in _image(transform, x)), *made(transform)]
         else:
-            kept, shift = _KEPT.get(type(transform).__name__, ((), ""))
-            if moving or not np.all([np.isin(x, kept).all() for x in still]):
+            kept, shift = _KEPT.get(name, ((), ""))
+            if moving or (inverse and shift) or not np.all([np.isin(x, kept).all() for x in still]):
                 ends = [*moving, *parameters]
             elif shift:
                 ends = [getattr(transform, shift)]
     return ends
+
+
+def _kind(transform: Any) -> tuple[str, bool]:
+    """The name of its class, and whether it is the inverse of such a one, of TFP's or distrax's."""
+    inverse = False
+    while type(transform).__name__ in ("Invert", "Inverse"):
+        transform = getattr(transform, "bijector", None) or transform._bijector
+        inverse = not inverse
+    return type(transform).__name__, inverse
 
 
 def _parameters(transform: Any) -> list[Any]:
@@ -221,6 +241,8 @@ _FROM_ZERO = {
     *("Exponential", "Gamma", "InverseGamma", "GammaGamma", "Chi", "Chi2", "NoncentralChi2"),
     *("HalfNormal", "LogNormal", "LogLogistic", "InverseGaussian", "Weibull"),
 }
+#: Those whose support is the interval from 0 to 1.
+_INTERVAL = {"Beta", "Kumaraswamy", "LogitNormal", "ContinuousBernoulli"}
 #: Those whose support is the whole space.
 _UNBOUNDED = {
     *("Normal", "Laplace", "Logistic", "Gumbel", "Cauchy", "StudentT", "JohnsonSU", "SinhArcsinh"),
@@ -249,6 +271,8 @@ def _of_list(dist: Any, name: str) -> list[Any]:
     parts = _inside(getattr(dist, "parameters", None) or vars(dist))
     if ends or parts or name in _UNBOUNDED:
         return [*ends, *_of_all(parts)]
+    if name in _INTERVAL:
+        return [0.0, 1.0]
     return [0.0 if name in _FROM_ZERO else _SOMEWHERE]
 
 
@@ -260,7 +284,7 @@ def _of_joint(dist: Any) -> list[Any]:
 
 
 def _made(transform: Any) -> list[Any]:
-    name = type(transform).__name__
+    name, _ = _kind(transform)
     if name in _ONTO:
         return []
     return [0.0] if name in _ONTO_POSITIVE else [*_parameters(transform), _SOMEWHERE]

@@ -68,6 +68,17 @@ def clipped(x):
     return updates["a"]
 
 
+def clipped_steps(x):
+    """Of an optimizer inside, which divides all of a gradient by one number."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
+    weights, state = Y, optimizer.init(Y)
+    for _ in range(2):
+        gradient = jax.grad(lambda w: jnp.sum((W @ w - x) ** 2))(weights)
+        updates, state = optimizer.update(gradient, state, weights)
+        weights = weights + updates
+    return jnp.sum(weights**2)
+
+
 def queue(x):
     """Lindley's recursion, by a select."""
     return lax.scan(lambda c, v: (jnp.where(c + v > 0, c + v, 0.0), None), jnp.zeros(()), x)[0]
@@ -290,6 +301,12 @@ SILENT = {
     "root": root,
     "newton": lambda x: lax.fori_loop(0, 5, lambda _, s: 0.5 * (s + jnp.exp(x[0]) / s), 1.0),
     "large scale": lambda x: 6e4 * jnp.mean(x**2),
+    "clipped steps of adam": clipped_steps,
+    "interpolated, and the same beyond": lambda x: total(
+        jnp.interp(x, jnp.linspace(0.0, 1.0, 5), Y[:5], left=Y[0], right=Y[4])
+    ),
+    "shortest of some": lambda x: jnp.min(jnp.where(np.eye(6, dtype=bool), jnp.inf, x[:, None] * x)),
+    "spectrum": lambda x: total(jnp.abs(jnp.exp(1j * x) * Y + x) ** 2),
 }
 
 #: Obeyed by a draw that is differentiated as it is, and transparent at a relaxed point.
@@ -367,6 +384,14 @@ JUMPS = {
     "categorical": lambda x: Y[jax.random.categorical(KEY, x)],
     "resampling": lambda x: total(Y[jnp.searchsorted(jnp.cumsum(jax.nn.softmax(x)), POSITIVE / 3)]),
     "gradient of relu": lambda x: total(jax.grad(lambda x: total(jax.nn.relu(x - 0.5)))(x) * Y),
+    "gradient of max-pooling": lambda x: jnp.sum(jax.grad(pooled)(x) * Y),
+    "interpolated, and zero beyond": lambda x: total(
+        jnp.interp(x, jnp.linspace(0.2, 0.8, 5), POSITIVE[:5], left=0.0, right=0.0)
+    ),
+    "logits of the largest": lambda x: total(
+        jax.nn.softmax(jnp.where(x < lax.top_k(x, 2)[0][-1], -jnp.inf, x)) * Y
+    ),
+    "angle of a complex number": lambda x: total(jnp.angle(jnp.exp(9j * x)) * Y),
     "gradient of max": lambda x: total(jax.grad(jnp.max)(x) * Y),
     "binary layer": lambda x: total(jnp.tanh(W @ jnp.where(W @ x > 0, 1.0, -1.0))),
     "checkpoint": lambda x: jax.checkpoint(lambda x: total(jnp.where(x > 0.5, 1.0, 0.0)) ** 2)(x),
