@@ -4,6 +4,8 @@ from . import distributions as distributions
 from ._annealing import anneal as anneal
 from ._annealing import anneal_on_plateau as anneal_on_plateau
 from ._annealing import with_annealing as with_annealing
+from ._calls import INSTEAD_OF_ESTIMATORS as _INSTEAD
+from ._calls import missing_from as _missing_from
 from ._derivatives.attach import attach_gradient as attach_gradient
 from ._derivatives.refuse import UnestimatedGradientError as UnestimatedGradientError
 from ._derivatives.refuse import UnestimatedGradientWarning as UnestimatedGradientWarning
@@ -41,3 +43,6 @@ from .estimators.unordered_set import unordered_set as unordered_set
 from .estimators.vimco import vimco as vimco
 
 _warn_of_wrong_sums()
+
+# Out of sight of checkers of types, to which a module with a `__getattr__` has any name.
+globals()["__getattr__"] = _missing_from(__name__, _INSTEAD)

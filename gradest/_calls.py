@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -43,6 +44,12 @@ def estimator(make: Callable[P, T]) -> Callable[P, T]:
         for given in kwargs:
             if given not in parameters:
                 raise TypeError(_unknown(name, given, parameters))
+        positional = [p for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        if len(args) > len(positional):
+            raise TypeError(
+                f"{name}: expected its options by name, got {args[len(positional)]!r} without one. "
+                f"Write gradest.{name}(option=...); its options: {', '.join(parameters)}."
+            )
         for missing in list(parameters.values())[len(args) :]:
             named = missing.name in kwargs or missing.kind in (
                 missing.VAR_POSITIONAL,
@@ -89,6 +96,11 @@ def sampling(sample: Callable[..., T]) -> Callable[..., T]:
                     f"{name}: got an unexpected argument {given}=. Use {_SAMPLING[given]}=: "
                     f"{method}(key, shape)."
                 )
+        if not args and "key" not in kwargs:
+            raise TypeError(
+                f"{name}: expected {method}(key, shape), got no key. Give one, such as "
+                "jax.random.key(0)."
+            )
         if args and isinstance(args[0], (tuple, list)):
             raise TypeError(
                 f"{name}: key: expected a PRNG key, got a {type(args[0]).__name__}. Keys come "
@@ -212,4 +224,80 @@ INSTEAD = {
     "to_event": "Sum its log_prob: the draws are joint ones already.",
     "mask": "Mask draws: sampler(key, dist, where=mask).",
     "logits_parameter": "Use dist.logits.",
+}
+
+
+# ---- Names ---------------------------------------------------------------------------------
+
+
+def missing_from(module: str, elsewhere: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module, which says what a name that it does not have is called here.
+
+    Args:
+      module: its name.
+      elsewhere: what to write instead of names that other libraries have.
+    """
+
+    def missing(name: str) -> Any:
+        here, remedy = vars(sys.modules[module]), ""
+        if name in elsewhere:
+            remedy = f" {elsewhere[name]}"
+        elif name in vars(here.get("distributions", object)):
+            remedy = f" Use {module}.distributions.{name}."
+        elif not name.startswith("_"):
+            public = [known for known in here if not known.startswith("_")]
+            near = difflib.get_close_matches(name, public, 1)
+            remedy = f" Did you mean {near[0]}?" if near else ""
+        raise AttributeError(f"module {module} has no attribute {name}.{remedy}")
+
+    return missing
+
+
+_DISTRIBUTION = "Those of numpyro, distrax and TFP may be given to samplers too."
+_OF_ONE_LAW = "A draw is a joint one of all elements of its distribution: leave it out."
+
+#: Of the package.
+INSTEAD_OF_ESTIMATORS = {
+    **dict.fromkeys(["reinforce", "REINFORCE", "nvil", "likelihood_ratio"], "Use score_function."),
+    **dict.fromkeys(
+        ["rloo", "leave_one_out", "vimco_baseline"],
+        'Use score_function(num_samples=4, baseline="leave_one_out").',
+    ),
+    **dict.fromkeys(["pathwise", "reparam", "reparametrize", "rsample"], "Use reparameterize."),
+    **dict.fromkeys(["ste", "straight_through_estimator"], "Use straight_through."),
+    **dict.fromkeys(["concrete", "gumbel"], "Use gumbel_softmax."),
+    **dict.fromkeys(
+        ["gumbel_softmax_st", "straight_through_gumbel_softmax", "gumbel_softmax_hard"],
+        "Use st_gumbel_softmax.",
+    ),
+    **dict.fromkeys(
+        ["grad", "value_and_grad"], "Use jax.grad(gradest.expectation(loss)), or jax's own."
+    ),
+    **{
+        name: f"It is a module of its own: import gradest.{name}."
+        for name in ("nnx", "numpyro", "problems", "records")
+    },
+}
+
+#: Of its distributions.
+INSTEAD_OF_LAWS = {
+    "Gaussian": "Use Normal.",
+    "Concrete": "Use RelaxedOneHotCategorical.",
+    **dict.fromkeys(
+        ["MultivariateNormalDiag", "DiagonalNormal"], "Use Normal: its elements are independent."
+    ),
+    **dict.fromkeys(["MultivariateNormalTriL", "MVN"], "Use MultivariateNormal."),
+    **dict.fromkeys(["Independent", "Sample"], _OF_ONE_LAW),
+    **dict.fromkeys(["Delta", "Deterministic"], "What is no draw needs no distribution."),
+    **dict.fromkeys(["Transformed", "TransformedDistribution"], "Transform the draw."),
+    **dict.fromkeys(
+        ["HalfNormal", "Cauchy", "HalfCauchy", "Chi2", "InverseGamma", "Pareto", "Multinomial"],
+        _DISTRIBUTION,
+    ),
+    **dict.fromkeys(
+        ["RelaxedOneHotCategoricalStraightThrough", "RelaxedBernoulliStraightThrough"],
+        "Draw by gradest.st_gumbel_softmax(temperature), from the discrete distribution.",
+    ),
+    **dict.fromkeys(["kl", "kl_div"], "Use kl_divergence."),
+    "entropy": "It is a method: dist.entropy().",
 }

@@ -58,6 +58,10 @@ def test_an_estimator_is_no_sampler(name):
         (lambda: ge.rebar()(KEY, jnp.zeros(2)), r"gradest\.distributions\.Bernoulli\(logits\)"),
         (lambda: ge.rebar()(nnx.Rngs(0), BITS), r"got Rngs\. Take a key of it: rngs\(\)"),
         (lambda: dists.OneHotCategorical(jnp.zeros(3)).log_prob(1), r"jax\.nn\.one_hot\(x, 3\)"),
+        (lambda: BITS.sample(), r"Bernoulli\.sample: expected sample\(key, shape\), got no key"),
+        (lambda: ge.score_function(4), r"expected its options by name, got 4 .*num_samples"),
+        (lambda: ge.expectation(jnp.sum, n_samples=2), r"n_samples=\. Use num_samples="),
+        (lambda: ge.expectation(jnp.sum, (KEY,)), r"has_aux: .* got tuple.*expectation\(loss\)\("),
         (lambda: dists.Normal(mu=0.0, sigma=1.0), r"Normal: .* parameter mu=\. Use loc="),
         (lambda: dists.Bernoulli(p=0.3), r"parameter p=\. Use probs="),
         (lambda: dists.Gamma(alpha=1.0, beta=1.0), r"alpha=\. Use concentration="),
@@ -82,6 +86,24 @@ def test_what_elsewhere_is_an_attribute():
         ge.rebar().sample(KEY, BITS)
     with pytest.raises(AttributeError, match=r"no attribute batch_shape\. Use shape"):
         BITS.batch_shape  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("reinforce", "Use score_function"),
+        ("Bernoulli", r"Use gradest\.distributions\.Bernoulli"),
+        ("gumbel_sofmax", r"Did you mean gumbel_softmax\?"),
+        ("nothing_like_it", "nothing_like_it.$"),
+        ("distributions.Gaussian", "Use Normal"),
+        ("distributions.BernoulliLogits", r"Did you mean Bernoulli\?"),
+        ("distributions.HalfCauchy", "numpyro, distrax and TFP may be given"),
+    ],
+)
+def test_names_that_others_have(name, answer):
+    *of, name = name.split(".")
+    with pytest.raises(AttributeError, match=answer):
+        getattr(dists if of else ge, name)
 
 
 def test_a_python_if_on_a_draw():

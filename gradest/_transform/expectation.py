@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, _jaxpr, _mesh, _numerics, _random
+from .. import _calls, _check, _jaxpr, _mesh, _numerics, _random
 from .._cost import Mode, staging
 from .._lockstep import Lockstep, in_lockstep
 from . import complaints
@@ -49,6 +49,7 @@ def expectation(
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 
 
+@_calls.estimator
 def expectation(
     loss: Callable[..., Any] | None = None,
     has_aux: bool = False,
@@ -163,6 +164,11 @@ def expectation(
             )
         _check.one_of("baseline", baseline, ["leave_one_out"])
         _check.integer("num_samples", num_samples, 2, because=f' with baseline="{baseline}"')
+    if not isinstance(has_aux, bool):
+        raise TypeError(
+            f"has_aux: expected True or False, got {type(has_aux).__name__}. The loss's arguments "
+            "are those of what expectation returns: gradest.expectation(loss)(*args)."
+        )
     if loss is None:
         return functools.partial(
             expectation, has_aux=has_aux, num_samples=num_samples, baseline=baseline

@@ -305,7 +305,9 @@ SILENT = {
     "interpolated, and the same beyond": lambda x: total(
         jnp.interp(x, jnp.linspace(0.0, 1.0, 5), Y[:5], left=Y[0], right=Y[4])
     ),
-    "shortest of some": lambda x: jnp.min(jnp.where(np.eye(6, dtype=bool), jnp.inf, x[:, None] * x)),
+    "shortest of some": lambda x: jnp.min(
+        jnp.where(np.eye(6, dtype=bool), jnp.inf, x[:, None] * x)
+    ),
     "spectrum": lambda x: total(jnp.abs(jnp.exp(1j * x) * Y + x) ** 2),
 }
 
