@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import _jaxpr
 from . import indexing
-from .elementwise import as_real, inexact
 from .elements import Elements, Index, Rule, TooLong, registering, varies
+from .elementwise import as_real, inexact
 from .indexing import WIDE, clipped
 from .values import Value, is_float
 

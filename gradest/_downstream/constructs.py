@@ -13,8 +13,8 @@ from .rules import Flow, folded
 from .values import NONE, Draws, Origin, Value, is_float, joined
 from .walk import Walk
 
-# Functions of JAX's that are continuous, whatever they compare within, with so many operands: others
-# say what `interp` is beyond its ends.
+# Functions of JAX's that are continuous, whatever they compare within, with so many operands:
+# with more, `interp` is told what it is beyond its ends.
 _CONTINUOUS = {"interp": 3, "_interp": 3}
 # Draws of discrete variables, which step where their parameters move.
 _DISCRETE = {"_bernoulli", "_poisson", "_geometric", "_binomial", "binomial", "_multinomial"}
