@@ -97,7 +97,7 @@ class Elements:
         self._draws: set[Any] = set()
         # What is computed of the program's constants alone is the same at all points.
         self._fixed: dict[Any, Any] = {}
-        self._num_leaves = 0
+        self._num_random = 0  # how often anything else was come across
         line = np.arange(lines)
         near = 10.0 ** -(line % 5 / 2.0)
         self._scale = np.where(line % 3 == 0, near, 1.0)[:, None]
@@ -127,10 +127,11 @@ class Elements:
             index = ()  # beside an array, of which it is a factor
         name = value.id, tuple(i if isinstance(i, int) else i.tobytes() for i in index)
         if name in self._memo:
+            self._num_random += 1
             return self._memo[name]
         if name in self._fixed:
             return self._fixed[name]
-        before, leaves = self._work, self._num_leaves
+        before, random = self._work, self._num_random
         self._work, self.total = before + 1, self.total + 1
         if self._work > self.budget:
             raise TooLong
@@ -150,7 +151,7 @@ class Elements:
                 raise
         if self.origin in value.jumps:
             self._notice(value, index, x, depth)
-        if self._num_leaves == leaves and not value.depends and not varies(index):
+        if self._num_random == random and not value.depends and not varies(index):
             x = self._fixed[name] = np.asarray(x).flat[0]
         else:
             self._memo[name] = x
@@ -243,7 +244,7 @@ class Elements:
         kind = "f" if is_float(dtype) else np.dtype(dtype).kind if _is_numeric(dtype) else ""
         if not kind:
             raise TooLong
-        self._num_leaves += 1
+        self._num_random += 1
         self.seen |= self.origin in value.jumps
         a, b, step = self._ends_of(value, index, kind)
         if not value.depends:

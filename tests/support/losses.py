@@ -300,6 +300,9 @@ SILENT = {
     "adjoint of an ODE": ode,
     "root": root,
     "newton": lambda x: lax.fori_loop(0, 5, lambda _, s: 0.5 * (s + jnp.exp(x[0]) / s), 1.0),
+    "running maximum": lambda x: total(
+        lax.scan(lambda c, v: (lambda m: (m, m))(jnp.where(v > c, v, c)), -9.0, x)[1] * Y
+    ),
     "large scale": lambda x: 6e4 * jnp.mean(x**2),
     "clipped steps of adam": clipped_steps,
     "interpolated, and the same beyond": lambda x: total(
