@@ -1,5 +1,7 @@
 """Gradients through random draws, as JAX transforms."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from . import distributions as distributions
 from ._annealing import anneal as anneal
 from ._annealing import anneal_on_plateau as anneal_on_plateau
@@ -45,4 +47,5 @@ from .estimators.vimco import vimco as vimco
 _warn_of_wrong_sums()
 
 # Out of sight of checkers of types, to which a module with a `__getattr__` has any name.
-globals()["__getattr__"] = _missing_from(__name__, _INSTEAD)
+if not _TYPE_CHECKING:
+    __getattr__ = _missing_from(__name__, _INSTEAD)

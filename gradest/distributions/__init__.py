@@ -1,5 +1,7 @@
 """Distributions whose structure the estimators use; every one is a pytree of its parameters."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from .._calls import INSTEAD_OF_LAWS as _INSTEAD
 from .._calls import missing_from as _missing_from
 from ._divergence import kl_divergence as kl_divergence
@@ -38,4 +40,5 @@ from .vonmises import VonMises as VonMises
 from .weibull import Weibull as Weibull
 
 # Out of sight of checkers of types, to which a module with a `__getattr__` has any name.
-globals()["__getattr__"] = _missing_from(__name__, _INSTEAD)
+if not _TYPE_CHECKING:
+    __getattr__ = _missing_from(__name__, _INSTEAD)
