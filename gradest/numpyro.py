@@ -18,6 +18,7 @@ from numpyro.util import check_model_guide_match
 
 from . import _check
 from ._credit import Place, Plate, Staged
+from ._derivatives.primitives import without_score
 from ._sampler import Sampler
 
 
@@ -34,8 +35,8 @@ class ELBO(elbo.ELBO):
     estimated by itself, with its own terms, if all terms that depend on the draw are in the
     plate: plates are taken at their word.
 
-    Assumptions, bias and variance are those of the samplers, for first derivatives: the score of a
-    cost-based draw's own log q, whose mean is zero, is left out. The draws are of gradest's law of
+    Assumptions, bias and variance are those of the samplers, but that the score of a cost-based
+    draw's own log q, whose mean is zero, is left out. The draws are of gradest's law of
     the same name, a float for a Bernoulli; a `Delta` of the guide is its value, and is not drawn.
     Sites inside numpyro's `scan` are not reached. Cost evaluations per gradient and particle:
     those of the samplers, of the terms that depend on the draw.
@@ -161,8 +162,8 @@ class ELBO(elbo.ELBO):
             of_model = traced(replay(model, of_guide), model_key, {**params, **mutable})
             check_model_guide_match(of_model, of_guide)
             terms = [
-                *_terms(of_guide, 1.0, self._law),
-                *_terms(of_model, -1.0, lambda site: site["fn"]),
+                *_terms(of_guide, 1.0, self._log_q),
+                *_terms(of_model, -1.0, lambda site, law: law.log_prob(site["value"])),
             ]
             return laws, terms, {**mutable, **_mutable(of_model)}
 
@@ -171,14 +172,16 @@ class ELBO(elbo.ELBO):
     def _sampler(self, name: str) -> Sampler:
         return self.samplers.get(name, self.default)
 
-    def _law(self, site: Any) -> Any:
-        """The law of a guide's site, in its term.
+    def _log_q(self, site: Any, law: Any) -> jax.Array:
+        """The log-probability of a guide's site, in its term.
 
         A score has mean zero: that of a cost-based draw's own term would be noise.
         """
+        x = site["value"]
         if site["is_observed"] or self._sampler(site["name"]).pathwise:
-            return site["fn"]
-        return jax.lax.stop_gradient(site["fn"])
+            return law.log_prob(x)
+        fixed = jax.lax.stop_gradient
+        return fixed(law).log_prob(x) + without_score(law.log_prob(fixed(x)))
 
     def _draw(self, site: Any, key: jax.Array) -> Any:
         try:
@@ -220,14 +223,13 @@ def _place(site: Any, batch_shape: Any) -> Place:
 
 
 def _terms(
-    traced: Any, sign: float, law_of: Callable[[Any], Any]
+    traced: Any, sign: float, log_prob_of: Callable[[Any, Any], jax.Array]
 ) -> Iterator[tuple[Place, jax.Array]]:
     """The log-probabilities of the sample sites of a trace, times the sign."""
     for site in traced.values():
         if site["type"] == "sample":
-            law = law_of(site)
-            law = law if site["is_observed"] else _unvalidated(law)
-            log_prob = law.log_prob(site["value"])
+            law = site["fn"] if site["is_observed"] else _unvalidated(site["fn"])
+            log_prob = log_prob_of(site, law)
             scale = site["scale"]
             if scale is not None and not is_identically_one(scale):
                 log_prob = scale * log_prob

@@ -193,11 +193,12 @@ def test_enumeration_is_exact(model, guide, x, shapes, size):
     params = {"p": jnp.linspace(-0.8, 0.9, size)}
     exact = lambda p: enumerated(model, guide, p, (x,), outcomes(**shapes))
     bound = ELBO(default=ge.enumeration())
-    run = jax.value_and_grad(lambda p: bound.loss(KEY, p, model, guide, x))
-    value, g = jax.jit(run)(params)
-    want, gradient = jax.jit(jax.value_and_grad(exact))(params)
-    assert value == pytest.approx(float(want), rel=1e-5)
-    np.testing.assert_allclose(g["p"], gradient["p"], rtol=1e-4, atol=1e-5)
+    run = lambda p: bound.loss(KEY, p, model, guide, x)
+    all_of = lambda f: jax.jit(lambda p: (f(p), jax.grad(f)(p)["p"], jax.hessian(f)(p)["p"]["p"]))
+    (value, *got), (exact_value, *want) = all_of(run)(params), all_of(exact)(params)
+    assert value == pytest.approx(float(exact_value), rel=1e-5)
+    for derivative, exact_derivative in zip(got, want, strict=True):
+        np.testing.assert_allclose(derivative, exact_derivative, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.statistical

@@ -49,6 +49,15 @@ def magic(log_prob: jax.Array) -> jax.Array:
     return magic_p.bind(log_prob)
 
 
+def without_score(log_prob: jax.Array) -> jax.Array:
+    """Zero, with the derivatives of a draw's own log-probability but for what has mean zero.
+
+    With a cost l and the draw that has it, E[l magic(l)] is E[l magic(l) - magic(l) + 1]: as if the
+    cost were l - 1 + magic(-l), with no first derivative and with the squared score as second one.
+    """
+    return jnp.log(magic(log_prob)) - 1 + magic(-log_prob)
+
+
 # The draw that is its first operand, whose derivative in the other ones, the leaves of a tree, is
 # `rule(draw, tree, tangents)`.
 implicit_p = core.Primitive("gradest_implicit")
