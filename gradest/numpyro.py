@@ -13,13 +13,14 @@ import numpyro.distributions as dist
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import elbo
 from numpyro.infer.util import is_identically_one
-from numpyro.primitives import Messenger
+from numpyro.primitives import Messenger, prng_key
 from numpyro.util import check_model_guide_match
 
 from . import _check
 from ._credit import Place, Plate, Staged
 from ._derivatives.primitives import without_score
 from ._sampler import Sampler
+from ._transform.expectation import expectation
 
 
 class ELBO(elbo.ELBO):
@@ -38,8 +39,10 @@ class ELBO(elbo.ELBO):
     Assumptions, bias and variance are those of the samplers, but that the score of a cost-based
     draw's own log q, whose mean is zero, is left out. The draws are of gradest's law of
     the same name, a float for a Bernoulli; a `Delta` of the guide is its value, and is not drawn.
-    Sites inside numpyro's `scan` are not reached. Cost evaluations per gradient and particle:
-    those of the samplers, of the terms that depend on the draw.
+    Where latent sites of the guide are inside numpyro's `scan`, by the samplers that may be in a
+    loop, each draw of the guide is credited with all terms, and keeps the type of numpyro's draws.
+    Cost evaluations per gradient and particle: those of the samplers, of the terms that depend on
+    the draw.
 
     Args:
       samplers: of latent sites, by their names in the guide.
@@ -50,7 +53,8 @@ class ELBO(elbo.ELBO):
     Raises:
       TypeError: if what is given is no sampler; from a sampler, for a law that it does not have.
       ValueError: if `samplers` names a site that the guide does not have.
-      NotImplementedError: if a discrete site of the guide is drawn inside numpyro's `scan`.
+      NotImplementedError: for a discrete site of the guide that a handler gives a value; from a
+        sampler that may not be in a loop, for a site inside numpyro's `scan`.
 
     Example:
       >>> import gradest as ge, gradest.numpyro, jax, numpyro, numpyro.distributions as dist
@@ -115,39 +119,48 @@ class ELBO(elbo.ELBO):
           one run, with plain draws.
         """
 
-        staged = self._staged(rng_key, param_map, model, guide, args, kwargs)
-        loss = staged.estimate(self.num_particles, self.baseline)
-        return {"loss": loss, "mutable_state": staged.rest() or None}
-
-    def _staged(
-        self, key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any
-    ) -> Staged:
-        """Model and guide as a function of the guide's latent sites."""
-        model_key, guide_key, draw_key = jax.random.split(key, 3)
-
-        def traced(function: Any, key: jax.Array, params: Any) -> Any:
-            return trace(seed(substitute(function, data=params), key)).get_trace(*args, **kwargs)
-
-        def draw_all() -> Any:
-            drawn = []
-
-            def draw(site: Any) -> Any:
-                x = self._draw(site, jax.random.fold_in(draw_key, len(drawn)))
-                drawn.append((_place(site, site["fn"].batch_shape), x))
-                return x
-
-            traced(_Latents(guide, draw), guide_key, params)
-            return drawn
-
-        shapes = jax.eval_shape(draw_all)
-        drawn = [(place, shape, self._sampler(place.name)) for place, shape in shapes]
-        names = [place.name for place, _ in shapes]
+        program = _Program(rng_key, param_map, model, guide, args, kwargs)
+        drawn, in_loops = self._drawn(program)
+        names = [*(place.name for place, *_ in drawn), *in_loops]
         unknown = [name for name in self.samplers if name not in names]
         if unknown:
             raise ValueError(
                 f"samplers: expected names of the guide's latent sites, {', '.join(names)}, got "
                 f"{unknown[0]}."
             )
+        if in_loops:
+            loss, mutable = self._whole(program)
+        else:
+            staged = self._staged(program, drawn)
+            loss = staged.estimate(self.num_particles, self.baseline)
+            mutable = staged.rest()
+        return {"loss": loss, "mutable_state": mutable or None}
+
+    def _drawn(self, program: "_Program") -> tuple[Any, list[str]]:
+        """The latent sites of the guide, as `Staged` takes them; the names of those in loops."""
+        in_loops: list[str] = []
+
+        def draw_in_loop(site: Any) -> Any:
+            in_loops.append(site["name"])
+            return self._draw_in_loop(site)
+
+        def draw_all() -> Any:
+            drawn = []
+
+            def draw(site: Any) -> Any:
+                x = self._draw(site, jax.random.fold_in(program.draw_key, len(drawn)))
+                drawn.append((_place(site, site["fn"].batch_shape), x))
+                return x
+
+            program.of_guide(draw, draw_in_loop)
+            return drawn
+
+        shapes = jax.eval_shape(draw_all)
+        drawn = [(place, shape, self._sampler(place.name)) for place, shape in shapes]
+        return drawn, list(dict.fromkeys(in_loops))
+
+    def _staged(self, program: "_Program", drawn: Any) -> Staged:
+        """Model and guide as a function of the guide's latent sites."""
 
         def run(values: Mapping[str, jax.Array]) -> Any:
             laws = []
@@ -156,18 +169,48 @@ class ELBO(elbo.ELBO):
                 laws.append(self._sampler(site["name"])._opened(site["fn"], None))
                 return values[site["name"]]
 
-            of_guide = traced(_Latents(guide, put), guide_key, params)
-            _check_drawn(of_guide, values)
-            mutable = _mutable(of_guide)
-            of_model = traced(replay(model, of_guide), model_key, {**params, **mutable})
-            check_model_guide_match(of_model, of_guide)
-            terms = [
-                *_terms(of_guide, 1.0, self._log_q),
-                *_terms(of_model, -1.0, lambda site, law: law.log_prob(site["value"])),
-            ]
-            return laws, terms, {**mutable, **_mutable(of_model)}
+            terms, mutable = self._evaluated(program, put, set(values))
+            return laws, terms, mutable
 
-        return Staged(run, drawn, draw_key)
+        return Staged(run, drawn, program.draw_key)
+
+    def _whole(self, program: "_Program") -> tuple[jax.Array, Any]:
+        """The bound of a guide with latent sites in loops, of which each is credited with all."""
+        of_runs = self.num_particles > 1
+
+        @expectation(has_aux=True, num_samples=self.num_particles, baseline=self.baseline)
+        def loss() -> Any:
+            names: set[str] = set()
+
+            def draw(site: Any) -> Any:
+                key = jax.random.fold_in(program.draw_key, len(names))
+                names.add(site["name"])
+                return self._draw(site, key)
+
+            def draw_in_loop(site: Any) -> Any:
+                names.add(site["name"])
+                return self._draw_in_loop(site)
+
+            terms, mutable = self._evaluated(program, draw, names, draw_in_loop)
+            return sum((jnp.sum(term) for _, term in terms), start=jnp.zeros(())), mutable
+
+        value, mutable = loss()
+        return value, jax.tree.map(lambda x: x[0], mutable) if of_runs else mutable
+
+    def _evaluated(
+        self, program: "_Program", draw: Any, names: set[str], draw_in_loop: Any = None
+    ) -> tuple[list[tuple[Place, jax.Array]], dict[str, Any]]:
+        """The terms of the bound, and the mutable state, where the sites `names` are drawn."""
+        of_guide = program.of_guide(draw, draw_in_loop)
+        _check_drawn(of_guide, names)
+        mutable = _mutable(of_guide)
+        of_model = program.of_model(of_guide, mutable)
+        check_model_guide_match(of_model, of_guide)
+        terms = [
+            *_terms(of_guide, 1.0, self._log_q),
+            *_terms(of_model, -1.0, lambda site, law: law.log_prob(site["value"])),
+        ]
+        return terms, {**mutable, **_mutable(of_model)}
 
     def _sampler(self, name: str) -> Sampler:
         return self.samplers.get(name, self.default)
@@ -193,15 +236,45 @@ class ELBO(elbo.ELBO):
             error.add_note(f"This is the site {name!r} of the guide, which is drawn by {by}.")
             raise
 
+    def _draw_in_loop(self, site: Any) -> Any:
+        x = self._draw(site, prng_key())
+        # What the loop carries is of the type of numpyro's own draws.
+        own = jax.eval_shape(site["fn"].sample, jax.random.key(0))
+        return jax.tree.map(lambda x, own: x.astype(own.dtype), x, own)
+
+
+class _Program:
+    """A model and a guide, at their parameters and arguments."""
+
+    def __init__(self, key: jax.Array, params: Any, model: Any, guide: Any, args: Any, kwargs: Any):
+        self._model_key, self._guide_key, self.draw_key = jax.random.split(key, 3)
+        self._model, self._guide, self._params = model, guide, params
+        self._args, self._kwargs = args, kwargs
+
+    def of_guide(self, draw: Any, draw_in_loop: Any) -> Any:
+        """Its trace, with latent sites that these draw."""
+        return self._traced(_Latents(self._guide, draw, draw_in_loop), self._guide_key, {})
+
+    def of_model(self, of_guide: Any, mutable: Mapping[str, Any]) -> Any:
+        """Its trace at the latent sites of the guide's."""
+        return self._traced(replay(self._model, of_guide), self._model_key, mutable)
+
+    def _traced(self, function: Any, key: jax.Array, mutable: Mapping[str, Any]) -> Any:
+        program = seed(substitute(function, data={**self._params, **mutable}), key)
+        return trace(program).get_trace(*self._args, **self._kwargs)
+
 
 class _Latents(Messenger):
-    """Hands the latent sites of a guide to a function, which returns their values."""
+    """Hands latent sites to a function, which returns their values; those in a scan to another."""
 
-    def __init__(self, fn: Callable[..., Any], value_of: Callable[[Any], Any]):
+    def __init__(self, fn: Any, value_of: Callable[[Any], Any], in_loop: Any):
         super().__init__(fn)
-        self._value_of = value_of
+        self._value_of, self._in_loop = value_of, in_loop
 
     def process_message(self, msg: Any) -> None:
+        if msg["type"] == "control_flow" and self._in_loop is not None:
+            body, *rest = msg["args"]
+            msg["args"] = (_Latents(body, self._in_loop, self._in_loop), *rest)
         if msg["type"] != "sample" or msg["value"] is not None or _is_delta(msg["fn"]):
             return
         shape = msg["kwargs"].get("sample_shape", ())
@@ -251,13 +324,13 @@ def _mutable(traced: Any) -> dict[str, Any]:
     return {name: site["value"] for name, site in sites if site["type"] == "mutable"}
 
 
-def _check_drawn(of_guide: Any, values: Mapping[str, Any]) -> None:
+def _check_drawn(of_guide: Any, names: set[str]) -> None:
     """Raises for a discrete site that no sampler has drawn."""
     for name, site in of_guide.items():
-        latent = site["type"] == "sample" and not site["is_observed"] and name not in values
+        latent = site["type"] == "sample" and not site["is_observed"] and name not in names
         if latent and not _is_delta(site["fn"]) and not site["fn"].has_rsample:
             raise NotImplementedError(
-                f"samplers: the site {name!r} of the guide is drawn inside numpyro's scan, or has "
-                "a value that was put there, and no sampler draws it. Write the loop in Python, "
-                "or draw all its variables at one site."
+                f"samplers: the site {name!r} of the guide has a value that was put there, and no "
+                "sampler draws it. Condition the model on the value, and leave the site out of the "
+                "guide: numpyro.handlers.condition, numpyro.handlers.block."
             )

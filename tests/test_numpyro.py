@@ -11,6 +11,7 @@ import optax
 import pytest
 from flax import nnx
 from numpyro import primitives
+from numpyro.contrib.control_flow import scan
 from numpyro.contrib.module import flax_module, nnx_module
 from numpyro.handlers import mask, scale
 from numpyro.infer import SVI
@@ -237,6 +238,44 @@ def test_a_subsampled_plate_is_unbiased():
     assert_unbiased(got, want)
     with pytest.raises(AssertionError):
         assert_unbiased(1.05 * got, want)
+
+
+def walk(x):
+    start = sample("start", dist.Bernoulli(0.4))
+
+    def step(z, x):
+        z = sample("z", dist.Bernoulli(logits=z - 0.5))
+        sample("x", dist.Normal(z, 1.0), obs=x)
+        return 1.0 * z, None
+
+    scan(step, 1.0 * start, x)
+
+
+def walk_guide(x):
+    p = param("p", jnp.zeros(4))
+    start = sample("start", dist.Bernoulli(logits=p[3]))
+
+    def step(z, logit):
+        z = sample("z", dist.Bernoulli(logits=logit + p[3] * z))
+        return 1.0 * z, None
+
+    scan(step, 1.0 * start, p[:3])
+
+
+@pytest.mark.statistical
+def test_sites_in_a_scan():
+    params = {"p": jnp.asarray([0.3, -0.2, 0.5, 0.6])}
+    options: Any = {"num_particles": 4, "baseline": "leave_one_out"}
+    bound = ELBO({"z": ge.score_function()}, default=ge.rebar(), **options)
+    values, got = gradients(bound, walk, walk_guide, params, (X,), 20_000)
+    exact = lambda p: enumerated(walk, walk_guide, p, (X,), outcomes(start=(), z=(3,)))
+    value, want = jax.jit(jax.value_and_grad(exact))(params)
+    assert_unbiased(values, value)
+    assert_unbiased(got["p"], want["p"])
+    with pytest.raises(AssertionError):
+        assert_unbiased(1.05 * got["p"], want["p"])
+    with pytest.raises(NotImplementedError, match="inside a `scan`"):
+        gradient_at(walk, walk_guide, params, X, ge.enumeration())
 
 
 # ---- Who is credited -----------------------------------------------------------------------
