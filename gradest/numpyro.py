@@ -5,7 +5,7 @@ numpyro is imported when this module is: `import gradest.numpyro`.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ class ELBO(elbo.ELBO):
         *,
         default: Sampler,
         num_particles: int = 1,
-        baseline: str | None = None,
+        baseline: Literal["leave_one_out"] | None = None,
     ):
         super().__init__(num_particles=_check.integer("num_particles", num_particles, 1))
         self.samplers = dict(samplers or {})
@@ -237,7 +237,9 @@ class ELBO(elbo.ELBO):
             raise
 
     def _draw_in_loop(self, site: Any) -> Any:
-        x = self._draw(site, prng_key())
+        key = prng_key()
+        assert key is not None
+        x = self._draw(site, key)
         # What the loop carries is of the type of numpyro's own draws.
         own = jax.eval_shape(site["fn"].sample, jax.random.key(0))
         return jax.tree.map(lambda x, own: x.astype(own.dtype), x, own)
