@@ -171,6 +171,25 @@ def test_program_under_shard_map():
     assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(got))
 
 
+@pytest.mark.parametrize("sampler", [enumeration, ge.unordered_set(num_samples=2)])
+def test_a_branch_after_several_samples_under_shard_map(sampler):
+    """In which each of them has keys of its own, that differ from device to device."""
+
+    def loss(a, shift, key):
+        k0, k1 = split(key)
+        x = sampler(k0, BERNOULLI(a))
+        return jax.lax.cond(
+            x > shift, lambda: score(k1, BERNOULLI(a)), lambda: rebar(k1, BERNOULLI(x))
+        )
+
+    def of_each_device(a, shifts, keys):
+        return cases.grad(ge.expectation(loss))(a, shifts[0], keys[0])
+
+    each = P("devices")
+    run = jax.shard_map(of_each_device, mesh=mesh(), in_specs=(P(), each, each), out_specs=P())
+    assert jax.eval_shape(run, 0.3, jnp.linspace(0.2, 0.6, 4), keys(4)).shape == ()
+
+
 # ---- Processes -----------------------------------------------------------------------------
 
 TRAINING = pathlib.Path(__file__).parent / "support" / "trains_together.py"

@@ -14,7 +14,7 @@ import jax
 
 from .._cost import Cost, Mode
 from . import complaints
-from .ledger import Ledger, advance, open_site
+from .ledger import Ledger, advance, before_branch, open_site
 from .program import Branch, Call, Draw, Env, Node, Program, marks_of, needs_rest
 
 # What follows a (part of a) program: from its outputs to the value of everything to come.
@@ -61,6 +61,7 @@ def _value_with_rest(node: Node, operands: list[Any], mode: Mode, then: Then) ->
             return value_of(node.body, operands, mode, then)
         case Branch():
             index, *args = operands
+            mode = before_branch(node, mode)
             arm = lambda program, mode, *args: value_of(program, args, mode, then)
             arms = [
                 functools.partial(arm, program, _into_arm(mode, index == i))

@@ -190,6 +190,7 @@ def account(
             outs, carried = (node.rerun(run) if node.rerun else run)(carried, *operands)
         case Branch():
             index, *args = operands
+            mode = before_branch(node, mode)
             arms = [
                 functools.partial(_run, arm, _in_arm(mode, index == i, carried))
                 for i, arm in enumerate(node.arms)
@@ -207,6 +208,12 @@ def account(
 def _run(program: Program, mode: Mode, ledger: Ledger, *args: Any) -> tuple[list[Any], Ledger]:
     env, ledger = advance(program, slice(None), program.bind(*args), mode, ledger)
     return program.results(env), ledger
+
+
+def before_branch(node: Branch, mode: Mode) -> Mode:
+    """That of a branch, inside of which JAX refuses to let the samples' numbers start to vary."""
+    axes = axes_of([node])
+    return dataclasses.replace(mode, indices=tuple(_mesh.varying(i, axes) for i in mode.indices))
 
 
 def _in_arm(mode: Mode, taken: jax.Array, ledger: Ledger) -> Mode:
