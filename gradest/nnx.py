@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
+from flax.nnx import GraphDef
 from flax.nnx.transforms.general import merge_inputs, split_inputs
 
 from ._transform.arguments import Arguments, is_of_nnx
@@ -43,7 +44,9 @@ def expectation(
     It composes with `nnx.jit`, `nnx.grad`, `nnx.value_and_grad`, `nnx.scan`, `nnx.vmap` and
     `nnx.Optimizer` like any function of modules. An `nnx.Param` may be an option of a sampler, and
     `rngs.sample()` a key. What a module is made of is known when the loss is staged; modules that
-    the loss closes over, and does not have as arguments, must not change.
+    the loss closes over, and does not have as arguments, must not change. Where the loss changes
+    nothing, a function that closes over its modules may be under `jax.vmap` and
+    `gradest.monte_carlo`.
 
     Bias, variance and cost evaluations are those of `gradest.expectation`.
 
@@ -102,7 +105,11 @@ def expectation(
 
     def split(*given: Any) -> Any:
         value, (changes, aux) = _expectation(pure, has_aux=True, **options)(given)
-        return changes.put(given, first=several), (value, aux) if has_aux else value
+        left = changes.put(given, first=several)
+        if not changes.new and _graphdefs((left, aux)) == _graphdefs(given):
+            # What is as it was is not written, which flax refuses in another trace than its own.
+            left = ()
+        return left, (value, aux) if has_aux else value
 
     @functools.wraps(loss)
     def estimate(*args: Any, **kwargs: Any) -> Any:
@@ -140,6 +147,12 @@ class _Changes:
         take = lambda x: x[0] if first else x
         leaves = [take(next(new)) if i is None else before[i] for i in self.kept]
         return jax.tree.unflatten(self.treedef, leaves)
+
+
+def _graphdefs(tree: Any) -> list[Any]:
+    """What the modules in it are made of."""
+    found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, GraphDef))
+    return [x.with_no_outer_index() for x in found if isinstance(x, GraphDef)]
 
 
 def _changes(given: Any, left: Any) -> _Changes:

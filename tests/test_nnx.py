@@ -143,6 +143,22 @@ def test_what_it_does_not_change_stays_differentiable():
     np.testing.assert_allclose(g["linear"]["kernel"][...], 2 * net.linear.kernel[...], rtol=1e-6)
 
 
+def test_under_vmap_of_a_closure_over_modules_that_do_not_change():
+    net = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+
+    @gradest.nnx.expectation
+    def loss(net, key):
+        return jnp.mean((ge.rebar()(key, Bernoulli(net(X))) - 0.2) ** 2)
+
+    mean = lambda net: jnp.mean(jax.vmap(lambda key: loss(net, key))(keys(3)))
+    got = nnx.jit(nnx.grad(mean))(net)
+    each = nnx.jit(nnx.grad(loss))
+    want = jax.tree.map(lambda *g: sum(g) / 3, *(each(net, key) for key in keys(3)))
+    assert_equal(got, want)
+    monte_carlo = ge.monte_carlo(lambda key: loss(net, key), 3)
+    assert jnp.isfinite(monte_carlo(keys(1)[0]))
+
+
 def test_trains_in_a_scan():
     net, rngs = Net(), nnx.Rngs(sample=3)
     optimizer = nnx.Optimizer(net, optax.sgd(1.0), wrt=nnx.Param)
