@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import programs
 from support.programs import assert_unbiased, bit, keys, wrong_score
 
 import gradest as ge
@@ -114,6 +115,51 @@ def test_second_derivative():
     second = jax.grad(jax.grad(ge.expectation(won)))
     got = jax.jit(jax.vmap(second, in_axes=(None, 0)))(LOGIT, keys(60_000))
     assert_unbiased(got, exact(won)[1])
+
+
+def nested(params, key):
+    """Bits until one is 1, two at most; twice, each time from where the first loop came to."""
+
+    def round_of(state):
+        n, t, key = state
+        key, fixed = split(key)
+
+        def toss(state):
+            m, c = state
+            # A key that the body closes over.
+            x = bit(SCORE, jax.random.fold_in(fixed, m), params[0] + 0.2 * m)
+            ge.cost(0.3 * x * (t + 1))
+            return m + 1, c + x
+
+        on = lambda state: (state[0] < 2) & (state[1] < 1)
+        _, c = ge.while_loop(on, toss, (0, 0.0), max_steps=3)
+        return n + 1, t + c * params[1], key
+
+    _, t, _ = ge.while_loop(lambda state: state[0] < 2, round_of, (0, 0.1, key), max_steps=2)
+    return t**2
+
+
+def nested_exactly(draw, params):
+    t, total = 0.1, 0.0
+    for _ in range(2):
+        m, c = 0, 0.0
+        while m < 2 and c < 1:
+            c += draw(params[0] + 0.2 * m)
+            total += 0.3 * c * (t + 1)
+            m += 1
+        t += c * params[1]
+    return total + t**2
+
+
+@pytest.mark.statistical
+def test_loop_in_a_loop():
+    params = jnp.array([-0.4, 0.9])
+    value, got = programs.estimates(nested, params, 20_000)
+    exact_value, want = programs.exact(nested_exactly, params)
+    assert_unbiased(value, exact_value)
+    assert_unbiased(got, want)
+    with pytest.raises(AssertionError):
+        assert_unbiased(1.05 * got, want)
 
 
 @pytest.mark.statistical

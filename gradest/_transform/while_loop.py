@@ -14,7 +14,7 @@ from jax.extend import core
 from jax.interpreters import batching, mlir
 from jax.typing import ArrayLike
 
-from .. import _check, _jaxpr, _mesh
+from .. import _check, _jaxpr, _mesh, _random
 from .._draws import draw_p, sample_p
 from .spend import charged, cost, cost_p
 
@@ -78,12 +78,14 @@ def while_loop(
     max_steps = _check.integer("max_steps", max_steps, 1)
     body, state = _Body.staged(cond_fun, body_fun, init_val)
 
-    def is_over(state: list[jax.Array]) -> jax.Array:
-        return jnp.logical_not(_boolean(cond_fun(jax.tree.unflatten(body.structure, state))))
+    impls = list(map(_impl, state))
+
+    def started(state: list[jax.Array]) -> Any:
+        over = jnp.logical_not(_boolean(cond_fun(jax.tree.unflatten(body.structure, state))))
+        return _mesh.varying_alike(over, _words(state))
 
     def take(carry: Any) -> Any:
-        state = body(carry[1])
-        return _mesh.varying_alike(is_over(state), state)
+        return started(body(_keys(carry[1], impls)))
 
     def keep(carry: Any) -> Any:
         return carry
@@ -103,9 +105,9 @@ def while_loop(
     # The last block may have fewer steps than the others.
     exist = (jnp.arange(num_blocks * size) < max_steps).reshape(num_blocks, size)
     rerun = jax.checkpoint(block, prevent_cse=False)
-    start = _mesh.varying_alike(is_over(state), state)
-    (over, state), _ = jax.lax.scan(rerun, start, exist)
-    return jax.tree.unflatten(body.structure, _unless_going_on(body, over, state))
+    (over, words), _ = jax.lax.scan(rerun, started(state), exist)
+    state = _unless_going_on(body, over, _keys(words, impls))
+    return jax.tree.unflatten(body.structure, state)
 
 
 def _unless_going_on(body: "_Body", over: jax.Array, state: list[jax.Array]) -> list[jax.Array]:
@@ -131,6 +133,7 @@ class _Body:
 
     def __init__(self, jaxpr: core.ClosedJaxpr, structure: Any):
         self._jaxpr, self.structure = jaxpr, structure
+        self._impls, self._consts = list(map(_impl, jaxpr.consts)), _words(jaxpr.consts)
 
     @staticmethod
     def staged(
@@ -162,7 +165,8 @@ class _Body:
         return _Body(jaxpr, structure), state
 
     def __call__(self, state: Sequence[jax.Array]) -> list[jax.Array]:
-        new = core.jaxpr_as_fun(self._jaxpr)(*state)
+        jaxpr = core.ClosedJaxpr(self._jaxpr.jaxpr, _keys(self._consts, self._impls))
+        new = core.jaxpr_as_fun(jaxpr)(*state)
         # One may be a Python number's, of the same type otherwise.
         return [
             jnp.asarray(x, old.dtype) if _is_weak(x) and not _is_weak(old) else x
@@ -172,6 +176,28 @@ class _Body:
     def holds(self, *primitives: core.Primitive) -> bool:
         """Whether there is an equation of theirs in it, at any depth."""
         return _holds(self._jaxpr.jaxpr, primitives)
+
+
+# Of a typed key that a checkpoint in a branch keeps, JAX makes no zeros for the other branch, and
+# fails: through the loop goes what keys are made of.
+
+
+def _impl(x: Any) -> Any:
+    """What a key is a key of; None for another array."""
+    return jax.random.key_impl(x) if _random.is_typed(x) else None
+
+
+def _words(leaves: Sequence[Any]) -> list[Any]:
+    """The leaves, with their words in the place of keys."""
+    return [jax.random.key_data(x) if _random.is_typed(x) else x for x in leaves]
+
+
+def _keys(leaves: Sequence[Any], impls: Sequence[Any]) -> list[Any]:
+    """The leaves, with keys in the place of their words."""
+    return [
+        x if impl is None else jax.random.wrap_key_data(x, impl=impl)
+        for x, impl in zip(leaves, impls, strict=True)
+    ]
 
 
 def _holds(jaxpr: core.Jaxpr, primitives: Sequence[core.Primitive]) -> bool:
