@@ -87,7 +87,7 @@ class ELBO(elbo.ELBO):
         super().__init__(num_particles=_check.integer("num_particles", num_particles, 1))
         self.samplers = dict(samplers or {})
         self.default = default
-        self.baseline = baseline
+        self.baseline: Literal["leave_one_out"] | None = baseline
         for name, sampler in {**self.samplers, "default": default}.items():
             if not isinstance(sampler, Sampler):
                 raise TypeError(
