@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 from . import _measure
 
 #: The benchmarks whose results are drawn here, by the name of their results.
-BENCHMARKS = ("speed", "transform", "estimators", "programs", "epidemic", "subsets", "peers")
+BENCHMARKS = (
+    *("speed", "transform", "programs", "elbo", "estimators", "epidemic", "subsets", "peers"),
+)
 # Okabe and Ito's blue and vermilion, told apart without colours by being filled or not.
 _GOOD, _OTHER, _INK = "#0072b2", "#d55e00", "0.15"
 # An axis whose ends are closer than this is not logarithmic.

@@ -27,6 +27,7 @@ efficiency = importlib.import_module("benchmarks.efficiency")
 accelerators = importlib.import_module("benchmarks.accelerators")
 epidemic = importlib.import_module("benchmarks.epidemic")
 programs = importlib.import_module("benchmarks.programs")
+elbo = importlib.import_module("benchmarks.elbo")
 peers = importlib.import_module("benchmarks.peers.__main__")
 peers_vae, peers_gradient, peers_policy, peers_memory, compared = (
     importlib.import_module(f"benchmarks.peers.{name}")
@@ -44,17 +45,21 @@ BENCHMARKS = {
     "efficiency": efficiency,
     "epidemic": epidemic,
     "programs": programs,
+    "elbo": elbo,
     "peers": peers,
 }
 
 
 @pytest.mark.slow
-def test_bounds_are_compared(capsys):
-    elbo = importlib.import_module("benchmarks.elbo")
+def test_bounds_are_compared(tmp_path):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        elbo.main(["--quick"])
-    rows = capsys.readouterr().out.splitlines()[2:]
-    assert [row.split(" | ")[0].strip("| ") for row in rows] == list(elbo.bounds())
+        assert elbo.main(["--quick", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("elbo-*.json")
+    rows = json.loads(path.read_text())["bounds"]
+    assert [row["bound"] for row in rows] == list(elbo.bounds())
+    assert elbo.product(rows, rows[0]) == 1
+    twice = {**rows[0], "variance": 2 * rows[0]["variance"]}
+    assert elbo.product(rows, twice) == 2
 
 
 @pytest.mark.parametrize("name", speed.CASES)
