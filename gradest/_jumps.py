@@ -23,7 +23,7 @@ from . import _mesh
 from ._derivatives.primitives import lanes_first, zero_tangent
 from ._derivatives.refuse import UnestimatedGradientError, UnestimatedGradientWarning
 from ._downstream.fates import Fate, fate_of_inputs
-from ._downstream.graph import Draw
+from ._downstream.graph import Tracked
 from ._downstream.rules import COMPARISONS, EQUALITIES
 from ._downstream.values import Jump
 from .distributions._capabilities import CAPABILITIES
@@ -61,12 +61,12 @@ class Source:
     def at_relaxed_points(self) -> bool:
         return self.slope_in == "relaxed point"
 
-    def followed(self, name: Any) -> Draw | None:
+    def followed(self, name: Any) -> Tracked | None:
         """The draw as the analysis follows it, if what follows it has to have a slope."""
         if not self.slope_in:
             return None
         atoms = getattr(self.law, "atoms", False)
-        return Draw(name, self.slope_in != "draw", self.at_relaxed_points, atoms)
+        return Tracked(name, self.slope_in != "draw", self.at_relaxed_points, atoms)
 
 
 class Complaint:

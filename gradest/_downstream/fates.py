@@ -7,7 +7,7 @@ from typing import Any
 from jax.extend import core
 
 from .constructs import Analysis
-from .graph import Draw
+from .graph import Tracked
 from .values import Jump
 from .walk import Special
 
@@ -56,7 +56,7 @@ def fates(
     return {name: _fate(analysis, bit) for name, bit in analysis.bits.items()}
 
 
-def fate_of_inputs(function: core.ClosedJaxpr, draw: Draw, num_drawn: int) -> Fate:
+def fate_of_inputs(function: core.ClosedJaxpr, draw: Tracked, num_drawn: int) -> Fate:
     """That of the first inputs of a staged function of one result, as one draw."""
     analysis = Analysis()
     inputs: list[Any] = [v.aval for v in function.jaxpr.invars]

@@ -17,7 +17,7 @@ from .values import NONE, Draws, Jump, Origin, Value, is_float, joined
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class Tracked:
     """A draw that is followed.
 
     Attributes:
@@ -56,7 +56,9 @@ class Graph:
         self.too_long: set[int] = set()
         self._arrays: dict[int, np.ndarray | None] = {}
 
-    def begin(self, draw: Draw, shape: tuple[int, ...], dtype: Any, ins: Sequence[Value]) -> Value:
+    def begin(
+        self, draw: Tracked, shape: tuple[int, ...], dtype: Any, ins: Sequence[Value]
+    ) -> Value:
         """The value of a draw, with what else of `ins` it depends on."""
         bit = self.bits.setdefault(draw.name, 1 << len(self.bits))
         self.relaxed |= bit * draw.relaxed

@@ -8,7 +8,7 @@ from jax.extend import core
 
 from .. import _jaxpr
 from .._jaxpr import is_var
-from .graph import Draw, Graph, compares_within
+from .graph import Graph, Tracked, compares_within
 from .probe import Prober
 from .rules import STEEP, STEPS, Flow, continuous, flow_of, folded
 from .values import NONE, Draws, Origin, Value, is_float, joined, only
@@ -27,7 +27,7 @@ class Special:
         only, or "none".
     """
 
-    draw: Draw | None
+    draw: Tracked | None
     ends: bool
     cost: bool
     passes: str

@@ -14,7 +14,7 @@ from jax.extend import core
 
 from .. import _jaxpr
 from .._downstream.fates import Fate, fates
-from .._downstream.graph import Draw
+from .._downstream.graph import Tracked
 from .._downstream.walk import Special
 from .._draws import draw_p, sample_p
 from .._jumps import Complaint, Source, guarded_p
@@ -78,7 +78,7 @@ def _source(eqn: Any) -> Source:
     return eqn.params["source"] if eqn.primitive is draw_p else eqn.params["site"].source
 
 
-def _followed(every: bool, eqn: Any) -> Draw | None:
+def _followed(every: bool, eqn: Any) -> Tracked | None:
     source = _source(eqn)
     if every and not source.slope_in:
         source = dataclasses.replace(source, slope_in="relaxed point")

@@ -103,11 +103,11 @@ class _Walk:
             if eqn.primitive is sample_p:
                 if id(eqn) in self._credited:
                     site, key = eqn.params["site"], eqn.invars[0]
-                    draw = _Draw(site.name, site.where, True)
+                    draw = _User(site.name, site.where, True)
                     self._draw(draw, number(key), key.aval.ndim, arms, loops)
             elif eqn.primitive is draw_p:
                 source, bits = eqn.params["source"], eqn.invars[-1]
-                draw = _Draw(source.name, source.where, False)
+                draw = _User(source.name, source.where, False)
                 self._draw(draw, number(bits), bits.aval.ndim - 1, arms, loops)
             elif self._matters(eqn):
                 operands = list(map(number, eqn.invars))
@@ -202,7 +202,7 @@ class _Walk:
 
     # ---- Draws -----------------------------------------------------------------------------
 
-    def _draw(self, draw: "_Draw", key: int, lanes: int, arms: _Arms, loops: Loops) -> None:
+    def _draw(self, draw: "_User", key: int, lanes: int, arms: _Arms, loops: Loops) -> None:
         if self._quiet:
             return
         numbering, line = self._numbering, (draw.name, draw.where)
@@ -229,8 +229,8 @@ class _Walk:
             self._drawn.setdefault(name, []).append((draw, arms))
 
 
-class _Draw(NamedTuple):
-    """A draw by the estimator `name` at the user's line `where`."""
+class _User(NamedTuple):
+    """A draw that uses a key: by the estimator `name`, at the line `where`."""
 
     name: str
     where: str
