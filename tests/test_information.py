@@ -182,8 +182,8 @@ def test_concentrations_against_scipy(x64):
     plain = (a - b) * scipy.special.digamma(a) - scipy.special.gammaln(a) + scipy.special.gammaln(b)
     apart = kl_divergence(dists.Gamma(a, 2.0), dists.Gamma(b, 3.0))
     np.testing.assert_allclose(apart, plain - b * np.log(1.5) + a / 2, rtol=1e-9)
-    p = dists.Geometric([-np.inf, -np.inf, np.inf, np.inf, np.inf, 0.0, 0.0])
-    q = dists.Geometric([-np.inf, 0.0, np.inf, 0.0, -np.inf, np.inf, -np.inf])
+    p = dists.Geometric(np.array([-np.inf, -np.inf, np.inf, np.inf, np.inf, 0.0, 0.0]))
+    q = dists.Geometric(np.array([-np.inf, 0.0, np.inf, 0.0, -np.inf, np.inf, -np.inf]))
     want = [0, np.inf, 0, np.log(2), np.inf, np.inf, np.inf]
     np.testing.assert_allclose(kl_divergence(p, q), want)
     np.testing.assert_array_equal(p.entropy()[:3], [np.inf, np.inf, 0])

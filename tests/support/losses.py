@@ -71,11 +71,12 @@ def clipped(x):
 def clipped_steps(x):
     """Of an optimizer inside, which divides all of a gradient by one number."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
-    weights, state = Y, optimizer.init(Y)
+    weights: Any = Y
+    state = optimizer.init(Y)
     for _ in range(2):
         gradient = jax.grad(lambda w: jnp.sum((W @ w - x) ** 2))(weights)
         updates, state = optimizer.update(gradient, state, weights)
-        weights = weights + updates
+        weights = optax.apply_updates(weights, updates)
     return jnp.sum(weights**2)
 
 
