@@ -43,12 +43,14 @@ class Row:
       target: the published number; None for what is shown beside.
       ours: one number for each seed.
       center: what of ours is compared, `np.mean` or `np.median`.
+      curve: points (step, number) that led there, for a picture; of the first seed.
     """
 
     name: str
     target: Target | None
     ours: Sequence[float]
     center: Callable[[Any], Any] = np.mean
+    curve: Sequence[tuple[float, float]] = ()
 
     @property
     def result(self) -> float:
@@ -62,6 +64,7 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         published = None if self.target is None else self.target.published
+        curve = {"curve": [[x, float(f"{y:.6g}")] for x, y in self.curve]} if self.curve else {}
         return {
             "name": self.name,
             "published": published,
@@ -69,6 +72,7 @@ class Row:
             "ours": [float(f"{x:.6g}") for x in self.ours],
             "result": float(f"{self.result:.6g}"),
             "passed": self.passed,
+            **curve,
         }
 
 
