@@ -18,6 +18,7 @@ import functools
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -250,8 +251,10 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """The curves of the runs, from the rows, and the published number."""
     it = Figure(figsize=(7, 4), layout="constrained")
     axes = it.subplots()
-    curves = [(row["name"].rpartition(",")[0], row["curve"]) for row in rows if "curve" in row]
-    for name, curve in curves:
+    for row in rows:
+        if "curve" not in row:
+            continue
+        name, curve = re.split(r", [\d,]+ epochs", row["name"])[0], row["curve"]
         epochs, losses = zip(*curve, strict=True)
         (line,) = axes.plot(epochs, losses, linewidth=1.4, marker="." if len(curve) < 20 else "")
         axes.annotate(
