@@ -374,7 +374,7 @@ def test_grey_images_are_thresholded(tmp_path, monkeypatch):
     levels = lambda *of: np.array(of, np.uint8)[:, None]
     splits = {"train": levels(1, 2, 255, 127), "valid": levels(128), "test": levels(0, 200)}
     arrays = {f"{split}_images": grey for split, grey in splits.items()}
-    np.savez(tmp_path / structured.GREY_FILE, **arrays)
+    np.savez(tmp_path / structured.GREY_FILE, **arrays)  # pyright: ignore[reportArgumentType]
     train, test = structured.thresholded(tmp_path)
     assert train.ravel().tolist() == [0, 1]
     assert test.ravel().tolist() == [0, 1]
