@@ -405,20 +405,21 @@ def test_structured_curves_are_told_and_drawn(monkeypatch):
 
 @pytest.fixture
 def tiny_autoencoder(monkeypatch):
-    for name, value in {"PIXELS": 8, "HIDDEN": 3, "VARIABLES": 2, "BATCH": 10}.items():
+    for name, value in {"PIXELS": 8, "HIDDEN": 3, "BATCH": 10}.items():
         monkeypatch.setattr(vae, name, value)
 
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("arity", [2, 3])
 def test_autoencoder_has_the_gradient_of_its_elbo(arity, tiny_autoencoder):
+    latent = vae.Latent(2, arity)
     mean, image = jnp.asarray(IMAGES.mean(axis=0), jnp.float32), jnp.asarray(IMAGES[0], jnp.float32)
-    params = vae.initial(arity, mean, jax.random.key(1))
+    params = vae.initial(latent, mean, jax.random.key(1))
 
     def of(make):
         def loss(layers, key):
             of = {**params, "layers": layers}
-            expected = lambda key: vae.negative_elbo(make, arity, mean, of, key, image)
+            expected = lambda key: vae.negative_elbo(make, latent, mean, of, key, image)
             return ge.expectation(expected)(key)
 
         return jax.grad(loss)
@@ -434,7 +435,7 @@ def test_autoencoder_has_the_gradient_of_its_elbo(arity, tiny_autoencoder):
 def test_autoencoder_is_trained(name):
     splits = vae.load(os.environ["GRADEST_DATA"])
     few = vae.Splits(splits.train[:5000], splits.valid[:100], splits.test[:100])
-    _, told = vae.train(name, 16, 1e-3, 0, few, num_stages=2)
+    _, told = vae.train(name, vae.Latent(20, 16), 1e-3, 0, few, num_stages=2)
     assert told[1]["loss"] < told[0]["loss"] - 10
     assert told[1]["valid"] < 190
 
@@ -442,17 +443,18 @@ def test_autoencoder_is_trained(name):
 @pytest.mark.parametrize("arity", [2, 3])
 def test_bound_of_many_draws_is_the_likelihood(arity, tiny_autoencoder):
     """And the ELBO is above it by KL(q || p(z | x)), from sums over all values."""
+    latent = vae.Latent(2, arity)
     mean, image = jnp.asarray(IMAGES.mean(axis=0), jnp.float32), jnp.asarray(IMAGES[0], jnp.float32)
-    params = vae.initial(arity, mean, jax.random.key(1))
-    q = vae.posterior(params["layers"], arity, mean, image)
+    params = vae.initial(latent, mean, jax.random.key(1))
+    q = vae.posterior(params["layers"], latent, mean, image)
     values, weights = oracles.points(q)
     likelihoods = jax.vmap(vae.log_likelihood, in_axes=(None, 0, None))(
         params["layers"], values, image
     )
-    exact = vae.VARIABLES * math.log(arity) - jax.nn.logsumexp(likelihoods)
-    told = vae.bounds(params, arity, 400_000, False, mean, jax.random.key(0), image[None])
+    exact = 2 * math.log(arity) - jax.nn.logsumexp(likelihoods)
+    told = vae.bounds(params, latent, 400_000, False, mean, jax.random.key(0), image[None])
     np.testing.assert_allclose(told["bound"], exact, atol=0.01)
-    log_prior = -vae.VARIABLES * math.log(arity)
+    log_prior = -2 * math.log(arity)
     elbo = jnp.sum(weights * (jnp.log(weights) - log_prior - likelihoods))
     np.testing.assert_allclose(told["elbo"], elbo, atol=0.01)
 
@@ -462,18 +464,18 @@ def test_autoencoder_goes_on_with_the_better_rate(monkeypatch, tmp_path):
     asked = []
     valid = {1: [4.0, 2.0], 2: [1.0, 4.0]}
 
-    def train(name, arity, rate, seed, splits, stages, file):
+    def train(name, latent, rate, seed, splits, stages, file):
         asked.append((rate, stages))
         told = [{"valid": valid[rate][seed]}, {"valid": 0.0}]
         return {}, [*told, {"bound": 10.0 * rate, "elbo": 99.0}]
 
-    sizes = {"EPOCHS_TO_CHOOSE": 1, "EPOCHS": 2, "RATES": (1, 2), "METHODS": {"ST": None}}
+    sizes = {"EPOCHS_TO_CHOOSE": 1, "EPOCHS": 2, "RATES": (1, 2), "METHODS": {"GS": None}}
     for name, value in sizes.items():
         monkeypatch.setattr(vae, name, value)
     monkeypatch.setattr(vae, "train", train)
     monkeypatch.setattr(vae, "load", lambda directory: None)
     rows = vae.run(2, False, tmp_path)
-    assert rows[0].name == "binary, ST at 2: bound"
+    assert rows[0].name == "binary, GS at 2: bound"
     assert rows[0].ours == [20.0, 20.0]
     assert asked[:6] == [(1, 1), (1, 1), (2, 1), (2, 1), (2, 3), (2, 3)]
 
@@ -488,7 +490,8 @@ def structured_run(file):
 
 
 def autoencoder_run(file):
-    return vae.train("ST-GS", 3, 1e-3, 0, vae.Splits(IMAGES, IMAGES[:5], IMAGES[5:10]), 4, file)
+    splits = vae.Splits(IMAGES, IMAGES[:5], IMAGES[5:10])
+    return vae.train("ST-GS", vae.Latent(2, 3), 1e-3, 0, splits, 4, file)
 
 
 @pytest.mark.parametrize("run", [structured_run, autoencoder_run])
