@@ -397,7 +397,7 @@ def test_structured_curves_are_told_and_drawn(monkeypatch):
     assert "curve" not in rows[1]
     (axes,) = structured.picture(rows).axes
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), [80.0, 60.0, 57.0])
-    assert " arm, linear" in [text.get_text() for text in axes.texts]
+    assert axes.get_legend_handles_labels()[1] == ["arm, linear", "published"]
 
 
 # ---- The discrete variational autoencoder --------------------------------------------------

@@ -85,7 +85,7 @@ NONLINEAR, LINEAR = Network(300, signs=False), Network(None, signs=True)
 NETWORKS = {"linear": LINEAR, "nonlinear": NONLINEAR}
 RUNS = [
     ("arm", "linear", EPOCHS),
-    ("arm", "nonlinear", 400),
+    ("arm", "nonlinear", 150),
     ("straight_through", "linear", 50),
     ("score_function_loo", "linear", 50),
     ("disarm", "linear", 50),
@@ -255,17 +255,11 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> Figure:
         if "curve" not in row:
             continue
         name, curve = re.split(r", [\d,]+ epochs", row["name"])[0], row["curve"]
-        epochs, losses = zip(*curve, strict=True)
-        (line,) = axes.plot(epochs, losses, linewidth=1.4, marker="." if len(curve) < 20 else "")
-        axes.annotate(
-            f" {name}",
-            (epochs[-1], losses[-1]),
-            color=line.get_color(),
-            fontsize="small",
-            va="center",
-        )
-    axes.axhline(PUBLISHED, color="black", linestyle="--", linewidth=1)
-    axes.annotate("published", (0, PUBLISHED), fontsize="small", va="bottom")
+        axes.plot(*zip(*curve, strict=True), linewidth=1.3, marker=".", markersize=4, label=name)
+    axes.axhline(PUBLISHED, color="black", linestyle="--", linewidth=1, label="published")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(frameon=False, fontsize="small")
     axes.set(
         xlabel="epochs", ylabel="test loss of 1,000 images", title="The lower half from the upper"
     )
