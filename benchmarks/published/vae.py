@@ -71,10 +71,8 @@ PUBLISHED = {
     "binary": {"GS": 98.2, "GR-MC10": 100.7, "ST-GS": 100.7, "ST": 105.5, "REINFORCE": 202.6},
     "16-ary": {"GS": 96.8, "GR-MC10": 97.9, "ST-GS": 98.8, "ST": 108.2, "REINFORCE": 169.4},
 }
-# Of whom the one that is the better in the paper is the worse here.
-OTHERWISE = {("16-ary", "GS", "GR-MC10"), ("16-ary", "GS", "ST-GS")}
-# Test losses of the whole run's first epoch, and how far runs are apart there.
-QUICK = {("ST-GS", 1e-3): (141.0, 0.6)}
+# Validation losses of the whole run's first epoch, and how far runs are apart there.
+QUICK = {("ST-GS", 1e-3): (141.7, 0.8)}
 
 
 def initial(latent: Latent, mean: jax.Array, key: jax.Array) -> Params:
@@ -282,9 +280,8 @@ def run(seeds: int, quick: bool, state: pathlib.Path | None = None) -> list[Row]
         for better, worse in itertools.combinations(METHODS, 2):
             difference = round(PUBLISHED[kind][worse] - PUBLISHED[kind][better], 1)
             if difference > 0:
-                low = -math.inf if (kind, better, worse) in OTHERWISE else 0.0
-                target = Target(difference, low)
                 ours = (losses[worse] - losses[better]).tolist()
+                target = Target(difference, low=0.0)
                 rows.append(Row(f"{kind}: {worse} less {better}", target, ours))
     label, told = tested(*LARGER, "GS")
     rows.append(Row(f"{label}: bound", None, told["bound"]))
