@@ -12,8 +12,10 @@ of 1,000 draws for each of 2,000 test images. The ELBO of the same draws is besi
 of relaxed draws for the Gumbel-softmax, which trains nothing else: it is no bound, and at a
 temperature of 0.5 many nats better than what the model is worth.
 
-The paper has a network that it does not describe in full, and hyperparameters, the temperature
-among them, searched for each estimator.
+With 16 categories the bounds are three to four nats above the published ones (straight-through's is
+equal, REINFORCE's below), with bits 11 to 15 above, and REINFORCE's 67 below. What remains is not
+explained: the paper has a network that it does not describe in full, and hyperparameters, the
+temperature among them, searched for each estimator.
 """
 
 import dataclasses
@@ -54,8 +56,6 @@ class Latent(NamedTuple):
 
 
 LATENTS = {"binary": Latent(20, 2), "16-ary": Latent(20, 16)}
-# Trained by the Gumbel-softmax, to see what the size is worth.
-LARGER = "200 bits", Latent(200, 2)
 HOLD, RATE = 500, 1e-4
 SCHEDULE = optax.exponential_decay(1.0, HOLD, math.exp(-RATE * HOLD), staircase=True, end_value=0.5)
 
@@ -283,9 +283,6 @@ def run(seeds: int, quick: bool, state: pathlib.Path | None = None) -> list[Row]
                 ours = (losses[worse] - losses[better]).tolist()
                 target = Target(difference, low=0.0)
                 rows.append(Row(f"{kind}: {worse} less {better}", target, ours))
-    label, told = tested(*LARGER, "GS")
-    rows.append(Row(f"{label}: bound", None, told["bound"]))
-    rows.append(Row(f"{label}: negative ELBO", None, told["elbo"]))
     return rows
 
 
