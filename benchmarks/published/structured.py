@@ -38,7 +38,7 @@ PUBLISHED, EPOCHS = 57.9, 2000
 HELD_OUT, SLOPE = 5000, 0.2
 GREY_FILE = "grey_mnist.npz"
 # The epochs between tests of 1,000 images, and those after which a row has their loss.
-TESTED_EVERY, SHOWN = 50, (150, 200, 400, 550, 1000)
+TESTED_EVERY, SHOWN = 50, (150, 250, 400, 550, 1000)
 # The loss of the whole run's fifth epoch, and how far runs are apart there.
 QUICK_EPOCHS, QUICK = 5, (107.3, 1.0)
 
@@ -80,7 +80,7 @@ class Network:
 NONLINEAR, LINEAR = Network(300, signs=False), Network(None, signs=True)
 NETWORKS = {"linear": LINEAR, "nonlinear": NONLINEAR}
 # Of fewer epochs than all: as far as they were trained.
-RUNS = [("arm", "linear", 1250), ("arm", "nonlinear", 200)]
+RUNS = [("arm", "linear", 1500), ("arm", "nonlinear", 250)]
 
 
 def log_likelihood(logits: jax.Array, pixels: jax.Array) -> jax.Array:
