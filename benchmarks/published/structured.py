@@ -80,7 +80,7 @@ class Network:
 NONLINEAR, LINEAR = Network(300, signs=False), Network(None, signs=True)
 NETWORKS = {"linear": LINEAR, "nonlinear": NONLINEAR}
 # Of fewer epochs than all: as far as they were trained.
-RUNS = [("arm", "linear", 1500), ("arm", "nonlinear", 250)]
+RUNS = [("arm", "linear", EPOCHS), ("arm", "nonlinear", 250)]
 
 
 def log_likelihood(logits: jax.Array, pixels: jax.Array) -> jax.Array:
