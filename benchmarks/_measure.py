@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results"
@@ -93,11 +94,14 @@ def compile_times(
 
     cached = jax.config.jax_enable_compilation_cache  # pyright: ignore
     jax.config.update("jax_enable_compilation_cache", False)
+    # JAX asks once whether there is one.
+    compilation_cache.reset_cache()
     try:
         measure = lambda name: lambda: seconds(make[name])
         times = interleave({name: measure(name) for name in make}, rounds + 1)
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
+        compilation_cache.reset_cache()
     return {name: np.array(ts)[1:] for name, ts in times.items()}
 
 
