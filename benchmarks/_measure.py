@@ -156,8 +156,9 @@ def describe(machine: Mapping[str, Any]) -> str:
     """One line for people."""
     device = "" if machine["platform"] == "cpu" else f"{machine['device']}, "
     load = f", load {machine['load']} before the start" if "load" in machine else ""
+    cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"
     return (
-        f"{device}{machine['cores']} cores of {machine['cpu']}{load}, jax {machine['jax']} with "
+        f"{device}{cores} of {machine['cpu']}{load}, jax {machine['jax']} with "
         f"jaxlib {machine['jaxlib']}, Python {machine['python']}, {machine['date']}"
     )
 

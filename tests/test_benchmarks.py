@@ -121,12 +121,13 @@ def test_every_row_that_is_shown_has_its_dot(name):
 
 
 def test_goals_that_are_missed_are_hollow():
-    (path,) = measure.result_files("programs")
-    results = json.loads(path.read_text())
+    results = json.loads(measure.result_files("programs")[0].read_text())
+    times = results["programs"]["vae"]["time"]
+    times["gradest"] = [0.9, 0.9, 0.9]
     missed = [name for row in results["programs"].values() for name in programs.goals_missed(row)]
     panels = programs.picture(results).panels
     assert sum(dot.hollow for panel in panels for dot in panel.dots) == len(missed)
-    results["programs"]["vae"]["time"]["gradest"] = [2.0, 2.0, 2.0]
+    times["gradest"] = [2.0, 2.0, 2.0]
     panels = programs.picture(results).panels
     assert sum(dot.hollow for panel in panels for dot in panel.dots) == len(missed) + 1
 
