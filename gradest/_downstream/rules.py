@@ -3,7 +3,7 @@
 Names of primitives are those that JAX gave them over time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,16 +21,11 @@ KINKS = {
     *("cummax", "cummin", "reduce_window_max", "reduce_window_min", "pmax", "pmin"),
     *("scatter_max", "scatter_min", "scatter-max", "scatter-min"),
 }
-# Derivatives of max-pooling: of their first operand, where the second one is largest.
-_POOLED = {"select_and_scatter_add", "select_and_gather_add"}
 # What a boolean that is almost surely the same stays so through.
 _FOLDED = {
     *("and", "or", "not", "broadcast_in_dim", "reshape", "squeeze", "transpose", "copy"),
     *("reduce_and", "reduce_or"),
 }
-# Integers that say in which order rows were taken, which whoever uses them undoes.
-_ROW_ORDERS = {"lu", "lu_pivots_to_permutation"}
-_WITHOUT_VALUE = {"random_wrap", "random_seed", "axis_index", "create_token"}
 _SUMS = {"add", "sub", "add_any"}
 _OF_TWO = {*_SUMS, "mul", "div", "max", "min"}
 # Where a step of an operand may vanish. Elsewhere a value steps where its operand does.
@@ -86,81 +81,189 @@ class Flow:
         self.number, self.meets = number, meets
 
 
-def flow_of(
-    name: str,
-    params: Mapping[str, Any],
-    ins: Sequence[Value],
-    out: int,
-    dtype: Any,
-    step: Origin | None,
-    draws: Following,
-) -> Flow:
-    """What becomes of the operands in result number `out` of an equation without jaxprs.
+class Operation:
+    """A result of an equation without jaxprs, one of whose operands at least depends on a draw.
 
-    Args:
+    Attributes:
       name: of the primitive.
       params: of the equation.
-      ins: the operands, of which one at least depends on a draw.
+      ins: the operands.
       out: the number of the result.
       dtype: of the result.
       step: the equation as an origin; None where it is known that what it compares is meant.
       draws: of the analysis.
+      dependent: the operands that depend on a draw.
+      flow: the draws of which an operand has a derivative.
+      kinked: those of them in which one has kinks.
+      jumps: the steps of the operands.
+      steps: its own, if it steps where an operand moves.
     """
-    if name == "gradest_weighted":
-        # Where it is masked, it has no weight.
-        ins = [x for x in ins if is_float(x.dtype)]
-    dependent = [x for x in ins if x.depends]
-    flow = kinked = 0
-    for x in dependent:
-        flow, kinked = flow | x.flow, kinked | x.kinked
-    jumps = joined(*(x.jumps for x in dependent))
-    steps = {step: flow | everywhere(jumps)} if flow and step is not None else NONE
-    stepped = steps if flow else jumps  # what is compared, and how often it steps itself
 
-    if name == "stop_gradient":
-        kept = draws.transparent
-        steep = only(dependent[0].steep, kept)
-        return Flow(flow & kept, only(jumps, kept), kinked=kinked, steep=steep)
-    if name in _WITHOUT_VALUE or (name in _ROW_ORDERS and not is_float(dtype)):
-        return Flow()
-    if name in COMPARISONS:
-        return Flow(0, stepped)
-    if name in EQUALITIES or (name == "convert_element_type" and dtype == np.bool_ and flow):
-        # Almost surely different: from what is infinite, and if the draw's law has a density.
-        infinite = any(map(_is_infinite, ins))
-        smooth = flow and not (kinked or jumps or any(x.hard for x in dependent))
-        return Flow(number=np.bool_(name != "eq")) if infinite or smooth else Flow(0, stepped)
-    if name in ("rem", "atan2"):
-        return Flow(flow, joined(jumps, steps), kinked=kinked, meets=True)
-    if name in STEPS or not is_float(dtype):  # casts, indices of sort and top_k, unknown integers
-        return Flow(0, stepped)
-    num_keys = params["num_keys"] if name == "sort" else out + 1
-    if out >= num_keys and any(x.depends for x in ins[:num_keys]):
-        # What is carried along has its own derivative only.
-        of = ins[out]
-        return Flow(of.flow, joined(jumps, steps), kinked=of.kinked, meets=True)
+    def __init__(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        ins: Sequence[Value],
+        out: int,
+        dtype: Any,
+        step: Origin | None,
+        draws: Following,
+    ):
+        self.name, self.params, self.ins, self.out, self.dtype = name, params, ins, out, dtype
+        self.step, self.draws = step, draws
+        self.dependent = [x for x in ins if x.depends]
+        self.flow = self.kinked = 0
+        for x in self.dependent:
+            self.flow, self.kinked = self.flow | x.flow, self.kinked | x.kinked
+        self.jumps = joined(*(x.jumps for x in self.dependent))
+        own = self.flow and step is not None
+        self.steps = {step: self.flow | everywhere(self.jumps)} if own else NONE
 
-    if name in _POOLED:
-        return Flow(ins[0].flow, joined(jumps, steps if ins[1].depends else NONE), kinked=kinked)
-    if name == "mul" and any(x.number is not None and not x.number for x in ins):
-        return Flow()
-    if name == "select_n" and step is not None and any(map(_is_infinite, ins[1:])):
-        # A relaxed point is never at the values of the draw, so a mask need not be seen to change.
-        masked = everywhere(ins[0].jumps) & draws.relaxed
-        jumps = joined(jumps, {(STEEP, step): masked} if masked else NONE)
-    steep = joined(*(x.steep for x in dependent))
-    if name in ("mul", "div") and len(ins) == 2 and step is not None:
-        steep = _scaled(name, ins, steep, step, draws.relaxed)
-    if steep and name not in _LINEAR:
+    def of(self, ins: Sequence[Value]) -> "Operation":
+        """As if it had only these operands."""
+        return Operation(self.name, self.params, ins, self.out, self.dtype, self.step, self.draws)
+
+
+Rule = Callable[[Operation], Flow]
+_OF_ANY: dict[str, Rule] = {}
+_OF_FLOATS: dict[str, Rule] = {}
+
+
+def flow_of(operation: Operation) -> Flow:
+    """What becomes of the operands in the result."""
+    if (rule := _OF_ANY.get(operation.name)) is not None:
+        return rule(operation)
+    if not is_float(operation.dtype):  # the order of sort and top_k, unknown integers
+        return _stepping(operation)
+    return _OF_FLOATS.get(operation.name, _smooth)(operation)
+
+
+def _rule(rules: dict[str, Rule], *names: str) -> Callable[[Rule], Rule]:
+    def register(function: Rule) -> Rule:
+        rules.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+# ---- Results of any type -------------------------------------------------------------------
+
+
+@_rule(_OF_ANY, *COMPARISONS, *STEPS)
+def _stepping(op: Operation) -> Flow:
+    # What is compared steps as often as its operand does.
+    return Flow(0, op.steps if op.flow else op.jumps)
+
+
+@_rule(_OF_ANY, *EQUALITIES)
+def _equal(op: Operation) -> Flow:
+    # Almost surely different: from what is infinite, and if the draw's law has a density.
+    infinite = any(map(_is_infinite, op.ins))
+    smooth = op.flow and not (op.kinked or op.jumps or any(x.hard for x in op.dependent))
+    return Flow(number=np.bool_(op.name != "eq")) if infinite or smooth else _stepping(op)
+
+
+@_rule(_OF_ANY, "convert_element_type")
+def _converted(op: Operation) -> Flow:
+    if op.dtype == np.bool_ and op.flow:
+        return _equal(op)  # to 0
+    return _smooth(op) if is_float(op.dtype) else _stepping(op)
+
+
+@_rule(_OF_ANY, "stop_gradient")
+def _stopped(op: Operation) -> Flow:
+    kept = op.draws.transparent
+    steep = only(op.dependent[0].steep, kept)
+    return Flow(op.flow & kept, only(op.jumps, kept), kinked=op.kinked, steep=steep)
+
+
+@_rule(_OF_ANY, "random_wrap", "random_seed", "axis_index", "create_token")
+def _without_value(op: Operation) -> Flow:
+    del op
+    return Flow()
+
+
+@_rule(_OF_ANY, "lu", "lu_pivots_to_permutation")
+def _factorized(op: Operation) -> Flow:
+    # Integers say in which order rows were taken, which whoever uses them undoes.
+    return _smooth(op) if is_float(op.dtype) else Flow()
+
+
+@_rule(_OF_ANY, "rem", "atan2")
+def _wrapped(op: Operation) -> Flow:
+    return Flow(op.flow, joined(op.jumps, op.steps), kinked=op.kinked, meets=True)
+
+
+# ---- Results that are floating numbers -----------------------------------------------------
+
+
+def _smooth(op: Operation) -> Flow:
+    return _continuous(op, op.jumps, joined(*(x.steep for x in op.dependent)))
+
+
+def _continuous(
+    op: Operation, jumps: Mapping[Origin, Draws], steep: Mapping[Origin, Draws]
+) -> Flow:
+    """Of what is continuous in its operands, but for `jumps`."""
+    if steep and op.name not in _LINEAR:
         jumps, steep = joined(jumps, steep), NONE
-    if name in KINKS:
-        kinked = flow
     # The steps of different places do not cancel.
-    apart = name in _SUMS and not (ins[0].jumps.keys() & ins[1].jumps.keys())
-    all_depend = name not in _OF_TWO or len(dependent) == len(ins)
-    meets = name == "select_n" or (name in _MEETINGS and all_depend and not apart)
-    meets = meets or (name.startswith("scatter") and bool(ins[1].jumps))
-    return Flow(flow, jumps, kinked=kinked, steep=steep, meets=meets and bool(jumps))
+    apart = op.name in _SUMS and not (op.ins[0].jumps.keys() & op.ins[1].jumps.keys())
+    all_depend = op.name not in _OF_TWO or len(op.dependent) == len(op.ins)
+    meets = op.name == "select_n" or (op.name in _MEETINGS and all_depend and not apart)
+    meets = meets or (op.name.startswith("scatter") and bool(op.ins[1].jumps))
+    kinked = op.flow if op.name in KINKS else op.kinked
+    return Flow(op.flow, jumps, kinked=kinked, steep=steep, meets=meets and bool(jumps))
+
+
+@_rule(_OF_FLOATS, "sort")
+def _sorted(op: Operation) -> Flow:
+    num_keys = op.params["num_keys"]
+    if op.out < num_keys or not any(x.depends for x in op.ins[:num_keys]):
+        return _smooth(op)
+    # What is carried along has its own derivative only.
+    of = op.ins[op.out]
+    return Flow(of.flow, joined(op.jumps, op.steps), kinked=of.kinked, meets=True)
+
+
+@_rule(_OF_FLOATS, "select_and_scatter_add", "select_and_gather_add")
+def _pooled(op: Operation) -> Flow:
+    # Derivatives of max-pooling: of their first operand, where the second one is largest.
+    steps = op.steps if op.ins[1].depends else NONE
+    return Flow(op.ins[0].flow, joined(op.jumps, steps), kinked=op.kinked)
+
+
+@_rule(_OF_FLOATS, "select_n")
+def _selected(op: Operation) -> Flow:
+    jumps = op.jumps
+    if op.step is not None and any(map(_is_infinite, op.ins[1:])):
+        # A relaxed point is never at the values of the draw, so a mask need not be seen to change.
+        masked = everywhere(op.ins[0].jumps) & op.draws.relaxed
+        jumps = joined(jumps, {(STEEP, op.step): masked} if masked else NONE)
+    return _continuous(op, jumps, joined(*(x.steep for x in op.dependent)))
+
+
+@_rule(_OF_FLOATS, "mul", "div")
+def _scaled(op: Operation) -> Flow:
+    if op.name == "mul" and any(x.number is not None and not x.number for x in op.ins):
+        return Flow()
+    steep = joined(*(x.steep for x in op.dependent))
+    for x, by in (op.ins, op.ins[::-1]):
+        relaxed = x.flow & op.draws.relaxed
+        if op.step is None or by.number is None or not relaxed:
+            continue
+        size = float(abs(by.number))
+        if op.name == "div" and by is op.ins[1]:
+            size = 1 / size if size else np.inf
+        if size >= LARGE:
+            steep = joined(steep, {(STEEP, op.step): relaxed})
+    return _continuous(op, op.jumps, steep)
+
+
+@_rule(_OF_FLOATS, "gradest_weighted")
+def _weighted(op: Operation) -> Flow:
+    # Where it is masked, it has no weight.
+    return _smooth(op.of([x for x in op.ins if is_float(x.dtype)]))
 
 
 def _is_infinite(x: Value) -> bool:
@@ -170,23 +273,7 @@ def _is_infinite(x: Value) -> bool:
     return isinstance(x.number, float) and bool(np.isinf(x.number))
 
 
-def _scaled(
-    name: str,
-    ins: Sequence[Value],
-    steep: Mapping[Origin, Draws],
-    step: Origin,
-    relaxed: Draws,
-) -> Mapping[Origin, Draws]:
-    """What is steep in a product, or a quotient by a constant."""
-    for x, by in ((ins[0], ins[1]), (ins[1], ins[0])):
-        if by.number is None or not (x.flow & relaxed):
-            continue
-        size = float(abs(by.number))
-        if name == "div" and by is ins[1]:
-            size = 1 / size if size else np.inf
-        if size >= LARGE:
-            return joined(steep, {(STEEP, step): x.flow & relaxed})
-    return steep
+# ---- Values that are known -----------------------------------------------------------------
 
 
 def folded(name: str, ins: Sequence[Value]) -> Any:

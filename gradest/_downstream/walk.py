@@ -10,7 +10,7 @@ from .. import _jaxpr
 from .._jaxpr import is_var
 from .graph import Graph, Tracked, compares_within
 from .probe import Prober
-from .rules import STEEP, STEPS, Flow, continuous, flow_of, folded
+from .rules import STEEP, STEPS, Flow, Operation, continuous, flow_of, folded
 from .values import NONE, Draws, Origin, Value, is_float, joined, only
 
 
@@ -160,7 +160,7 @@ class Walk(Graph):
         same = name, out, self._parameters(eqn), operands, step is None, bool(self.quiet)
         if same in self._same:
             return self._same[same]
-        flow = flow_of(name, eqn.params, ins, out, dtype, step, self)
+        flow = flow_of(Operation(name, eqn.params, ins, out, dtype, step, self))
         value = self.result(eqn, ins, out, flow)
         if flow.meets:
             select = name == "select_n"

@@ -57,11 +57,13 @@ def _moments(
     x, g = sample.reshape(len(sample), -1), leaf.reshape(-1)
     norm = np.linalg.norm(g)
     assert norm > 0, f"{path}: no power to see an error, where the exact result is zero"
-    x = np.column_stack([x, x @ g / norm])
+    direction = g / norm
     mean = x.mean(axis=0)
     centred = x - mean
-    variance = np.einsum("ij,ij->j", centred, centred) / (len(x) - 1)
-    return path, mean, np.append(g, norm), np.sqrt(variance / len(x)), len(x)
+    covariance = centred.T @ centred / (len(x) - 1)
+    variance = np.append(np.diag(covariance), direction @ covariance @ direction)
+    means = np.append(mean, mean @ direction)
+    return path, means, np.append(g, norm), np.sqrt(variance / len(x)), len(x)
 
 
 def assert_variance(samples: Any, exact: Any) -> None:
