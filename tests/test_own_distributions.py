@@ -289,9 +289,7 @@ def test_what_is_lacking_is_named():
 
 
 def test_pairs_that_do_not_match_the_parameters():
-    class Wrong(Maxwell):
-        parameters = ("scale",)
-
+    class Wrong(Maxwell):  # with the parameters of its base
         def weak_derivative(self, key, x, coupled=True):
             return [*super().weak_derivative(key, x, coupled)] * 2
 

@@ -20,10 +20,11 @@ from .permutation_toy import PERMUTATION_TOY
 from .polynomial import POLYNOMIAL
 from .rebar_sbn import REBAR_SBN
 from .relax_toy import RELAX_TOY
-from .structured import STRUCTURED
+from .structured import BESIDE_IT, STRUCTURED
 from .vae import VAE
 
-ALL = {r.name: r for r in (REBAR_SBN, POLYNOMIAL, BLR, RELAX_TOY, PERMUTATION_TOY, STRUCTURED, VAE)}
+FEW_MINUTES = (REBAR_SBN, POLYNOMIAL, BLR, RELAX_TOY, PERMUTATION_TOY)
+ALL = {r.name: r for r in (*FEW_MINUTES, STRUCTURED, BESIDE_IT, VAE)}
 STATE = pathlib.Path(__file__).parents[1] / ".state"
 FAILED, INTERRUPTED = 1, 130
 

@@ -46,9 +46,9 @@ class WeakDerivative(NamedTuple):
 class Distribution(Derived, abc.ABC):
     """A pytree whose leaves are its parameters.
 
-    A subclass lists its parameters' names, broadcasts them against each other when it is
-    made (so that a leading axis on every leaf is a leading axis of the draw), and may be
-    rebuilt by JAX with anything at all in the place of its leaves.
+    A subclass lists its parameters' names, where they are not those of its base, broadcasts them
+    against each other when it is made (so that a leading axis on every leaf is a leading axis of
+    the draw), and may be rebuilt by JAX with anything at all in the place of its leaves.
 
     `sample` and `log_prob` are all that it must have. What else it has decides which estimators
     serve it:
@@ -96,7 +96,7 @@ class Distribution(Derived, abc.ABC):
             cls.sample = _calls.sampling(vars(cls)["sample"])
         if "__init__" in vars(cls):
             cls.__init__ = _calls.made(vars(cls)["__init__"])
-        if "parameters" in vars(cls):
+        if hasattr(cls, "parameters"):
             jax.tree_util.register_pytree_with_keys(
                 cls, cls._flatten_with_keys, cls._unflatten, cls._flatten
             )
