@@ -15,6 +15,7 @@ version = release = _project["version"]
 author = copyright = _project["authors"][0]["name"]
 
 extensions = [
+    "_extensions.breaks",
     "_extensions.mathml",
     "_extensions.docstrings",
     "_extensions.examples",
@@ -44,6 +45,8 @@ autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+# Docstrings say what an attribute is; annotations name JAX's private modules.
+napoleon_attr_annotations = False
 napoleon_custom_sections = ["Reference"]
 
 # Prompts and results are not copied.
