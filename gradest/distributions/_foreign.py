@@ -197,6 +197,13 @@ def _normal_by_operator(d: Any) -> Distribution:
     return MultivariateNormal(jnp.zeros(factor.shape[-1:]) if d.loc is None else d.loc, factor)
 
 
+def _normal_by_low_rank(d: Any) -> Distribution:
+    """One of TFP's with a covariance of low rank plus a diagonal, not a scale of that form."""
+    factor, diagonal = jnp.asarray(d.cov_perturb_factor), jnp.asarray(d.cov_diag_factor)
+    loc = jnp.zeros(factor.shape[-2:-1], factor.dtype) if d.loc is None else d.loc
+    return LowRankMultivariateNormal(loc, factor, diagonal)
+
+
 def _normal_by_diagonal(d: Any) -> Distribution:
     scale = jnp.asarray(d.scale_diag)
     return MultivariateNormal(d.loc, scale[..., None] * jnp.eye(scale.shape[-1], dtype=scale.dtype))
@@ -328,6 +335,9 @@ _TFP: Mapping[str, Twin] = {
     "MultivariateNormalDiag": Twin(MultivariateNormal, _normal_by_operator),
     "MultivariateNormalTriL": Twin(MultivariateNormal, _normal_by_operator),
     "MultivariateNormalFullCovariance": Twin(MultivariateNormal, _normal_by_operator),
+    "MultivariateNormalDiagPlusLowRankCovariance": Twin(
+        LowRankMultivariateNormal, _normal_by_low_rank
+    ),
     "Exponential": _by(Exponential, "rate"),
     "Uniform": _by(Uniform, "low", "high"),
     "Gamma": _log_rate(Gamma, "concentration"),

@@ -248,7 +248,8 @@ _UNBOUNDED = {
     *("Normal", "Laplace", "Logistic", "Gumbel", "Cauchy", "StudentT", "JohnsonSU", "SinhArcsinh"),
     *("MultivariateNormalDiag", "MultivariateNormalTriL", "MultivariateNormalTri"),
     *("MultivariateNormalFullCovariance", "MultivariateNormalDiagPlusLowRank"),
-    *("MultivariateNormalFromBijector", "LogStddevNormal", "Moyal", "GeneralizedNormal"),
+    *("MultivariateNormalDiagPlusLowRankCovariance", "MultivariateNormalFromBijector"),
+    *("LogStddevNormal", "Moyal", "GeneralizedNormal"),
 }
 #: Transforms that map the whole space onto itself.
 _ONTO = {

@@ -115,6 +115,12 @@ EXAMPLES: Mapping[str, Mapping[str, Example | list[Example]]] = {
         "MultivariateNormalFullCovariance": lambda d: d.MultivariateNormalFullCovariance(
             PAIR, COVARIANCE
         ),
+        "MultivariateNormalDiagPlusLowRankCovariance": [
+            lambda d: d.MultivariateNormalDiagPlusLowRankCovariance(PAIR, SCALES, FACTOR[:, :1]),
+            lambda d: d.MultivariateNormalDiagPlusLowRankCovariance(
+                cov_diag_factor=SCALES, cov_perturb_factor=FACTOR[:, :1]
+            ),
+        ],
         "Exponential": lambda d: d.Exponential(SCALES),
         "Uniform": lambda d: d.Uniform(PAIR, 1.5),
         "Gamma": [lambda d: d.Gamma(SCALES, 1.7), lambda d: d.Gamma(SCALES, log_rate=0.7)],
