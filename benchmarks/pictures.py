@@ -21,7 +21,8 @@ from . import _measure
 
 #: The benchmarks whose results are drawn here, by the name of their results.
 BENCHMARKS = (
-    *("speed", "transform", "programs", "elbo", "estimators", "epidemic", "subsets", "peers"),
+    *("speed", "transform", "programs", "elbo", "vocabulary"),
+    *("estimators", "epidemic", "subsets", "peers"),
 )
 # Okabe and Ito's blue and vermilion, told apart without colours by being filled or not.
 _GOOD, _OTHER, _INK = "#0072b2", "#d55e00", "0.15"

@@ -28,6 +28,7 @@ accelerators = importlib.import_module("benchmarks.accelerators")
 epidemic = importlib.import_module("benchmarks.epidemic")
 programs = importlib.import_module("benchmarks.programs")
 elbo = importlib.import_module("benchmarks.elbo")
+vocabulary = importlib.import_module("benchmarks.vocabulary")
 peers = importlib.import_module("benchmarks.peers.__main__")
 peers_vae, peers_gradient, peers_policy, peers_memory, compared = (
     importlib.import_module(f"benchmarks.peers.{name}")
@@ -46,6 +47,7 @@ BENCHMARKS = {
     "epidemic": epidemic,
     "programs": programs,
     "elbo": elbo,
+    "vocabulary": vocabulary,
     "peers": peers,
 }
 
@@ -60,6 +62,33 @@ def test_bounds_are_compared(tmp_path):
     assert elbo.product(rows, rows[0]) == 1
     twice = {**rows[0], "variance": 2 * rows[0]["variance"]}
     assert elbo.product(rows, twice) == 2
+
+
+def test_the_laws_that_are_timed_are_one():
+    """With chunks that do not divide the vocabulary: the same gradients of a log-probability."""
+    hidden, weights, key = vocabulary.arguments(50)
+    scored = vocabulary.OPERATIONS[1]
+    plain, chunked = (
+        vocabulary.operations(law)[scored](hidden, weights, key)
+        for law in vocabulary.laws(16).values()
+    )
+    for a, b in zip(plain, chunked, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_quick_run_of_the_vocabularies(tmp_path, capsys):
+    """What is only compiled has no times, and the memory of a chunk whatever the vocabulary."""
+    assert vocabulary.main(["--quick", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("vocabulary-*.json")
+    results = json.loads(path.read_text())
+    *_, timed, compiled = results["rows"]
+    assert "time" in timed
+    assert "time" not in compiled
+    chunked, plain = vocabulary.CHUNKED, vocabulary.PLAIN
+    assert compiled["MB"][chunked] < 1.1 * timed["MB"][chunked]
+    assert compiled["MB"][plain] > 1.5 * timed["MB"][plain]
+    assert capsys.readouterr().out.strip() == vocabulary.render(results)
 
 
 @pytest.mark.parametrize("name", speed.CASES)

@@ -360,7 +360,7 @@ def test_ctrl_c_leaves_what_is_finished(tmp_path):
     assert second["name"] == "score_function"
     assert second["status"] == "interrupted"
     assert second["steps"] < 20_000
-    assert document["left_out"] == {"straight_through": "interrupted before it began"}
+    assert document["left_out"] == {"straight_through": "the run was interrupted before"}
     assert "score_function *" in out
     assert "* score_function: interrupted after" in " ".join(out.split())
     check_picture(path.parent / "steps.png")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 import gradest as ge
 from gradest import records
@@ -570,6 +571,25 @@ def test_verdicts_say_ties(ties):
     assert second == "Least variance x ms of the unbiased: rebar."
     (line,) = report.verdicts(vae(), [finished("rebar", [-20.0]), finished("arm", [-21.0])])
     assert line.startswith("One seed is no verdict")
+
+
+@pytest.mark.parametrize("columns", [44, 80])
+def test_a_bar_is_one_line(columns, monkeypatch):
+    """Whatever the name of the method and however narrow the terminal."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    runs = [finished("score_function_loo", [-123.4] * 3), finished("rebar", [-99.0] * 3)]
+    bars = compare.Bars(vae(), [run.method for run in runs], 2000)
+    for run in runs:
+        bars.show(training.Run(run.method, 9))
+    bars.show(runs[0])
+    with bars._console.capture() as shown:
+        bars._console.print(bars._progress)
+    lines = [Text.from_ansi(line).plain for line in shown.get().splitlines()]
+    assert len(lines) == len(runs)
+    assert max(map(len, lines)) <= columns
+    assert "-123.40" in lines[0]
+    assert "compiling" in lines[1]
 
 
 def test_narrow_columns_keep_the_metric():

@@ -1,7 +1,7 @@
 """Equations as MathML, which browsers render by themselves, in a font that the site brings.
 
-Without a font that has a table of mathematics, brackets do not grow, and primes and indices stand in
-the wrong place; most systems have none.
+Without a font that has a table of mathematics, brackets do not grow, and primes and indices stand
+in the wrong place; most systems have none.
 """
 
 import importlib.resources
@@ -14,8 +14,8 @@ from docutils import nodes
 from fontTools import subset
 from sphinx.application import Sphinx
 
-#: What equations are written in: letters, accents, Greek, punctuation, letterlike symbols, arrows and
-#: operators, brackets, and the alphabets of mathematics.
+#: What equations are written in: letters, accents, Greek, punctuation, letterlike symbols, arrows
+#: and operators, brackets, and the alphabets of mathematics.
 _CHARACTERS = [(0x20, 0x17F), (0x2C0, 0x2E0), (0x370, 0x400), (0x2000, 0x2070), (0x2100, 0x2150)]
 _CHARACTERS += [(0x2190, 0x2400), (0x27E6, 0x27F0), (0x1D400, 0x1D800)]
 
@@ -34,9 +34,7 @@ def _write_font(app: Sphinx, error: Exception | None) -> None:
 def write_font(path: pathlib.Path) -> None:
     """STIX Two Math, as far as equations need it: all of it takes six times as long to load."""
     features = ["ssty", "dtls", "flac"]
-    options = subset.Options(
-        flavor="woff", layout_features=features, name_IDs=["*"], hinting=False
-    )
+    options = subset.Options(flavor="woff", layout_features=features, name_IDs=["*"], hinting=False)
     whole = importlib.resources.files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"
     with importlib.resources.as_file(whole) as file:
         font = subset.load_font(str(file), options)

@@ -105,7 +105,7 @@ def run(
     with Bars(it, chosen, steps) as bars, interruptible(bars.say) as interrupted:
         for method in chosen:
             if interrupted.is_set():
-                left_out[method.name] = "interrupted before it began"
+                left_out[method.name] = "the run was interrupted before"
             else:
                 for current in train(it, method, num_seeds=seeds, **options):
                     if current.done == 0:
@@ -191,6 +191,8 @@ class Bars:
     """A live bar for each method on a terminal; elsewhere a line when it is over."""
 
     _WIDE = 76
+    #: What a narrow line has besides the name: "compiling", "-:-- left" and a space before each.
+    _NEWS = 20
 
     def __init__(self, problem: Problem, chosen: Sequence[methods.Method], steps: int):
         self._metric, self._header = problem.metric, problem.header
@@ -202,7 +204,8 @@ class Bars:
             TextColumn("{task.fields[news]}"),
             _Clock(),
         ]
-        if self._console.width < self._WIDE:
+        self._narrow = self._console.is_terminal and self._console.width < self._WIDE
+        if self._narrow:
             # Name, what is reached, and time.
             columns = [columns[0], columns[3], columns[4]]
         self._progress = Progress(
@@ -210,8 +213,12 @@ class Bars:
             console=self._console,
             disable=not self._console.is_terminal,
         )
+        room = self._console.width - self._NEWS
+        label = lambda name: f"{name[: room - 1]}…" if self._narrow and len(name) > room else name
         self._tasks = {
-            method.name: self._progress.add_task(method.label, total=steps, start=False, news="")
+            method.name: self._progress.add_task(
+                label(method.label), total=steps, start=False, news=""
+            )
             for method in chosen
         }
         self._began: dict[str, float] = {}
@@ -228,8 +235,8 @@ class Bars:
 
     def show(self, run: Run) -> None:
         task, value = self._tasks[run.method.name], run.last(self._metric)
-        reached = report.fixed(value)
-        news = "compiling" if run.done == 0 else f"{self._header} {reached}"
+        reached = report.fixed(value) if self._narrow else f"{self._header} {report.fixed(value)}"
+        news = "compiling" if run.done == 0 else reached
         if run.done == 0:
             self._began[run.method.name] = time.monotonic()
             self._progress.start_task(task)

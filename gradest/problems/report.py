@@ -129,7 +129,10 @@ def notes(problem: Problem, runs: Sequence[Run], left_out: Mapping[str, str]) ->
                 f"* {run.method.label}: {run.status} after {run.done:,} of {run.steps:,} steps; "
                 "its numbers are the last it logged."
             )
-    lines += [f"{name} was left out: {reason}." for name, reason in left_out.items()]
+    for reason in dict.fromkeys(left_out.values()):
+        names = [name for name, why in left_out.items() if why == reason]
+        were = "was" if len(names) == 1 else "were"
+        lines.append(f"{', '.join(names)} {were} left out: {reason}.")
     return lines + verdicts(problem, runs)
 
 
