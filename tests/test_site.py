@@ -49,6 +49,7 @@ def site(tmp_path_factory):
         "sphinx_design",
         "sphinx_copybutton",
         "numpyro",
+        "ziamath",
     ):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"needs gradest[docs]: there is no {module}")
@@ -140,6 +141,17 @@ def test_equations_are_mathml(site):
     assert text.count('class="eqno"') > 8
     assert not re.search(r"\\(frac|nabla|mathbb)", text)
     assert "<mi>diag</mi>" in (site / "several-draws.html").read_text("utf-8")
+    # A name is apart from what it is applied to, and from what is multiplied by it.
+    space = '<mspace width="0.17em" />'
+    assert f"</msub>{space}<mi>log</mi>{space}<msub>" in text
+    # In the font that the site brings, which has the table that lets brackets grow.
+    assert b"MATH" in (site / "_static" / "math.woff").read_bytes()[:1000]
+
+
+@pytest.mark.slow
+def test_names_in_tables_may_break(site):
+    table = re.search(r"<table.*?</table>", (site / "choose.html").read_text("utf-8"), re.DOTALL)
+    assert "score_<wbr>function" in table[0]
 
 
 def out_of_order(text: str) -> list[str]:
