@@ -49,10 +49,15 @@ finally:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.notebooks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=["", *(path.stem for path in paths())])
+    parser.add_argument("names", nargs="*", help="of notebooks")
     parser.add_argument("--all", action="store_true", help="run all of them")
     parser.add_argument("--check", action="store_true", help="run nothing")
     arguments = parser.parse_args(argv)
+    # Not by `choices`, which some versions of Python ask of an empty list too.
+    if unknown := set(arguments.names) - {path.stem for path in paths()}:
+        parser.error(
+            f"unknown notebook {min(unknown)!r}; expected some of {', '.join(path.stem for path in paths())}"
+        )
     outdated = [
         path
         for path in paths()
