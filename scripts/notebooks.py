@@ -54,10 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="run nothing")
     arguments = parser.parse_args(argv)
     # Not by `choices`, which some versions of Python ask of an empty list too.
-    if unknown := set(arguments.names) - {path.stem for path in paths()}:
-        parser.error(
-            f"unknown notebook {min(unknown)!r}; expected some of {', '.join(path.stem for path in paths())}"
-        )
+    known = [path.stem for path in paths()]
+    if unknown := set(arguments.names) - set(known):
+        parser.error(f"unknown notebook {min(unknown)!r}; expected some of {', '.join(known)}")
     outdated = [
         path
         for path in paths()
