@@ -13,14 +13,17 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import gammaln
 from jax.typing import DTypeLike
 
+from .._numerics import sigmoid
 from ._derived import wide
 from ._implicit import bounded_exp
 from ._special import (
     digamma_remainder,
     excess,
     gammaln_remainder,
+    log_beta,
     log_ratio,
     mass_excess,
+    shape_divergence,
     standardized,
 )
 
@@ -156,6 +159,19 @@ def _of_extremes(log_scales: jax.Array, apart: jax.Array) -> jax.Array:
 _EULER = 0.5772156649015329
 
 
+class OfStudentT(Information):
+    def _mean(self: Any) -> jax.Array:
+        return jnp.where(self.df > 1, self.loc, jnp.nan)
+
+    def _entropy(self: Any) -> jax.Array:
+        half = self.df / 2
+        # (df + 1) / 2 times digamma(half + 1/2) - digamma(half).
+        remainders = digamma_remainder(half + 0.5) - digamma_remainder(half)
+        of_digammas = (half + 0.5) * (jnp.log1p(1 / self.df) + remainders)
+        of_beta = log_beta(half, jnp.full_like(half, 0.5)) + 0.5 * jnp.log(self.df)
+        return of_digammas + of_beta + jnp.log(self.scale)
+
+
 class OfMultivariateNormal(Information):
     def _mean(self: Any) -> jax.Array:
         return self.loc
@@ -273,7 +289,7 @@ class OfGamma(Information):
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
         a, b = self.concentration, other.concentration
         of_means = mass_excess(a, b, log_ratio(other.rate, self.rate))
-        return of_means + _shape_divergence(a, b)
+        return of_means + shape_divergence(a, b)
 
 
 class OfWeibull(Information):
@@ -327,12 +343,6 @@ def _gamma_entropy(a: jax.Array) -> jax.Array:
     return of_shape + 0.5 * jnp.log(a) + _HALF_LOG_2_PI
 
 
-def _shape_divergence(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Between Gamma(a, a) and Gamma(b, b), which have the same mean."""
-    of_mean_log = (a - b) * digamma_remainder(a)
-    return 0.5 * log_ratio(a, b) + of_mean_log + gammaln_remainder(b) - gammaln_remainder(a)
-
-
 def _dirichlet_entropy(a: jax.Array) -> jax.Array:
     total, num = jnp.sum(a, axis=-1), a.shape[-1]
     of_total = gammaln_remainder(total) + (num - total) * digamma_remainder(total)
@@ -344,8 +354,8 @@ def _dirichlet_divergence(a: jax.Array, b: jax.Array) -> jax.Array:
     """sum_k b_k (m_k / n_k - 1 - log(m_k / n_k)) and what is of remainders, m and n the means."""
     total_a, total_b = (jnp.sum(x, axis=-1) for x in (a, b))
     log_scale = log_ratio(total_b, total_a)[..., None] + jnp.zeros_like(a)
-    of_elements = mass_excess(a, b, log_scale) + _shape_divergence(a, b)
-    return jnp.sum(of_elements, axis=-1) - _shape_divergence(total_a, total_b)
+    of_elements = mass_excess(a, b, log_scale) + shape_divergence(a, b)
+    return jnp.sum(of_elements, axis=-1) - shape_divergence(total_a, total_b)
 
 
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
@@ -368,9 +378,28 @@ class OfPoisson:
         return jnp.where(both, finite, jnp.where(a > 0, jnp.inf, b))
 
 
+class OfBinomial:
+    def mean(self: Any) -> jax.Array:
+        """Of the shape of a draw."""
+        l = wide(self).logits
+        return (self.total_count.astype(l.dtype) * sigmoid(l)).astype(dtype_of(self))
+
+
+class OfNegativeBinomial:
+    def mean(self: Any) -> jax.Array:
+        """Of the shape of a draw."""
+        dist = wide(self)
+        return (dist.total_count * _odds(dist.logits)).astype(dtype_of(self))
+
+
+def _odds(logits: jax.Array) -> jax.Array:
+    """The exponential, whose derivative in a probability of 0 is one-sided."""
+    return jnp.where(jnp.isneginf(logits), sigmoid(logits), jnp.exp(logits))
+
+
 class OfGeometric(Information):
     def _mean(self: Any) -> jax.Array:
-        return jnp.exp(-self.logits)
+        return _odds(-self.logits)
 
     def _entropy(self: Any) -> jax.Array:
         l = self.logits

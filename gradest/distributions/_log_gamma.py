@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from .._numerics import in_compute_dtype
 from ._implicit import first_order_only, implicit, per_lane
-from ._special import STIRLING, stirling_remainder
+from ._special import STIRLING, mass_excess, stirling_remainder
 from .base import Shape
 
 
@@ -97,7 +97,5 @@ def log_density(x: jax.Array, log_x: jax.Array, a: jax.Array, rate: jax.Array) -
 def by_stirling(x: jax.Array, a: jax.Array, rate: jax.Array) -> jax.Array:
     """The same without the difference of numbers of the order of a log(a), for a not small."""
     a = jnp.where(a < STIRLING, STIRLING, a)
-    # Bounded, for derivatives of no NaN far out.
-    w = jnp.log(jnp.clip(x / (a / rate), float(jnp.finfo(x.dtype).tiny), 1e30))
     peak = 0.5 * jnp.log(a / (2 * math.pi)) - stirling_remainder(a)
-    return a * (w - jnp.expm1(w)) + peak - jnp.log(x)
+    return -mass_excess(x, a, jnp.log(rate)) + peak - jnp.log(x)

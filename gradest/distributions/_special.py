@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import digamma, gammaln
 
 #: From here on six terms of Stirling's series are double precision.
@@ -126,16 +127,14 @@ def log_beta(a: jax.Array, b: jax.Array) -> jax.Array:
 def simplex_log_density(log_x: jax.Array, a: jax.Array) -> jax.Array:
     """log prod_k x_k^(a_k - 1) / B(a) along the last axis, at x that sum to one.
 
-    With A = sum a, m = a / A and r = log(x / m) the terms of the order of a log(a) are the
-    sum over a_k (r_k - expm1(r_k)), since that over a_k expm1(r_k) = A x_k - a_k is zero: none of
-    its terms is positive, and no digits are lost among them.
+    With A = sum a the terms of the order of a log(a) are those of the sum over
+    a_k log(A x_k / a_k) - (A x_k - a_k), whose second part is zero: none of them is positive, and
+    no digits are lost among them.
     """
     total = jnp.sum(a, axis=-1, keepdims=True)
-    r = log_x - jnp.log(a / total)
-    # Bounded, for derivatives of no NaN far out.
-    r = jnp.minimum(r, 0.7 * math.log(float(jnp.finfo(r.dtype).max)))
     constant = 0.5 * math.log(2 * math.pi)
-    terms = a * (r - jnp.expm1(r)) - log_x + 0.5 * jnp.log(a) - gammaln_remainder(a) - constant
+    below = mass_excess(total + jnp.zeros_like(a), a, log_x)
+    terms = -below - log_x + 0.5 * jnp.log(a) - gammaln_remainder(a) - constant
     whole = gammaln_remainder(total) - 0.5 * jnp.log(total) + constant
     return jnp.sum(terms, axis=-1) + whole[..., 0]
 
@@ -164,3 +163,57 @@ def digamma_remainder(x: jax.Array) -> jax.Array:
     for coefficient in (691 / 32760, -1 / 132, 1 / 240, -1 / 252, 1 / 120, -1 / 12):
         series = (series + coefficient) * r
     return jnp.where(x < STIRLING, digamma(small) - jnp.log(small), series - 0.5 / large)
+
+
+def trigamma_remainder(x: jax.Array) -> jax.Array:
+    """x^2 (trigamma(x) - 1 / x), x > 0: from 1, at 0, to 1/2."""
+    y = jnp.where(x < STIRLING, x + 8, x)
+    r = 1 / (y * y)
+    series = jnp.zeros_like(y)
+    for coefficient in (-691 / 2730, 5 / 66, -1 / 30, 1 / 42, -1 / 30, 1 / 6):
+        series = series * r + coefficient
+    small = jnp.where(x < STIRLING, x, 1)
+    # That of x less that of x + 8, by terms of one sign.
+    steps = 1 / (small + 1)
+    for k in range(1, 8):
+        steps += (small / (small + k)) ** 2 / (small + k + 1)
+    return jnp.where(x < STIRLING, steps, 0) + (x / y) ** 2 * (0.5 + series / y)
+
+
+@jax.custom_jvp
+def shape_divergence(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Between Gamma(a, a) and Gamma(b, b), which have the same mean; it is not negative.
+
+    By the remainders of gammaln, which of a and b that are close would cancel: there it is the
+    integral over t from a to b of (b - t) (trigamma(t) - 1 / t), whose integrand has one sign.
+    """
+    of_mean_log = (a - b) * digamma_remainder(a)
+    apart = 0.5 * log_ratio(a, b) + of_mean_log + gammaln_remainder(b) - gammaln_remainder(a)
+    return jnp.where(_close(a, b), _between(a, b, lambda step, s: (1 - s) * step * step), apart)
+
+
+def _close(a: jax.Array, b: jax.Array) -> jax.Array:
+    return (a < 2 * b) & (b < 2 * a)
+
+
+def _between(a: jax.Array, b: jax.Array, weight: Any) -> jax.Array:
+    """The mean over t = a + s (b - a) of trigamma_remainder(t) times `weight((b - a) / t, s)`."""
+    # Exact to double precision, by the distance of the pole at 0.
+    nodes, weights = np.polynomial.legendre.leggauss(10)
+
+    def term(s: jax.Array, w: jax.Array) -> jax.Array:
+        t = a + s * (b - a)
+        return w * weight((b - a) / t, s) * trigamma_remainder(t)
+
+    at = (jnp.asarray(x, a.dtype) for x in ((nodes + 1) / 2, weights / 2))
+    return jnp.sum(jax.vmap(term)(*at), axis=0)
+
+
+@shape_divergence.defjvp
+def _shape_divergence_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (a, b), (da, db) = primals, tangents
+    apart = digamma_remainder(b) - digamma_remainder(a)
+    close = _between(a, b, lambda step, s: step / (a + s * (b - a)))
+    in_b = jnp.where(_close(a, b), close, apart)
+    in_a = (a - b) / a * (trigamma_remainder(a) / a)
+    return shape_divergence(a, b), in_a * da + in_b * db

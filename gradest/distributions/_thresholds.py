@@ -107,7 +107,7 @@ class Sign(Thresholds):
         return self.logits.astype(compute_dtype(self.logits.dtype))
 
     def _wide_mean(self) -> jax.Array:
-        return jax.nn.sigmoid(self._log_odds())
+        return sigmoid(self._log_odds())
 
     def _pull_back_mean_at(self, p: jax.Array, ct: jax.Array) -> jax.Array:
         return p * (1 - p) * ct.astype(p.dtype)
@@ -165,7 +165,7 @@ class Argmax(Thresholds):
         return jax.nn.log_softmax(self.logits.astype(compute_dtype(self.logits.dtype)), axis=-1)
 
     def _wide_mean(self) -> jax.Array:
-        return jnp.exp(self._log_odds())
+        return self._outcomes()[1]
 
     def _pull_back_mean_at(self, p: jax.Array, ct: jax.Array) -> jax.Array:
         ct = ct.astype(p.dtype)

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._derivatives.primitives import weighted
-from .._numerics import in_compute_dtype, least_probability, tempered
+from .._numerics import in_compute_dtype, least_probability, sigmoid, tempered
 from ._implicit import inside
 from ._information import OfOutcomes
 from ._thresholds import Sign
@@ -112,7 +112,7 @@ class Bernoulli(OfOutcomes, Sign):
     @property
     def probs(self) -> jax.Array:
         """P(x = 1)."""
-        return jax.nn.sigmoid(self.logits)
+        return sigmoid(self.logits)
 
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._derivatives.primitives import weighted
-from .._numerics import below_top, in_compute_dtype, least_probability, tempered
+from .._numerics import below_top, in_compute_dtype, least_probability, softmax, tempered
 from ._information import OfOutcomes
 from ._thresholds import Argmax, outcomes
 from .base import (
@@ -119,7 +119,7 @@ class _Logits(Distribution):
     @property
     def probs(self) -> jax.Array:
         """Probabilities of the categories, shape (..., K)."""
-        return jax.nn.softmax(self.logits, axis=-1)
+        return softmax(self.logits)
 
     def weak_derivative(
         self, key: jax.Array, x: jax.Array, *, coupled: bool = True

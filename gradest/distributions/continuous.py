@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._numerics import in_compute_dtype
+from ._derived import wide
 from ._implicit import bounded_exp, inside
 from ._information import (
     OfExponential,
@@ -77,7 +78,8 @@ class _LocScale(Distribution):
         return finite(u.start + u.step, self.loc.dtype)
 
     def _log_prob_unrounded(self, u: Shifted) -> jax.Array:
-        return self._log_prob_wide(u).astype(self.loc.dtype)
+        # Wide at once, for a derivative that is rounded once: not each of its terms.
+        return wide(self)._log_prob_wide(u).astype(self.loc.dtype)
 
     def _log_prob_wide(self, u: Shifted) -> jax.Array:
         scale = align_wide(u.step, self.scale)[1]

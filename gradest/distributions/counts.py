@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._derivatives.primitives import weighted
-from .._numerics import in_compute_dtype, least_probability
+from .._numerics import in_compute_dtype, least_probability, sigmoid
 from ._implicit import implicit, per_lane
-from ._information import OfGeometric, OfPoisson
+from ._information import OfBinomial, OfGeometric, OfNegativeBinomial, OfPoisson
 from ._log_gamma import by_stirling, log_gamma
 from ._special import STIRLING, log_beta, log_ratio, simplex_log_density
 from .base import (
@@ -126,7 +126,7 @@ class _Logits(Distribution):
     @property
     def probs(self) -> jax.Array:
         """Probability of success of a trial."""
-        return jax.nn.sigmoid(self.logits)
+        return sigmoid(self.logits)
 
     @property
     def shape(self) -> Shape:
@@ -192,7 +192,7 @@ class Geometric(OfGeometric, _Logits):
         return [pair._replace(weight=-pair.weight)]
 
 
-class Binomial(_Logits):
+class Binomial(OfBinomial, _Logits):
     """Independent counts of successes in a number of trials.
 
     P(x) = n! / (x! (n - x)!) probs^x (1 - probs)^(n - x) with n = total_count. `total_count` is a
@@ -279,7 +279,7 @@ class Binomial(_Logits):
         return _neighbour(x, _failure(-l) * left, _failure(l) * wide, right)
 
 
-class NegativeBinomial(_Logits):
+class NegativeBinomial(OfNegativeBinomial, _Logits):
     """Independent counts of successes before the failure number `total_count`.
 
     P(x) = Gamma(x + r) / (x! Gamma(r)) probs^x (1 - probs)^r with r = total_count, any positive

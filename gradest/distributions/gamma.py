@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from .. import _check, _random
 from .._numerics import in_compute_dtype
 from ._implicit import bounded_exp, inside
-from ._information import OfBeta, OfDirichlet, OfGamma
+from ._information import OfBeta, OfDirichlet, OfGamma, OfStudentT
 from ._log_gamma import log_density, log_gamma
 from ._special import log_beta, simplex_log_density, standardized
 from .base import (
@@ -232,7 +232,7 @@ class Dirichlet(OfDirichlet, Distribution):
         )
 
 
-class StudentT(Distribution):
+class StudentT(OfStudentT, Distribution):
     r"""Independent Student t variables, x = loc + scale * n / sqrt(g / (df / 2)).
 
     With n ~ Normal(0, 1) and g ~ Gamma(df / 2, 1), whose implicit derivative makes that in `df`,
@@ -241,7 +241,8 @@ class StudentT(Distribution):
     log-probabilities by `sample_and_log_prob`, and so score functions, are of where they were.)
 
     Args:
-      df: degrees of freedom, positive; moments of lower order than `df` exist.
+      df: degrees of freedom, positive; moments of lower order than `df` exist. Where it is not
+        above 1, `mean()` is NaN.
       loc: median.
       scale: positive. The three broadcast against each other.
 

@@ -99,6 +99,13 @@ class MixtureSameFamily(Distribution):
     def shape(self) -> Shape:
         return self.mixing_distribution.shape
 
+    def mean(self) -> jax.Array:
+        """Of the shape of a draw: that of the components, which a masked one is not part of."""
+        mixture, dtype = wide(self), self.mixing_distribution.logits.dtype
+        w, means = mixture.mixing_distribution.probs, mixture.component_distribution.mean()
+        possible = w > 0
+        return jnp.sum(w * jnp.where(possible, means, 0), axis=-1).astype(dtype)
+
     def sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
         return self._rounded(self._sample_unrounded(key, shape))
 

@@ -73,11 +73,24 @@ class VonMises(Distribution):
         return (x - 2 * np.pi * turns).astype(self.loc.dtype)
 
     def _log_prob_unrounded(self, u: Shifted) -> jax.Array:
-        x, loc, k = align_wide(u.step, self.loc, self.concentration)
+        (own,) = in_compute_dtype(self.concentration)
+        x, loc, k = align_wide(u.step, self.loc, own)
         # cos(x) - 1 without the digits that it loses where the concentration is large.
         below_mode = 2 * k * jnp.sin((x - (loc - u.start)) / 2) ** 2
-        (own,) = in_compute_dtype(self.concentration)
         return (-below_mode - align(x, _log_normaliser(own))[1]).astype(self.loc.dtype)
+
+    def entropy(self) -> jax.Array:
+        """In nats, of each independent element."""
+        (k,) = in_compute_dtype(self.concentration)
+        log_normaliser, excess = _normaliser(k)
+        return (log_normaliser - k * excess).astype(self.loc.dtype)
+
+    def _relative_entropy(self, other: "VonMises") -> jax.Array:
+        (of_p, excess), (of_q, _) = _normaliser(self.concentration), _normaliser(other.concentration)
+        # E[1 - cos] around the other mode.
+        apart = 2 * jnp.sin((self.loc - other.loc) / 2) ** 2
+        around = apart * (1 + excess) - excess
+        return of_q - of_p + other.concentration * around + self.concentration * excess
 
 
 # ---- Draws ---------------------------------------------------------------------------------
@@ -132,6 +145,11 @@ def _log_normaliser(k: jax.Array) -> jax.Array:
     return jnp.log(2 * _integral(density, jnp.zeros_like(k), _spread(k)))
 
 
+def _normaliser(k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Its logarithm, and the derivative of that: E[cos] - 1."""
+    return jax.jvp(_log_normaliser, (k,), (jnp.ones_like(k),))
+
+
 def _tangent(x: jax.Array, k: jax.Array, dk: jax.Array) -> jax.Array:
     return _slope(x, k) * dk
 
@@ -142,7 +160,7 @@ def _slope(x: jax.Array, k: jax.Array) -> jax.Array:
     Or from x to the end of its side, pi or -pi: the integral from there to 0 is zero. That is
     taken where the exponential would be large.
     """
-    excess = jax.grad(lambda k: jnp.sum(_log_normaliser(k)))(k)  # E[cos] - 1
+    excess = _normaliser(k)[1]
 
     def integrand(d: jax.Array) -> jax.Array:
         """At t = x + d: with k large, the difference of t and x would have few digits."""

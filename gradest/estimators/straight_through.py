@@ -63,6 +63,7 @@ def straight_through(*, slope: ArrayLike = 1.0) -> Sampler:
 
 def _straight_through(key: jax.Array, dist: Any, *, slope: ArrayLike) -> jax.Array:
     _needs.check("straight_through", dist, "mean", "support")
+    _needs.check_edges("straight_through", dist)
     dist = first_order("straight_through", dist)
     hard = jax.lax.stop_gradient(_joint.draw(key, dist))
     return _relaxation.replace_value(hard, dist._mean_at(slope).astype(hard.dtype))
