@@ -305,12 +305,32 @@ def test_one_sided_derivatives_of_probabilities(name, dtype):
         np.testing.assert_allclose(g - g[1], [-1, 0, 3], rtol=1e-2, atol=1e-2)
 
 
+def test_one_sided_derivatives_of_means():
+    of = {
+        0.0: [
+            (lambda p: dists.Bernoulli(probs=p).mean(), 1.0),
+            (lambda p: dists.Binomial(4, probs=p).mean(), 4.0),
+            (lambda p: dists.NegativeBinomial(2.5, probs=p).mean(), 2.5),
+            (lambda p: dists.OneHotCategorical(probs=jnp.stack([p, 1 - p])).mean()[0], 1.0),
+            (lambda p: dists.Categorical(probs=jnp.stack([p, 1 - p])).probs[0], 1.0),
+        ],
+        1.0: [
+            (lambda p: dists.Bernoulli(probs=p).probs, 1.0),
+            (lambda p: dists.Geometric(probs=p).mean(), -1.0),
+        ],
+    }
+    for p, means in of.items():
+        for mean, slope in means:
+            np.testing.assert_allclose(jax.grad(mean)(p), slope, rtol=1e-6)
+
+
 REFUSED = {
     "score_function": ge.score_function(),
     "rebar": ge.rebar(),
     "arm": ge.arm(),
     "disarm": ge.disarm(),
     "muprop": ge.muprop(),
+    "straight_through": ge.straight_through(),
     "gumbel_softmax": ge.gumbel_softmax(0.5),
     "relax": ge.relax(lambda w, x: w * jnp.sum(x), 0.3),
 }

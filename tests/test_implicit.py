@@ -69,6 +69,21 @@ def test_log_density_is_scipys(name, x64):
     np.testing.assert_allclose(got, reference.logpdf(x), rtol=1e-10, atol=1e-10)
 
 
+def test_scores_of_what_no_draw_is_near(x64):
+    """Where the density falls as an exponential of 1e7, a score has its digits."""
+    given = [30, 1e-3, 9], [2e4, 1e30, 1e-30], [6e4, 1e20, 2]
+    a, rate, x = (jnp.array(v, jnp.float32) for v in given)
+    of_a, of_rate = jax.grad(lambda *p: jnp.sum(Gamma(*p).log_prob(x)), (0, 1))(a, rate)
+    digamma = scipy.special.digamma
+    a, rate, x = (np.asarray(v, float) for v in (a, rate, x))
+    np.testing.assert_allclose(of_a, np.log(x * rate) - digamma(a), rtol=1e-5)
+    np.testing.assert_allclose(of_rate, a / rate - x, rtol=1e-5)
+    a, b, x = (jnp.float32(v) for v in (1e-3, 6e4, 0.995))
+    got = jax.grad(lambda a: Beta(a, b).log_prob(x))(a)
+    a, b, x = map(float, (a, b, x))
+    np.testing.assert_allclose(got, np.log(x) - digamma(a) + digamma(a + b), rtol=1e-5)
+
+
 def test_log_density_of_dirichlet_is_scipys(x64):
     x = np.random.default_rng(0).dirichlet([1.0, 2.0, 0.5], size=40)
     reference = scipy.stats.dirichlet(PARAMETERS["Dirichlet"][0])

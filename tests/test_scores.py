@@ -43,6 +43,26 @@ def test_score_has_mean_zero(name):
     assert worst(scores(jax.tree.map(moved, dist), dist, keys(NUM))) > MAX_Z
 
 
+def test_scores_in_half_precision_are_rounded_once():
+    """Of terms that are rounded one by one a score near 0 has no digits left."""
+    loc, scale = jnp.array([-0.3, 2.0], jnp.bfloat16), jnp.array([0.7, 1.3], jnp.bfloat16)
+    given = [
+        *(kind(loc, scale) for kind in (dists.Normal, dists.LogNormal, dists.Laplace)),
+        *(kind(loc, scale) for kind in (dists.Logistic, dists.Gumbel, dists.VonMises)),
+    ]
+    x = jnp.tile(jnp.linspace(0.1, 4, 40, dtype=jnp.bfloat16)[:, None], 2)
+    wide = lambda tree: jax.tree.map(lambda l: l.astype(jnp.float32), tree)
+
+    @jax.jit
+    def scores(given, x):
+        score = lambda dist, x: jax.grad(lambda d: jnp.sum(d.log_prob(x).astype(float)))(dist)
+        return [jax.vmap(score, (None, 0))(dist, x) for dist in given]
+
+    both = scores(given, x), scores(*wide((given, x)))
+    for got, want in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(got.astype(float), want, rtol=2**-8)
+
+
 #: Draws that round to a few numbers, or are brought near: of them alone the score has another mean.
 STEEP = {
     "Normal": (dists.Normal, (-3.0, 1e-3), jnp.float16),

@@ -113,6 +113,36 @@ def test_extreme_logits():
     assert set(np.unique(dist.sample(KEY, (4000,)))) == {1, 2}
 
 
+def test_impossible_words():
+    """Those of a weight of -inf, by a hidden unit of 1: never drawn, and their surprise is none."""
+    hidden, weights = parameters()
+    one, some = jnp.ones((ROWS, 1)), jnp.arange(WORDS) % 5 == 1
+    bias = jnp.where(some, -jnp.inf, 0.0)[None]
+
+    def told(make, hidden, weights):
+        of = lambda hidden, bias: make(
+            jnp.concatenate([hidden, one], -1), jnp.concatenate([weights, bias])
+        )
+        dist, other = of(hidden, bias), of(jnp.sin(hidden), bias)
+        return (
+            dist.entropy(),
+            kl_divergence(dist, other),
+            kl_divergence(dist, of(hidden, 0 * weights[:1])),
+        )
+
+    def run(make, weights):
+        total = lambda weights: sum(map(jnp.sum, told(make, hidden, weights)))
+        excluding = lambda weights: kl_divergence(
+            make(one, 0 * weights[:1]), make(one, bias + 0 * weights[:1])
+        )
+        return told(make, hidden, weights), jax.grad(total)(weights), excluding(weights)
+
+    got = jax.jit(functools.partial(run, in_chunks(5)))(weights)
+    want = jax.jit(functools.partial(run, plain))(weights)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5), got, want)
+    assert np.isposinf(got[2]).all()
+
+
 def test_what_is_no_word_is_impossible():
     log_p = VocabularyCategorical(*parameters(), 5).log_prob(jnp.array([[-1], [WORDS]]))
     np.testing.assert_array_equal(log_p, np.full((2, ROWS), -np.inf))

@@ -88,6 +88,8 @@ def _mass_excess_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]
     (a, b, log_scale), (da, db, dlog_scale) = primals, tangents
     r = log_ratio(a, b) + log_scale
     far, m = _far(r, a, log_scale)
+    # Bounded, for no NaN from where another formula is taken.
+    m = jnp.minimum(m, float(jnp.finfo(m.dtype).max))
     moved = jnp.where(far, m, b * jnp.expm1(jnp.where(far, 0, r))) * (da / a + dlog_scale)
     return mass_excess(*primals), moved - r * db
 

@@ -259,10 +259,18 @@ def _entropy_jvp(size: int, primals: Sequence[Any], tangents: Sequence[Any]) -> 
     return h, _slope(sums, primals, tangents)[0]
 
 
+def _possible(*law: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of a chunk of words, finite ones, and which of the words are possible."""
+    l, top, log_mass = _logits(*law[:2]), *law[2:]
+    possible = l > -jnp.inf
+    return _log_p(jnp.where(possible, l, top[..., None]), top, log_mass), possible
+
+
 def _surprise(chunk: Chunk, *terms: jax.Array) -> list[jax.Array]:
     """Terms of -sum p (log p + h - 1), whose derivative in the logits is -p (log p + h)."""
-    log_p, h = _log_p(_logits(*terms[:2]), *terms[2:4]), terms[-1]
-    return [_total(-jnp.exp(log_p) * (log_p + h[..., None] - 1), _kept(chunk, h.ndim))]
+    (log_p, possible), h = _possible(*terms[:4]), terms[-1]
+    kept = _kept(chunk, h.ndim) & possible
+    return [_total(-jnp.exp(log_p) * (log_p + h[..., None] - 1), kept)]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -275,20 +283,23 @@ def _divergence(size: int, *parameters: jax.Array) -> jax.Array:
 @functools.partial(_divergence.defjvp, symbolic_zeros=True)
 def _divergence_jvp(size: int, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
     d = _divergence(size, *primals)
+    # Where it is infinite it does not move.
+    at = jnp.where(jnp.isfinite(d), d, 0)
     of_p, of_q = (_law(size, *primals[k : k + 2])[2:] for k in (0, 2))
 
     def sums(*moved: jax.Array) -> list[jax.Array]:
-        return _summed(_excess, size, (*moved[:2], *of_p, *moved[2:], *of_q, d))
+        return _summed(_excess, size, (*moved[:2], *of_p, *moved[2:], *of_q, at))
 
     return d, _slope(sums, primals, tangents)[0]
 
 
 def _excess(chunk: Chunk, *terms: jax.Array) -> list[jax.Array]:
     """Terms of sum p (log p - log q - d - 1) + q, of slopes p (log p - log q - d) and q - p."""
-    laws = (terms[:4], terms[4:8])
-    log_p, log_q = (_log_p(_logits(*law[:2]), *law[2:]) for law in laws)
-    excess = jnp.exp(log_p) * (log_p - log_q - terms[-1][..., None] - 1) + jnp.exp(log_q)
-    return [_total(excess, _kept(chunk, log_p.ndim - 1))]
+    (log_p, of_p), (log_q, of_q) = _possible(*terms[:4]), _possible(*terms[4:8])
+    apart = jnp.exp(log_p) * (log_p - log_q - terms[-1][..., None] - 1)
+    excess = jnp.where(of_p & of_q, apart, 0) + jnp.where(of_q, jnp.exp(log_q), 0)
+    excluded = jnp.where(of_p & ~of_q, jnp.inf, 0).astype(excess.dtype)
+    return [_total(excess + excluded, _kept(chunk, log_p.ndim - 1))]
 
 
 # ---- Draws ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from .. import _check
 from .._numerics import in_compute_dtype
+from ._derived import wide
 from ._implicit import implicit, per_lane
 from .base import Distribution, Shape, Shifted, align, align_wide, as_floats, shifted
 
@@ -73,11 +74,13 @@ class VonMises(Distribution):
         return (x - 2 * np.pi * turns).astype(self.loc.dtype)
 
     def _log_prob_unrounded(self, u: Shifted) -> jax.Array:
-        (own,) = in_compute_dtype(self.concentration)
-        x, loc, k = align_wide(u.step, self.loc, own)
+        # Wide at once, for a derivative that is rounded once: not each of its terms.
+        dist = wide(self)
+        x, loc, k = align_wide(u.step, dist.loc, dist.concentration)
         # cos(x) - 1 without the digits that it loses where the concentration is large.
         below_mode = 2 * k * jnp.sin((x - (loc - u.start)) / 2) ** 2
-        return (-below_mode - align(x, _log_normaliser(own))[1]).astype(self.loc.dtype)
+        log_normaliser = align(x, _log_normaliser(dist.concentration))[1]
+        return (-below_mode - log_normaliser).astype(self.loc.dtype)
 
     def entropy(self) -> jax.Array:
         """In nats, of each independent element."""
@@ -86,7 +89,10 @@ class VonMises(Distribution):
         return (log_normaliser - k * excess).astype(self.loc.dtype)
 
     def _relative_entropy(self, other: "VonMises") -> jax.Array:
-        (of_p, excess), (of_q, _) = _normaliser(self.concentration), _normaliser(other.concentration)
+        (of_p, excess), (of_q, _) = (
+            _normaliser(self.concentration),
+            _normaliser(other.concentration),
+        )
         # E[1 - cos] around the other mode.
         apart = 2 * jnp.sin((self.loc - other.loc) / 2) ** 2
         around = apart * (1 + excess) - excess
