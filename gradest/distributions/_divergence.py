@@ -28,8 +28,8 @@ def kl_divergence(p: Any, q: Any) -> jax.Array:
       TypeError: for two classes, or one that has none. Bernoulli, Categorical, OneHotCategorical,
         VocabularyCategorical (of equal chunks), Subset (of equal k), PlackettLuce (likewise, of up
         to 12 items), LinearChainCRF, Poisson, Geometric, Normal, LogNormal, MultivariateNormal,
-        LowRankMultivariateNormal, Laplace, Gumbel, Exponential, Uniform, Gamma, Beta, Dirichlet
-        and Weibull have one.
+        LowRankMultivariateNormal, Laplace, Gumbel, Exponential, Uniform, Gamma, Beta, Dirichlet,
+        Weibull and VonMises have one.
       ValueError: if the shapes of the parameters do not broadcast.
 
     Example:

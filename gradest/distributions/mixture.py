@@ -39,6 +39,8 @@ class MixtureSameFamily(Distribution):
     draws so rare that none may be among thousands, and a standard error does not show it. There
     `score_function`, or a Categorical that is drawn by itself, is the better form.
 
+    The mean is exact. An entropy has no closed form: average -log_prob over draws.
+
     Args:
       mixing_distribution: a Categorical of shape (...), logits (..., K); -inf masks a component.
       component_distribution: of shape (..., K), its components along the last axis: Normal,
@@ -102,7 +104,7 @@ class MixtureSameFamily(Distribution):
     def mean(self) -> jax.Array:
         """Of the shape of a draw: that of the components, which a masked one is not part of."""
         mixture, dtype = wide(self), self.mixing_distribution.logits.dtype
-        w, means = mixture.mixing_distribution.probs, mixture.component_distribution.mean()
+        w, means = _weights(mixture), mixture.component_distribution.mean()
         possible = w > 0
         return jnp.sum(w * jnp.where(possible, means, 0), axis=-1).astype(dtype)
 
@@ -146,6 +148,11 @@ class MixtureSameFamily(Distribution):
         return jnp.where(some, logsumexp(finite, axis=-1), -jnp.inf).astype(dtype)
 
 
+def _weights(mixture: MixtureSameFamily) -> jax.Array:
+    """Of the components, where a masked one has no derivative."""
+    return jax.nn.softmax(mixture.mixing_distribution.logits, axis=-1)
+
+
 def _joint(x: jax.Array, mixture: MixtureSameFamily) -> jax.Array:
     """log w_k p_k(x), shape (..., K)."""
     log_p = mixture.component_distribution.log_prob(x[..., None])
@@ -165,8 +172,7 @@ def _tangent(x: jax.Array, mixture: MixtureSameFamily, tangent: MixtureSameFamil
     def mass(upper: bool) -> tuple[jax.Array, jax.Array]:
         """Probability of one side of x, and its tangent."""
         side = lambda m: jnp.sum(
-            m.mixing_distribution.probs * _mass(m.component_distribution, x[..., None], upper),
-            axis=-1,
+            _weights(m) * _mass(m.component_distribution, x[..., None], upper), axis=-1
         )
         return jax.jvp(side, (mixture,), (tangent,))
 
