@@ -9,6 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .statistical import assert_unbiased as assert_unbiased
+from .statistical import keys as keys
+
 #: How each library is imported; its distributions are there, or in `distributions` of it.
 MODULES = {
     "numpyro": "numpyro.distributions",
