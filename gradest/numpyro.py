@@ -18,7 +18,7 @@ from numpyro.util import check_model_guide_match
 
 from . import _check
 from ._credit import Place, Plate, Staged
-from ._derivatives.primitives import without_score
+from ._derivatives.vanishing import without_score
 from ._sampler import Sampler
 from ._transform.expectation import expectation
 
@@ -224,7 +224,7 @@ class ELBO(elbo.ELBO):
         if site["is_observed"] or self._sampler(site["name"]).pathwise:
             return law.log_prob(x)
         fixed = jax.lax.stop_gradient
-        return fixed(law).log_prob(x) + without_score(law.log_prob(fixed(x)))
+        return fixed(law).log_prob(x) + without_score(lambda: law.log_prob(fixed(x)))
 
     def _draw(self, site: Any, key: jax.Array) -> Any:
         try:

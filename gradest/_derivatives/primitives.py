@@ -37,8 +37,28 @@ magic_p = core.Primitive("gradest_magic")
 magic_p.def_impl(jnp.ones_like)
 magic_p.def_abstract_eval(lambda aval: aval)
 mlir.register_lowering(magic_p, mlir.lower_fun(jnp.ones_like, multiple_results=False))
-ad.defjvp2(magic_p, lambda tangent, one, log_prob: tangent * one)
+ad.defjvp(magic_p, lambda tangent, log_prob: times_magic_p.bind(tangent, log_prob))
 batching.defvectorized(magic_p)
+
+# Its first operand, times `magic` of the second. No product, for which a loop would keep the ones of
+# every step: that the second is not needed for a value, the compiler sees.
+times_magic_p = core.Primitive("gradest_times_magic")
+times_magic_p.def_impl(lambda x, log_prob: x)
+times_magic_p.def_abstract_eval(lambda x, log_prob: x)
+mlir.register_lowering(times_magic_p, lambda ctx, x, log_prob: [x])
+ad.defjvp(
+    times_magic_p,
+    lambda tangent, x, log_prob: times_magic_p.bind(tangent, log_prob),
+    lambda tangent, x, log_prob: times_magic_p.bind(tangent * x, log_prob),
+)
+ad.primitive_transposes[times_magic_p] = lambda ct, x, log_prob: [
+    ct if isinstance(ct, ad.Zero) else times_magic_p.bind(ct, log_prob),
+    None,
+]
+batching.primitive_batchers[times_magic_p] = lambda args, dims: (
+    times_magic_p.bind(*lanes_first(args, dims)),
+    0,
+)
 
 
 def magic(log_prob: jax.Array) -> jax.Array:
@@ -47,15 +67,6 @@ def magic(log_prob: jax.Array) -> jax.Array:
     To every order, also where l is infinite; and l costs nothing where no derivative is taken.
     """
     return magic_p.bind(log_prob)
-
-
-def without_score(log_prob: jax.Array) -> jax.Array:
-    """Zero, with the derivatives of a draw's own log-probability but for what has mean zero.
-
-    With a cost l and the draw that has it, E[l magic(l)] is E[l magic(l) - magic(l) + 1]: as if the
-    cost were l - 1 + magic(-l), with no first derivative and with the squared score as second one.
-    """
-    return jnp.log(magic(log_prob)) - 1 + magic(-log_prob)
 
 
 # The draw that is its first operand, whose derivative in the other ones, the leaves of a tree, is

@@ -175,19 +175,22 @@ class Categorical(OfOutcomes, _Logits):
         """Shape of `x`, integers; -inf for one that is not from 0 to K - 1."""
         (logits,) = in_compute_dtype(self.logits)
         x = jnp.asarray(scored(self, x), int)
-        return _picked(jax.nn.log_softmax(logits, axis=-1), x).astype(self.logits.dtype)
+        # As in a log_softmax, of which only the one element is made.
+        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        log_total = jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1))
+        return (_picked(logits - top, x) - log_total).astype(self.logits.dtype)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def _picked(log_p: jax.Array, x: jax.Array) -> jax.Array:
+def _picked(logits: jax.Array, x: jax.Array) -> jax.Array:
     """Of each row, -inf for what it has not.
 
     By a comparison and no gather: its transpose is a select and no scatter. It is made again there,
     since a loop would keep it, of as many elements as there are logits, for every step.
     """
-    num = log_p.shape[-1]
-    x, log_p, category = align(x[..., None], log_p, jnp.arange(num))
-    picked = jnp.sum(jnp.where(x == category, log_p, 0), axis=-1)
+    num = logits.shape[-1]
+    x, logits, category = align(x[..., None], logits, jnp.arange(num))
+    picked = jnp.sum(jnp.where(x == category, logits, 0), axis=-1)
     first = x[..., 0]
     return jnp.where((first >= 0) & (first < num), picked, -jnp.inf)
 
