@@ -42,7 +42,7 @@ from ._jumps import Complaint, SlopeIn, Source, complaint_of, guarded
 from ._lockstep import key_of_run
 from ._transparent import transparent
 from ._typing import DistributionLike
-from .distributions import _closed, _foreign, _joint
+from .distributions import _closed, _foreign, _joint, base
 from .distributions._masked import Masked, law_of, masked
 
 # ---- What a sampler's functions look like --------------------------------------------------
@@ -279,9 +279,10 @@ class Sampler:
 
     def _opened(self, dist: Any, where: ArrayLike | None) -> Any:
         """`dist` as gradest's own, or with all that it depends on as leaves."""
-        if where is not None:
-            return masked(_foreign.own(dist, moving=True), where)
-        return _closed.closed(_foreign.own(dist), scored=not self.pathwise)
+        own = _foreign.own(dist, moving=where is not None)
+        if self.score is not None and not self.slope_in and isinstance(own, base.Distribution):
+            own = own._for_scores()
+        return _closed.closed(own, scored=not self.pathwise) if where is None else masked(own, where)
 
     def _alike(self, key: jax.Array, dist: Any) -> tuple[jax.Array, Any]:
         """The key and the distribution, varying over the same axes of a shard_map."""

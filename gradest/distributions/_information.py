@@ -79,7 +79,7 @@ class OfOutcomes:
 
     def entropy(self: Any) -> jax.Array:
         """In nats, of each independent element."""
-        log_p, _ = self._outcomes()
+        log_p, _ = self._for_scores()._outcomes()
         return jnp.sum(surprise(log_p), axis=-1).astype(dtype_of(self))
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:

@@ -14,7 +14,7 @@ from .. import _calls, _numerics
 from .._derivatives.primitives import drawn_p, scored_p
 from .._derivatives.refuse import Refusal, undifferentiable
 from .._jaxpr import user_line
-from ._derived import Derived
+from ._derived import Derived, rebuilt
 
 Shape = tuple[int, ...]
 
@@ -78,6 +78,9 @@ class Distribution(Derived, abc.ABC):
     lost_edge: bool = False
     #: The parameter in which they are seen, and `_at_edge` tells where.
     edged: ClassVar[str] = "logits"
+    #: The logits of what was just made, and as they were given: those have no derivative where they
+    #: are infinite.
+    _given: tuple[Any, Any] = (None, None)
     #: Whether the set of possible draws is the same whatever the parameters.
     fixed_support: ClassVar[bool] = True
     #: Why it has no log-probability to be scored, and what to use; empty if it has one.
@@ -89,6 +92,14 @@ class Distribution(Derived, abc.ABC):
 
     def _at_edge(self, parameter: jax.Array) -> jax.Array:
         return jnp.isinf(parameter)
+
+    def _for_scores(self) -> Any:
+        """Itself, for who takes nothing but scores of its draws, which infinite logits do not have.
+
+        No mask says that they have no derivative, which loops would keep.
+        """
+        own, given = self._given
+        return rebuilt(self, given) if own is not None and own is self.logits else self
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

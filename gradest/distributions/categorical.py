@@ -110,6 +110,8 @@ class _Logits(Distribution):
 
     def __init__(self, logits: ArrayLike | None = None, *, probs: ArrayLike | None = None):
         self.logits = logits_from(logits, probs)
+        if logits is not None:
+            self._given = self.logits, as_float("logits", logits)
         self.lost_edge = on_the_edge(probs, lambda p: p <= 0)
 
     @property
