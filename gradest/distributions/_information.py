@@ -13,6 +13,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import gammaln
 from jax.typing import DTypeLike
 
+from .._derivatives.primitives import weighted
 from .._numerics import sigmoid
 from ._derived import wide
 from ._implicit import bounded_exp
@@ -54,9 +55,7 @@ def dtype_of(dist: Any) -> DTypeLike:
 
 def surprise(log_p: jax.Array) -> jax.Array:
     """-p log p, which is 0 with derivative 0 where p is."""
-    possible = log_p > -jnp.inf
-    safe = jnp.where(possible, log_p, 0)
-    return jnp.where(possible, -jnp.exp(safe) * safe, 0)
+    return -weighted(jnp.exp(log_p), log_p, log_p == -jnp.inf)
 
 
 def excludes(log_q: jax.Array, log_p: jax.Array) -> jax.Array:

@@ -99,7 +99,7 @@ class Distribution(Derived, abc.ABC):
         No mask says that they have no derivative, which loops would keep.
         """
         own, given = self._given
-        return rebuilt(self, given) if own is not None and own is self.logits else self
+        return self if given is None or own is not self.logits else rebuilt(self, given)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -109,9 +109,9 @@ class _Logits(Distribution):
     logits: jax.Array
 
     def __init__(self, logits: ArrayLike | None = None, *, probs: ArrayLike | None = None):
-        self.logits = logits_from(logits, probs)
-        if logits is not None:
-            self._given = self.logits, as_float("logits", logits)
+        given = None if logits is None else as_float("logits", logits)
+        self.logits = logits_from(given, probs)
+        self._given = self.logits, given
         self.lost_edge = on_the_edge(probs, lambda p: p <= 0)
 
     @property
