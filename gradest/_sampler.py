@@ -282,7 +282,9 @@ class Sampler:
         own = _foreign.own(dist, moving=where is not None)
         if self.score is not None and not self.slope_in and isinstance(own, base.Distribution):
             own = own._for_scores()
-        return _closed.closed(own, scored=not self.pathwise) if where is None else masked(own, where)
+        return (
+            _closed.closed(own, scored=not self.pathwise) if where is None else masked(own, where)
+        )
 
     def _alike(self, key: jax.Array, dist: Any) -> tuple[jax.Array, Any]:
         """The key and the distribution, varying over the same axes of a shard_map."""

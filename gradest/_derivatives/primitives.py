@@ -40,8 +40,8 @@ mlir.register_lowering(magic_p, mlir.lower_fun(jnp.ones_like, multiple_results=F
 ad.defjvp(magic_p, lambda tangent, log_prob: times_magic_p.bind(tangent, log_prob))
 batching.defvectorized(magic_p)
 
-# Its first operand, times `magic` of the second. No product, for which a loop would keep the ones of
-# every step: that the second is not needed for a value, the compiler sees.
+# Its first operand, times `magic` of the second. Not as a product, for which a loop would keep the
+# ones of every step: that the value does not need the second operand, the compiler sees.
 times_magic_p = core.Primitive("gradest_times_magic")
 times_magic_p.def_impl(lambda x, log_prob: x)
 times_magic_p.def_abstract_eval(lambda x, log_prob: x)

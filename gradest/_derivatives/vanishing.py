@@ -1,11 +1,10 @@
-"""Functions known to be zero together with their first derivatives, which then cost nothing.
+"""Functions that are known to be zero with their first derivatives, and cost nothing up to there.
 
-A term of a loss that matters to second derivatives alone would be evaluated, and differentiated, to
-zero by who asks for first ones. Here it is zeros, whose derivatives are zeros up to the order that
-is not known to vanish; there the function is differentiated as it stands.
+A term of a loss that matters to second derivatives alone would be computed, and differentiated to
+zero, for who asks for first ones. Here it is zeros, and so are its derivatives up to the order that
+does not vanish: from there on it is the function, differentiated by JAX.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +16,9 @@ from jax.interpreters import ad, batching, mlir
 from .. import _jaxpr, _mesh
 from .primitives import magic
 
-Flags = tuple[bool, ...]
+#: From arrays to a list of arrays.
 Function = Callable[..., Sequence[jax.Array]]
+Flags = Sequence[bool]
 
 
 def without_score(log_prob: Callable[[], jax.Array]) -> jax.Array:
@@ -39,12 +39,16 @@ def vanishing(function: Callable[[], jax.Array], order: int) -> jax.Array:
     """`function()`, known to be zero with its derivatives of orders below `order`, at least 1."""
     jaxpr, operands = _jaxpr.open_jaxpr(jax.make_jaxpr(function)())
     run = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
-    return vanishing_p.bind(*_mesh.varying_alike(*operands), function=run, order=order)[0]
+    return _bound(run, order, operands)[0]
 
 
-# Zeros, in the place of what `function` returns, a list, of the operands.
+# Zeros, in the place of what `function` returns for its operands.
 vanishing_p = core.Primitive("gradest_vanishing")
 vanishing_p.multiple_results = True
+
+
+def _bound(function: Function, order: int, operands: Sequence[Any]) -> list[Any]:
+    return vanishing_p.bind(*_mesh.varying_alike(*operands), function=function, order=order)
 
 
 def _zeros(*args: Any, function: Function, order: int) -> list[jax.Array]:
@@ -54,9 +58,7 @@ def _zeros(*args: Any, function: Function, order: int) -> list[jax.Array]:
 
 def _abstract(*avals: Any, function: Function, order: int) -> list[Any]:
     del order
-    of = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-    shapes = jax.eval_shape(function, *map(of, avals))
-    return _mesh.types_of(function, avals, shapes)
+    return _mesh.types_of(function, avals, jax.eval_shape(function, *avals))
 
 
 vanishing_p.def_impl(_zeros)
@@ -64,66 +66,54 @@ vanishing_p.def_abstract_eval(_abstract)
 mlir.register_lowering(vanishing_p, mlir.lower_fun(_zeros, multiple_results=True))
 
 
+def _merged(chosen: Flags, these: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """One of `these` in the place of each that is chosen, one of the others in each other place."""
+    of_these, of_others = iter(these), iter(others)
+    return [next(of_these if is_chosen else of_others) for is_chosen in chosen]
+
+
 def _differentiate(
     primals: Sequence[Any], tangents: Sequence[Any], *, function: Function, order: int
 ) -> tuple[Any, Any]:
-    out = vanishing_p.bind(*primals, function=function, order=order)
-    active = tuple(not isinstance(t, ad.Zero) for t in tangents)
-    moving = [t for t in tangents if not isinstance(t, ad.Zero)]
-    tangent, args = _tangent(function, active), _mesh.varying_alike(*primals, *moving)
-    if order == 1:
-        return out, tangent(*args)
-    return out, vanishing_p.bind(*args, function=tangent, order=order - 1)
-
-
-def _tangent(function: Function, active: Flags) -> Function:
-    """The tangents of the results, given the arguments and the tangents of the active ones."""
+    active = [not isinstance(t, ad.Zero) for t in tangents]
+    moved = [x for x, is_active in zip(primals, active, strict=True) if is_active]
+    fixed = [x for x, is_active in zip(primals, active, strict=True) if not is_active]
+    moves = [t for t in tangents if not isinstance(t, ad.Zero)]
 
     def tangent(*args: Any) -> Sequence[jax.Array]:
-        primals, tangents = args[: len(active)], args[len(active) :]
+        fixed, moving = args[: len(args) - 2 * len(moves)], args[len(args) - 2 * len(moves) :]
+        of_moved = lambda *moved: list(function(*_merged(active, moved, fixed)))
+        return jax.jvp(of_moved, moving[: len(moves)], moving[len(moves) :])[1]
 
-        def of_active(*moving: Any) -> Sequence[jax.Array]:
-            rest = iter(moving)
-            return function(
-                *(next(rest) if a else x for x, a in zip(primals, active, strict=True))
-            )
-
-        moving = tuple(x for x, a in zip(primals, active, strict=True) if a)
-        return jax.jvp(of_active, moving, tangents)[1]
-
-    return tangent
+    args = [*fixed, *moved, *moves]
+    moves_of_results = _bound(tangent, order - 1, args) if order > 1 else tangent(*args)
+    return _bound(function, order, primals), moves_of_results
 
 
-def _transpose(
-    cts: Sequence[Any], *args: Any, function: Function, order: int
-) -> list[Any]:
-    linear = tuple(map(ad.is_undefined_primal, args))
-    live = tuple(not isinstance(ct, ad.Zero) for ct in cts)
-    shapes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in args if ad.is_undefined_primal(x)]
-    if not any(live):
-        return [ad.Zero(x.aval) if is_linear else None for x, is_linear in zip(args, linear, strict=True)]
+def _transpose(cts: Sequence[Any], *args: Any, function: Function, order: int) -> list[Any]:
+    linear = list(map(ad.is_undefined_primal, args))
+    avals = [x.aval for x in args if ad.is_undefined_primal(x)]
+    live = [not isinstance(ct, ad.Zero) for ct in cts]
     fixed = [x for x in args if not ad.is_undefined_primal(x)]
     counted = [ct for ct in cts if not isinstance(ct, ad.Zero)]
+    if not counted:
+        return _merged(linear, list(map(ad.Zero, avals)), [None] * len(fixed))
 
     def transposed(*args: Any) -> Sequence[jax.Array]:
         fixed, cts = args[: -len(counted)], args[-len(counted) :]
 
-        def of_linear(*moving: Any) -> Sequence[jax.Array]:
-            of_fixed, of_moving = iter(fixed), iter(moving)
-            results = function(*(next(of_moving if l else of_fixed) for l in linear))
+        def of_linear(*moves: Any) -> list[jax.Array]:
+            results = function(*_merged(linear, moves, fixed))
             return [result for result, counts in zip(results, live, strict=True) if counts]
 
-        return list(jax.linear_transpose(of_linear, *shapes)(list(cts)))
+        return jax.linear_transpose(of_linear, *avals)(list(cts))
 
-    back = iter(vanishing_p.bind(*fixed, *counted, function=transposed, order=order))
-    return [next(back) if is_linear else None for is_linear in linear]
+    return _merged(linear, _bound(transposed, order, [*fixed, *counted]), [None] * len(fixed))
 
 
-def _batch(
-    args: Sequence[Any], dims: Sequence[Any], *, function: Function, order: int
-) -> tuple[Any, Any]:
+def _batch(args: Sequence[Any], dims: Sequence[Any], *, function: Function, order: int) -> Any:
     vmapped = jax.vmap(lambda *args: list(function(*args)), in_axes=tuple(dims))
-    out = vanishing_p.bind(*args, function=vmapped, order=order)
+    out = _bound(vmapped, order, args)
     return out, [0] * len(out)
 
 
