@@ -411,6 +411,22 @@ def test_memory_of_a_checkpointed_scan(sampler):
     assert drawing < 1.15 * bytes_of_scan_without_draws()
 
 
+def test_memory_of_a_scan_of_categories():
+    """A step keeps a number for each category, as by hand, and no mask besides."""
+    steps, categories = 100, 2000
+
+    def loss(w, key):
+        def step(x, key):
+            draw = score(key, dists.Categorical(w * x))
+            return jnp.cos(x + draw.astype(float)), None
+
+        return jax.lax.scan(step, 1.0, split(key, steps))[0]
+
+    gradient = jax.jit(jax.grad(ge.expectation(loss)))
+    compiled = gradient.lower(jnp.zeros(categories), keys(1)[0]).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.15 * 4 * steps * categories
+
+
 # ---- Functions that are called -------------------------------------------------------------
 
 
