@@ -180,7 +180,8 @@ class Categorical(OfOutcomes, _Logits):
         # As in a log_softmax, of which only the one element is made.
         top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
         log_total = jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1))
-        return (_picked(logits - top, x) - log_total).astype(self.logits.dtype)
+        picked, log_total = align(_picked(logits - top, x), log_total)
+        return (picked - log_total).astype(self.logits.dtype)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
