@@ -123,8 +123,11 @@ class Elements:
 
     def at(self, value: Value, index: Index, depth: int = 0) -> Any:
         """An element of `value`."""
+        # Beside a larger array an axis of one element has that one everywhere.
         if not value.shape:
-            index = ()  # beside an array, of which it is a factor
+            index = ()
+        elif 1 in value.shape:
+            index = tuple(0 if n == 1 else i for n, i in zip(value.shape, index, strict=True))
         name = value.id, tuple(i if isinstance(i, int) else i.tobytes() for i in index)
         if name in self._memo:
             self._num_random += 1
@@ -298,7 +301,9 @@ class Elements:
         margin = max(margin, _MARGIN) if self.hard else margin
         # With all elements going from near one end to the other, on some lines.
         shift = np.linspace(-3, 3, self.lines)[:, None] * (1 if salt == 1 else -1)
-        return (1 + 2 * margin) / (1 + np.exp(-x - shift)) - margin
+        # Short of where it is rounded to an end, which no relaxed draw reaches.
+        x = np.clip(x + shift, -30, 30)
+        return (1 + 2 * margin) / (1 + np.exp(-x)) - margin
 
 
 def varies(index: Index) -> bool:

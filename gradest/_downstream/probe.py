@@ -158,7 +158,7 @@ class _Probe:
             return "jump" if self.masks else "edge"
         if e.terms is not None:
             terms = np.abs(e.terms[:, lines, first + 1] - e.terms[:, lines, first]).max(0)[rows]
-            return self._of_sum(gap, terms, size, spread)
+            return self._of_sum(gap, terms, size + typical, spread)
         if self.masks and ((np.isinf(before) ^ np.isinf(after)) & ~np.isnan(gap)).any():
             return "jump"
         # A value that grows without bound nearby says nothing: its spread hides the gap.
@@ -184,7 +184,8 @@ class _Probe:
         self, gap: np.ndarray, terms: np.ndarray, size: np.ndarray, spread: np.ndarray
     ) -> str:
         """Whether a sum steps by less than its terms do."""
-        ok = np.isfinite(gap) & np.isfinite(terms) & (terms > 1e-9 * size)
+        # What is steep goes some way between two points, however close.
+        ok = np.isfinite(gap) & np.isfinite(terms) & (terms > 1e-8 * size)
         if ok.any():
             return _majority((gap > 1e-3 * terms) & ok, ok)
         # Of products, each of which is continuous.
