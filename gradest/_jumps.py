@@ -22,7 +22,7 @@ from jax.interpreters import ad, batching, mlir
 from . import _mesh
 from ._derivatives.primitives import lanes_first, zero_tangent
 from ._derivatives.refuse import UnestimatedGradientError, UnestimatedGradientWarning
-from ._downstream.fates import Fate, fate_of_inputs
+from ._downstream.fates import Beside, Fate, fate_of_inputs
 from ._downstream.graph import Tracked
 from ._downstream.rules import COMPARISONS, EQUALITIES
 from ._downstream.values import Jump
@@ -209,6 +209,14 @@ ad.primitive_jvps[missing_p] = _differentiate_missing
 ad.primitive_transposes[missing_p] = _transpose_missing
 batching.primitive_batchers[missing_p] = _batch_missing
 mlir.register_lowering(missing_p, mlir.lower_fun(missing_p.impl, multiple_results=False))
+
+
+def complaint_beside(source: Source, beside: Beside, name: str, given: set[Any]) -> Complaint:
+    """Of the input `name`, which enters what jumps beside a draw."""
+    fate = Fate(beside.smooth, kinked=False, jumps=beside.jumps)
+    what = f"what is made of the draw{source.where} and of {name}"
+    remedy = f"Make {name} a parameter of the distribution. {_remedy(source.law)}"
+    return Complaint(source, fate, given, what=what, remedy=remedy)
 
 
 def watched(dist: Any, complaint: Complaint | None) -> Any:

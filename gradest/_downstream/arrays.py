@@ -319,7 +319,7 @@ def _scan(e: Elements, v: Value, index: Index, depth: int) -> Any:
         carry = list(v.ins[scan.num_consts :][: scan.num_carry])
         xs, ys = v.ins[scan.num_consts + scan.num_carry :], {}
         for i in range(length)[:: -1 if scan.reverse else 1]:
-            outs = e.expand(v, [*consts, *carry, *(program.element(x, i) for x in xs)])
+            outs = program.expand(v, [*consts, *carry, *(program.element(x, i) for x in xs)])
             carry, ys[i] = outs[: scan.num_carry], outs[scan.num_carry :]
         program.expanded[name] = carry, ys
     carry, ys = program.expanded[name]

@@ -7,7 +7,7 @@ from jax.extend import core
 
 from .. import _jaxpr
 from .again import Renaming, Walked, class_of
-from .graph import compares_within, is_of_library
+from .graph import compares_within, inputs_of, is_of_library
 from .indexing import WIDE
 from .rules import Flow, folded
 from .values import NONE, Draws, Origin, Value, is_float, joined
@@ -110,7 +110,7 @@ class Analysis(Walk):
         outer = self.new("copy", (inner,), NONE, 0, inner.shape, inner.dtype)
         outer.flow, outer.kinked, outer.hard = inner.flow, inner.kinked, inner.hard
         for x in ins:
-            outer.flow |= x.flow
+            outer.flow, outer.inputs = outer.flow | x.flow, outer.inputs | x.inputs
         outer.jumps = {origin: draws for origin, draws in inner.jumps.items() if origin in before}
         return outer
 
@@ -162,16 +162,15 @@ class Analysis(Walk):
             self.callers.pop()
             self.trusted -= trusted
 
-    def expand(self, value: Value, ins: Sequence[Value]) -> list[Value] | None:
+    def expand(self, value: Value, ins: Sequence[Value]) -> list[Value]:
         """The results of the jaxpr of a call, or of a step of a loop, for a probe to look at."""
         eqn, jaxpr, path = value.body
-        if self.facts_of(eqn).specials:
-            return None
         name = path, tuple(x.id for x in ins)
         if name not in self.expanded:
-            self.quiet += 1
+            # What arrives in it has arrived.
+            self.quiet, self.again = self.quiet + 1, self.again + 1
             self.expanded[name] = self.enter(eqn, jaxpr, ins, None, path)
-            self.quiet -= 1
+            self.quiet, self.again = self.quiet - 1, self.again - 1
         return self.expanded[name]
 
     def _again(
@@ -181,6 +180,9 @@ class Analysis(Walk):
         value.flow, value.kinked, value.hard = found.flow, found.kinked, found.hard
         value.jumps, value.steep = rename(found.jumps), rename(found.steep)
         value.number, value.body = found.number, body
+        # What compares inside may do so with any of the operands.
+        for origin in value.jumps.keys() - set().union(*(x.jumps for x in ins)):
+            self.beside[origin] = self.beside.get(origin, 0) | inputs_of(ins)
         return value
 
     # ---- Branches ------------------------------------------------------------------------------
@@ -226,11 +228,9 @@ class Analysis(Walk):
         slices = [self.leaf(x.shape[1:], x.dtype, [x]) for x in xs]
         used = [*(True for _ in carry), *used[scan.num_carry :]]
         outs, carry = self._fixed_point(eqn, scan.body, consts, carry, slices, used)
-        flows = [_flow(x) for x in carry] + [out and _flow(out) for out in outs[scan.num_carry :]]
+        found = [*carry, *outs[scan.num_carry :]]
         body = eqn, scan.body, (*self.path, id(eqn))
-        return [
-            flow and self.result(eqn, ins, i, flow, "scan", body) for i, flow in enumerate(flows)
-        ]
+        return [x and self._found(eqn, ins, i, x, "scan", body) for i, x in enumerate(found)]
 
     def _while(self, eqn: Any, loop: _jaxpr.While, ins: list[Value]) -> list[Any]:
         num = loop.num_condition_consts
@@ -240,7 +240,7 @@ class Analysis(Walk):
         body = loop.body.jaxpr
         outs = []
         for i, x in enumerate(state):
-            flow = _flow(x)
+            flow = Flow(x.flow, x.jumps, kinked=x.kinked, steep=x.steep)
             moves = body.outvars[i] is not body.invars[loop.num_consts + i]
             if test.depends and moves:
                 if flow.flow:
@@ -249,6 +249,7 @@ class Analysis(Walk):
                 else:
                     flow = Flow(0, joined(flow.jumps, {self.key(eqn, i): test.draws}))
             outs.append(self.result(eqn, ins, i, flow, "leaf"))
+            outs[-1].inputs = x.inputs
         return outs
 
     def _fixed_point(
@@ -276,12 +277,17 @@ class Analysis(Walk):
         avals: list[Any] = [v.aval for v in jaxpr.invars]
         parts = [self.leaf(v.shape, v.dtype, [x]) for v, x in zip(avals, ins, strict=True)]
         outs = self.inside(eqn, core.ClosedJaxpr(jaxpr, ()), parts, used)
-        return [out and self.result(eqn, ins, i, _flow(out), "leaf") for i, out in enumerate(outs)]
+        return [out and self._found(eqn, ins, i, out, "leaf") for i, out in enumerate(outs)]
+
+    def _found(
+        self, eqn: Any, ins: Sequence[Value], out: int, x: Value, name: str, body: Any = None
+    ) -> Value:
+        """A result of a construct, which depends on what `x`, found inside, depends on."""
+        flow = Flow(x.flow, x.jumps, kinked=x.kinked, steep=x.steep)
+        value = self.result(eqn, ins, out, flow, name, body)
+        value.inputs = x.inputs
+        return value
 
 
 def _known(x: Value) -> Any:
-    return x.flow, x.kinked, dict(x.jumps), dict(x.steep), x.hard
-
-
-def _flow(x: Value) -> Flow:
-    return Flow(x.flow, x.jumps, kinked=x.kinked, steep=x.steep)
+    return x.flow, x.kinked, dict(x.jumps), dict(x.steep), x.hard, x.inputs

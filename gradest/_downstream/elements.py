@@ -34,7 +34,7 @@ class Program(Protocol):
     relaxed: Draws
     too_long: set[int]
 
-    def expand(self, value: Value, ins: Sequence[Value]) -> list[Value] | None: ...
+    def expand(self, value: Value, ins: Sequence[Value]) -> list[Value]: ...
 
     def array(self, constant: Value) -> np.ndarray | None: ...
 
@@ -212,17 +212,10 @@ class Elements:
                 self.terms = as_real(np.stack([self.spread(a), self.spread(b)]))
             return BINARY[value.name](a, b)
         if value.name == "call":
-            return self.at(self.expand(value, value.ins)[value.out], index, depth)
+            return self.at(self.program.expand(value, value.ins)[value.out], index, depth)
         if value.name in self.rules:
             return self.rules[value.name](self, value, index, depth)
         return self.leaf(value, index)
-
-    def expand(self, value: Value, ins: Sequence[Value]) -> list[Value]:
-        """The results of the jaxpr of a call, or of a step of a loop."""
-        outs = self.program.expand(value, ins)
-        if outs is None:
-            raise TooLong
-        return outs
 
     # ---- What is not computed --------------------------------------------------------------
 

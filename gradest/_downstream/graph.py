@@ -13,7 +13,7 @@ from jax.extend import core
 
 from .. import _jaxpr
 from .rules import STEEP, Flow
-from .values import NONE, Draws, Jump, Origin, Value, is_float, joined
+from .values import NONE, Draws, Inputs, Jump, Origin, Value, is_float, joined
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,16 @@ class Graph:
       relaxed: those of a discrete law that are differentiated as if it were continuous.
       transparent: those of which no stop_gradient is obeyed.
       jumps: where values step, and at what.
+      closed_over: the numbers of the inputs that the program closes over, by their identities.
+      beside: of which inputs what steps there has a derivative beside that in the draws.
     """
 
     def __init__(self) -> None:
         self.bits: dict[Hashable, Draws] = {}
         self.relaxed = self.transparent = 0
         self.jumps: dict[Origin, Jump] = {}
+        self.closed_over: dict[int, int] = {}
+        self.beside: dict[Origin, Inputs] = {}
         self._num_values = 0
         self.path: tuple[Any, ...] = ()
         self.callers: list[Any] = []  # the calls of a library's function that we are in, or None
@@ -74,6 +78,12 @@ class Graph:
         """A value of which no more is known than on what it depends."""
         return self._depending("leaf", shape, dtype, like)
 
+    def input(self, number: int, shape: tuple[int, ...], dtype: Any) -> Value:
+        """An input of the program."""
+        value = self.leaf(shape, dtype)
+        value.inputs = (1 << number) * is_float(dtype)
+        return value
+
     def _depending(
         self,
         name: str,
@@ -89,13 +99,18 @@ class Graph:
         if is_float(dtype):
             for x in ins:
                 flow, value.kinked = flow | x.flow, value.kinked | x.kinked
+                # Into a draw a derivative goes by its parameters, which complain themselves.
+                value.inputs |= x.inputs * (name != "draw")
             value.flow, value.steep = flow, joined(*(x.steep for x in ins))
         return value
 
     def constant(self, x: Any, aval: Any = None) -> Value:
         aval = jax.typeof(x) if aval is None else aval
         value = self.new("const", (), NONE, 0, tuple(aval.shape), aval.dtype)
-        if not isinstance(x, jax.core.Tracer):
+        if isinstance(x, jax.core.Tracer):
+            number = self.closed_over.get(id(x))
+            value.inputs = 0 if number is None else (1 << number) * is_float(value.dtype)
+        else:
             value.body = x
             if value.shape == () and _is_number(value.dtype):
                 value.number = np.asarray(x).item()
@@ -111,7 +126,10 @@ class Graph:
         dtype: Any,
     ) -> Value:
         self._num_values += 1
-        return Value(name, ins, params, out, shape, dtype, id=self._num_values)
+        value = Value(name, ins, params, out, shape, dtype, id=self._num_values)
+        if is_float(dtype) and name != "stop_gradient":
+            value.inputs = inputs_of(ins)
+        return value
 
     def result(
         self, eqn: Any, ins: Sequence[Value], out: int, flow: Flow, name: str = "", body: Any = None
@@ -126,6 +144,8 @@ class Graph:
         if value.depends:
             value.key = self.key(eqn, out)
             self._locate(eqn, value)
+            if value.key in value.jumps:
+                self.beside[value.key] = self.beside.get(value.key, 0) | inputs_of(ins)
         return value
 
     def _locate(self, eqn: Any, value: Value) -> None:
@@ -157,6 +177,14 @@ class Graph:
         if x is None or id(x) not in self._arrays:
             self._arrays[id(x)] = None if x is None else _array(x)
         return self._arrays[id(x)]
+
+
+def inputs_of(values: Sequence[Value]) -> Inputs:
+    """Those of any of `values`."""
+    found = 0
+    for x in values:
+        found |= x.inputs
+    return found
 
 
 # Larger arrays among a program's constants are taken for any others of their shape.

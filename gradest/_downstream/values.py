@@ -10,6 +10,9 @@ import jax.numpy as jnp
 # Draws are bits of an integer, and sets of draws integers: a value depends on many.
 Draws = int
 
+# Inputs of the program likewise.
+Inputs = int
+
 # The place at which a value steps: the equation, and the calls that it is in.
 Origin = tuple[Any, ...]
 
@@ -46,6 +49,7 @@ class Value:
         `flow`, as an integer, is constant in between.
       steep: for each product with a large constant, the relaxed draws that are multiplied.
       hard: whether it depends on a draw of a discrete law, which is compared with single values.
+      inputs: those of the program of which it has a derivative on a way beside the draws.
       number: what it is in all its elements, if that is known.
       key: it as an origin.
       body: what can be looked into: an array; (equation, jaxpr, path) of a call or a scan.
@@ -63,6 +67,7 @@ class Value:
     jumps: Mapping[Origin, Draws] = dataclasses.field(default_factory=lambda: NONE)
     steep: Mapping[Origin, Draws] = dataclasses.field(default_factory=lambda: NONE)
     hard: bool = False
+    inputs: Inputs = 0
     number: Any = None
     key: Origin | None = None
     body: Any = None

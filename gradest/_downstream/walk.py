@@ -11,7 +11,7 @@ from .._jaxpr import is_var
 from .graph import Graph, Tracked, compares_within
 from .probe import Prober
 from .rules import STEEP, STEPS, Flow, Operation, continuous, flow_of, folded
-from .values import NONE, Draws, Origin, Value, is_float, joined, only
+from .values import NONE, Draws, Inputs, Origin, Value, is_float, joined, only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Special:
 
 @dataclasses.dataclass
 class Arrived:
-    """What reaches the loss and the costs: draws with a derivative, with kinks, and steps."""
+    """What reaches the loss and the costs: draws and inputs with a derivative, kinks, and steps."""
 
     flow: Draws = 0
+    inputs: Inputs = 0
     kinked: Draws = 0
     jumps: Mapping[Origin, Draws] = dataclasses.field(default_factory=lambda: NONE)
 
@@ -72,6 +73,7 @@ class Walk(Graph):
       arrived: what has reached the loss and the costs.
       unseen: the draws for each place that could not be looked at and counts as a kink.
       quiet: above 0 where nothing is probed, in a function whose rule is taken at its word.
+      again: above 0 where what was walked is walked again, for a probe.
       trusted: above 0 in a function whose comparisons are how it is computed.
     """
 
@@ -80,7 +82,7 @@ class Walk(Graph):
         self.special = special
         self.arrived = Arrived()
         self.unseen: dict[Origin, Draws] = {}
-        self.quiet = self.trusted = 0
+        self.quiet = self.again = self.trusted = 0
         self.walked: dict[Any, Any] = {}
         self._prober = Prober(self)
         self._edges: set[Origin] = set()
@@ -199,6 +201,8 @@ class Walk(Graph):
 
     def arrive(self, value: Value) -> None:
         """Enters what has come to the end of its way."""
+        if self.again:
+            return
         # The whole way, where it is short.
         for origin, verdict in self._prober.verdicts(value, 4).items():
             edge = origin in self._edges and verdict != "jump" and value.flow
@@ -208,6 +212,7 @@ class Walk(Graph):
                 value.jumps = {o: d for o, d in value.jumps.items() if o != origin}
                 value.kinked |= value.flow
         self.arrived.flow |= value.flow
+        self.arrived.inputs |= value.inputs
         self.arrived.kinked |= value.kinked
         self.arrived.jumps = joined(self.arrived.jumps, value.jumps)
 
@@ -216,6 +221,7 @@ class Walk(Graph):
             for x in ins:
                 if x.depends:
                     self.arrive(x)
+                self.arrived.inputs |= x.inputs * (not self.again)
         kept: list[Value] = []
         for x in ins if special.passes != "none" else ():
             if x.depends and (special.passes == "all" or x.draws & self.transparent):
@@ -233,7 +239,7 @@ class Walk(Graph):
                 outs.append(self.begin(special.draw, shape, dtype, kept))
         return outs
 
-    def expand(self, value: Value, ins: Sequence[Value]) -> list[Value] | None:
+    def expand(self, value: Value, ins: Sequence[Value]) -> list[Value]:
         """The results of the jaxpr of a call, or of a step of a loop, for a probe to look at."""
         raise NotImplementedError
 

@@ -43,15 +43,15 @@ class Arguments:
     def _changed(self, path: Any) -> Exception:
         nodes = jax.tree_util.tree_flatten_with_path(self._arguments, is_of_nnx)[0]
         of_nnx = any(is_of_nnx(node) and path[: len(at)] == at for at, node in nodes)
-        return complaints.argument_changed(self._name(path), of_nnx)
+        return complaints.argument_changed(named(path), of_nnx)
 
-    @staticmethod
-    def _name(path: Any) -> str:
-        """Such as 'args[0].bn.mean', or nothing."""
-        if not path:
-            return ""
-        of_args = path[0].idx == 0
-        return ("args" if of_args else "kwargs") + jax.tree_util.keystr(path[1:])
+
+def named(path: Any) -> str:
+    """What is at `path` in (args, kwargs), such as 'args[0].bn.mean', or nothing."""
+    if not path:
+        return ""
+    of_args = path[0].idx == 0
+    return ("args" if of_args else "kwargs") + jax.tree_util.keystr(path[1:])
 
 
 def is_of_nnx(x: Any) -> bool:

@@ -7,8 +7,8 @@ parameters are differentiated.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jax.extend import core
 
@@ -17,7 +17,7 @@ from .._downstream.fates import Fate, fates
 from .._downstream.graph import Tracked
 from .._downstream.walk import Special
 from .._draws import draw_p, sample_p
-from .._jumps import Complaint, Source, guarded_p
+from .._jumps import Complaint, Source, complaint_beside, guarded_p
 from .spend import cost_p
 
 
@@ -51,16 +51,44 @@ def follow(loss: core.ClosedJaxpr, *, every: bool = False) -> list[Followed]:
     return [Followed(eqn, _source(eqn), found.get(id(eqn))) for eqn in eqns]
 
 
-def complaints_of(loss: core.ClosedJaxpr) -> Mapping[int, Complaint]:
-    """What there is to say, by the identity of the equation that draws."""
+class Complaints(NamedTuple):
+    """What there is to say.
+
+    Attributes:
+      of_draws: by the identity of the equation that draws.
+      of_inputs: by the number of the input, of which those that the loss closes over come last.
+    """
+
+    of_draws: Mapping[int, Complaint]
+    of_inputs: Mapping[int, Sequence[Complaint]]
+
+    def watch(self, number: int, x: Any) -> Any:
+        """Input `number` of the loss, which complains when it is differentiated."""
+        for complaint in self.of_inputs.get(number, ()):
+            x = complaint.watch(x)
+        return x
+
+
+def complaints_of(loss: core.ClosedJaxpr, name_of: Callable[[int], str]) -> Complaints:
+    """What there is to say of a staged loss.
+
+    Args:
+      loss: staged.
+      name_of: the name of an input, by its number.
+    """
     given: set[Any] = set()
-    found = {}
+    of_draws: dict[int, Complaint] = {}
+    of_inputs: dict[int, list[Complaint]] = {}
     for draw in follow(loss):
-        if draw.fate is not None and draw.fate.jumps:
-            found[id(draw.eqn)] = Complaint(draw.source, draw.fate, given)
-            if draw.source.complaint is not None:
-                draw.source.complaint.given = given
-    return found
+        if draw.fate is None or not draw.fate.jumps:
+            continue
+        of_draws[id(draw.eqn)] = Complaint(draw.source, draw.fate, given)
+        if draw.source.complaint is not None:
+            draw.source.complaint.given = given
+        for beside in draw.fate.beside:
+            complaint = complaint_beside(draw.source, beside, name_of(beside.number), given)
+            of_inputs.setdefault(beside.number, []).append(complaint)
+    return Complaints(of_draws, of_inputs)
 
 
 def _draws_in(jaxpr: core.Jaxpr, seen: set[int]) -> Iterable[Any]:

@@ -7,20 +7,22 @@ a function is given that, by the continuation.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from .. import _calls, _check, _jaxpr, _mesh, _numerics, _random
 from .._cost import Mode, staging
+from .._jumps import Complaint
 from .._lockstep import Lockstep, in_lockstep
 from . import complaints
-from .arguments import Arguments
+from .arguments import Arguments, named
 from .continuation import value_of
-from .downstream import complaints_of
+from .downstream import Complaints, complaints_of
 from .keys import shared_keys
 from .ledger import Ledger, advance
 from .program import Program
@@ -219,13 +221,35 @@ class Staged:
     jaxpr: Any
     values: list[Any]
     aux_treedef: Any
+    names: Callable[[], list[str]]
 
     def evaluate(self, mode: Mode = _ONE_RUN, *, complain: bool = True) -> tuple[jax.Array, Any]:
         """The loss, and its auxiliary output: of the same run where that is one run."""
-        of_jumps = complaints_of(self.jaxpr) if complain else {}
-        program = read_program(self.jaxpr, Purpose.BOTH, of_jumps)
-        if complain:
-            _complain(self.jaxpr, program, self.values, mode)
+        if not complain:
+            return self._evaluated(read_program(self.jaxpr, Purpose.BOTH), mode, {})
+        said = complaints_of(self.jaxpr, self._name)
+        program = read_program(self.jaxpr, Purpose.BOTH, said.of_draws)
+        _complain(self.jaxpr, program, self.values, mode)
+        if said.of_inputs:
+            self = self._watched(said)
+            program = read_program(self.jaxpr, Purpose.BOTH, said.of_draws)
+        return self._evaluated(program, mode, said.of_draws)
+
+    def _name(self, number: int) -> str:
+        """Of an input; those that the loss closes over come last."""
+        names = self.names()
+        return names[number] if number < len(names) else "a value that the loss closes over"
+
+    def _watched(self, said: Complaints) -> "Staged":
+        """With inputs that complain when they are differentiated."""
+        inputs = [said.watch(i, x) for i, x in enumerate([*self.values, *self.jaxpr.consts])]
+        num = len(self.values)
+        jaxpr = core.ClosedJaxpr(self.jaxpr.jaxpr, inputs[num:])
+        return dataclasses.replace(self, jaxpr=jaxpr, values=inputs[:num])
+
+    def _evaluated(
+        self, program: Program, mode: Mode, of_jumps: Mapping[int, Complaint]
+    ) -> tuple[jax.Array, Any]:
         if not program.needs_rest(mode):
             return self._of_one_run(program, mode)
         if len(program.outputs) == 1:
@@ -286,7 +310,12 @@ def stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> St
             jaxpr, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
     except complaints.UNKNOWN_VALUES as error:
         raise complaints.with_way_out(error) from None
-    return Staged(jaxpr, values, jax.tree.structure(aux))
+
+    def names() -> list[str]:
+        paths = jax.tree_util.tree_flatten_with_path((args, kwargs))[0]
+        return [named(paths[i][0]) for i in dynamic]
+
+    return Staged(jaxpr, values, jax.tree.structure(aux), names)
 
 
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
