@@ -62,11 +62,17 @@ class Source:
         return self.slope_in == "relaxed point"
 
     def followed(self, name: Any) -> Tracked | None:
-        """The draw as the analysis follows it, if what follows it has to have a slope."""
-        if not self.slope_in:
+        """The draw as the analysis follows it, if what follows it has to have a slope.
+
+        In the draw, or in what is beside it: the mean over a continuous draw has a slope in what
+        that is compared with, whatever the estimator, and a comparison has none.
+        """
+        continuous = issubclass(self.law, Distribution) and self.law.reparameterizable
+        if not self.slope_in and not continuous:
             return None
         atoms = getattr(self.law, "atoms", False)
-        return Tracked(name, self.slope_in != "draw", self.at_relaxed_points, atoms)
+        relaxed = self.slope_in not in ("draw", "")
+        return Tracked(name, relaxed, self.at_relaxed_points, atoms)
 
 
 class Complaint:
@@ -215,7 +221,9 @@ def complaint_beside(source: Source, beside: Beside, name: str, given: set[Any])
     """Of the input `name`, which enters what jumps beside a draw."""
     fate = Fate(beside.smooth, kinked=False, jumps=beside.jumps)
     what = f"what is made of the draw{source.where} and of {name}"
-    remedy = f"Make {name} a parameter of the distribution. {_remedy(source.law)}"
+    remedy = f"Make {name} a parameter of the distribution."
+    if source.slope_in:
+        remedy = f"{remedy} {_remedy(source.law)}"
     return Complaint(source, fate, given, what=what, remedy=remedy)
 
 

@@ -146,6 +146,57 @@ def test_parameters_that_are_not_differentiated():
     assert not said(whole, transform=lambda f: f)
 
 
+# Of the standard deviation 2 of noise x that is drawn by itself.
+BESIDE = {
+    "a comparison": lambda s, x: jnp.where(s * x > 1, 1.0, 0.0),
+    "in a call": lambda s, x: jax.jit(lambda y: jnp.floor(y) * 1.0)(s * x),
+    "in a scan": lambda s, x: jnp.sum(
+        lax.scan(lambda c, _: (s * c + x, jnp.where(c > 1, 1.0, 0.0)), x, length=3)[1]
+    ),
+    "in a rule": lambda s, x: jnp.sign(jax.nn.relu(s) * x),
+}
+FREE = {
+    "a kink": lambda s, x: jnp.where(s * x > 0, s * x, 0.0),
+    "not compared": lambda s, x: s * jnp.where(x > 1, 1.0, 0.0),
+    "stopped": lambda s, x: s * jnp.where(lax.stop_gradient(s) * x > 1, 1.0, 0.0),
+    "in a branch": lambda s, x: lax.cond(x > 0, lambda: s, lambda: -s),
+}
+NOISE = [ge.reparameterize(), ge.score_function()]
+
+
+@pytest.mark.parametrize("sampler", NOISE, ids=lambda s: s.name)
+@pytest.mark.parametrize("cost", BESIDE.values(), ids=BESIDE)
+def test_a_parameter_beside_the_draw(cost, sampler):
+    drawn = lambda s, key: cost(s["scale"], sampler(key, dists.Normal(0.0, 1.0)))
+    with pytest.raises(ge.UnestimatedGradientError, match=r"args\[0\]\['scale'\].*be zero"):
+        said(drawn, {"scale": 2.0})
+    (warning,) = said(lambda s, key: drawn(s, key) + s["scale"] ** 2, {"scale": 2.0})
+    assert "Make args[0]['scale'] a parameter of the distribution" in str(warning.message)
+    (warning,) = said(lambda s, key: ge.cost(s["scale"]) or drawn(s, key), {"scale": 2.0})
+
+
+@pytest.mark.parametrize("sampler", NOISE, ids=lambda s: s.name)
+@pytest.mark.parametrize("cost", FREE.values(), ids=FREE)
+def test_a_parameter_beside_the_draw_that_is_not_compared(cost, sampler):
+    assert not said(lambda s, key: cost(s, sampler(key, dists.Normal(0.0, 1.0))), 2.0)
+
+
+def test_a_parameter_beside_a_discrete_draw():
+    """The mean over it is constant between its values, as the comparison is."""
+    bit = lambda key: ge.score_function()(key, dists.Bernoulli(0.3))
+    assert not said(lambda m, key: jnp.where(bit(key) > m, 1.0, 0.0))
+
+
+def test_what_is_closed_over_beside_a_draw():
+    def outer(m, key):
+        draw = lambda key: ge.reparameterize()(key, dists.Normal(0.0, 1.0))
+        return ge.expectation(lambda key: jnp.where(draw(key) > m, 1.0, 0.0))(key)
+
+    with pytest.raises(ge.UnestimatedGradientError, match="what the loss closes over"):
+        jax.grad(outer)(0.3, KEY)
+    assert jnp.shape(outer(0.3, KEY)) == ()
+
+
 def test_guards_of_what_is_not_drawn():
     """As numpyro's Bernoulli has it, with a draw compared where the logit is infinite."""
 
@@ -200,6 +251,21 @@ def test_a_draw_under_vmap_scan_and_cost():
     split = functools.partial(jax.random.split, num=3)
     (warning,) = said(loss, jnp.float32(0.3))
     assert f"{line_of(loss, 'ge.cost')}" in str(warning.message)
+
+
+def test_a_choice_after_a_scan_that_draws():
+    def walk(m, key, barrier):
+        step = lambda x, key: (x + ge.reparameterize()(key, dists.Normal(m, 1.0)), None)
+        x, _ = lax.scan(step, 0.0, jax.random.split(key, 3))
+        return jnp.where(x > barrier, x, 0.0)
+
+    assert len(said(functools.partial(walk, barrier=1.0))) == 1
+    assert not said(functools.partial(walk, barrier=0.0))
+
+
+def test_a_relaxed_draw_is_not_at_its_ends():
+    for name in ("gumbel_softmax", "rebar"):
+        assert fates(SILENT["leaky by masks"], {name: DRAWS[name]}) == {name: "kinked"}
 
 
 def test_a_cost_in_a_branch_that_the_draw_chooses():

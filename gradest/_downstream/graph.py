@@ -146,6 +146,7 @@ class Graph:
             self._locate(eqn, value)
             if value.key in value.jumps:
                 self.beside[value.key] = self.beside.get(value.key, 0) | inputs_of(ins)
+                value.inputs *= value.flow > 0  # a rounding has no derivative
         return value
 
     def _locate(self, eqn: Any, value: Value) -> None:

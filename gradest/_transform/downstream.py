@@ -45,7 +45,7 @@ def follow(loss: core.ClosedJaxpr, *, every: bool = False) -> list[Followed]:
         estimator that does would have it.
     """
     eqns = list(_draws_in(loss.jaxpr, set()))
-    if not eqns or not (every or any(_source(eqn).slope_in for eqn in eqns)):
+    if not every and all(_source(eqn).followed(eqn) is None for eqn in eqns):
         return [Followed(eqn, _source(eqn), None) for eqn in eqns]
     found = fates(loss, functools.partial(_special, every))
     return [Followed(eqn, _source(eqn), found.get(id(eqn))) for eqn in eqns]
@@ -82,7 +82,8 @@ def complaints_of(loss: core.ClosedJaxpr, name_of: Callable[[int], str]) -> Comp
     for draw in follow(loss):
         if draw.fate is None or not draw.fate.jumps:
             continue
-        of_draws[id(draw.eqn)] = Complaint(draw.source, draw.fate, given)
+        if draw.source.slope_in:
+            of_draws[id(draw.eqn)] = Complaint(draw.source, draw.fate, given)
         if draw.source.complaint is not None:
             draw.source.complaint.given = given
         for beside in draw.fate.beside:

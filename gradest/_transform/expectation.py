@@ -238,7 +238,7 @@ class Staged:
     def _name(self, number: int) -> str:
         """Of an input; those that the loss closes over come last."""
         names = self.names()
-        return names[number] if number < len(names) else "a value that the loss closes over"
+        return names[number] if number < len(names) else "what the loss closes over"
 
     def _watched(self, said: Complaints) -> "Staged":
         """With inputs that complain when they are differentiated."""

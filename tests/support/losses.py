@@ -23,6 +23,7 @@ W = jnp.asarray(_RNG.normal(size=(6, 6)) * 0.5, jnp.float32)
 POSITIVE = jnp.abs(Y) + 0.1
 LABELS = np.array([0, 2])
 MASK = np.asarray(Y) > 0
+GRID = jnp.arange(6.0).reshape(2, 3) / 6
 THRESHOLDS = jnp.array([0.0, 0.5])
 
 
@@ -396,6 +397,12 @@ JUMPS = {
     ),
     "logits of the largest": lambda x: total(
         jax.nn.softmax(jnp.where(x < lax.top_k(x, 2)[0][-1], -jnp.inf, x)) * Y
+    ),
+    "logits of the largest of each row": lambda x: total(
+        jax.nn.softmax(
+            jnp.where(x.reshape(2, 3) >= lax.top_k(x.reshape(2, 3), 2)[0][:, 1:], GRID, -jnp.inf)
+        )
+        * Y.reshape(2, 3)
     ),
     "angle of a complex number": lambda x: total(jnp.angle(jnp.exp(9j * x)) * Y),
     "gradient of max": lambda x: total(jax.grad(jnp.max)(x) * Y),
