@@ -72,7 +72,7 @@ class Source:
             return None
         atoms = getattr(self.law, "atoms", False)
         relaxed = self.slope_in not in ("draw", "")
-        return Tracked(name, relaxed, self.at_relaxed_points, atoms)
+        return Tracked(name, relaxed, self.at_relaxed_points, atoms, bool(self.slope_in))
 
 
 class Complaint:

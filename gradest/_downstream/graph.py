@@ -27,12 +27,15 @@ class Tracked:
       transparent: whether a stop_gradient is not obeyed, as where the cost is evaluated at points
         that no draw can be at.
       atoms: whether its law has mass at 0 and at 1: equality with these is a step for it too.
+      slope: whether anything is differentiated in it: otherwise only steps count in which it meets
+        an input.
     """
 
     name: Hashable
     relaxed: bool = False
     transparent: bool = False
     atoms: bool = False
+    slope: bool = True
 
 
 class Graph:
@@ -42,6 +45,7 @@ class Graph:
       bits: the draws that were met, by their names.
       relaxed: those of a discrete law that are differentiated as if it were continuous.
       transparent: those of which no stop_gradient is obeyed.
+      without_slope: those in which nothing is differentiated.
       jumps: where values step, and at what.
       closed_over: the numbers of the inputs that the program closes over, by their identities.
       beside: of which inputs what steps there has a derivative beside that in the draws.
@@ -49,7 +53,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.bits: dict[Hashable, Draws] = {}
-        self.relaxed = self.transparent = 0
+        self.relaxed = self.transparent = self.without_slope = 0
         self.jumps: dict[Origin, Jump] = {}
         self.closed_over: dict[int, int] = {}
         self.beside: dict[Origin, Inputs] = {}
@@ -67,6 +71,7 @@ class Graph:
         bit = self.bits.setdefault(draw.name, 1 << len(self.bits))
         self.relaxed |= bit * draw.relaxed
         self.transparent |= bit * draw.transparent
+        self.without_slope |= bit * (not draw.slope)
         hard = draw.relaxed or draw.atoms
         value = self._depending("draw", shape, dtype, ins, bit, hard)
         if hard:
@@ -145,8 +150,11 @@ class Graph:
             value.key = self.key(eqn, out)
             self._locate(eqn, value)
             if value.key in value.jumps:
-                self.beside[value.key] = self.beside.get(value.key, 0) | inputs_of(ins)
+                inputs = self.beside.get(value.key, 0) | inputs_of(ins)
+                self.beside[value.key] = inputs
                 value.inputs *= value.flow > 0  # a rounding has no derivative
+                if not inputs and not value.jumps[value.key] & ~self.without_slope:
+                    value.jumps = {o: d for o, d in value.jumps.items() if o != value.key}
         return value
 
     def _locate(self, eqn: Any, value: Value) -> None:
