@@ -220,7 +220,9 @@ def _stepping(value: Value, origin: Origin) -> Value:
         steps = [x for x in value.ins if origin in x.jumps]
         alone = len(steps) == 1 and is_float(steps[0].dtype)
         others = [x for x in value.ins if x is not steps[0]] if alone else []
-        scaled = value.name in ("mul", "div") and any(x.number is None for x in others)
+        # What is the same for all elements and at all points scales the step as the rest.
+        alike = all(x.number is not None or not (x.shape or x.depends) for x in others)
+        scaled = value.name in ("mul", "div") and not alike
         if not alone or scaled:
             break
         value = steps[0]
