@@ -9,7 +9,7 @@ of each. Gradients are those of both the activations and the weights.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -84,9 +84,9 @@ def temporary(program: Any) -> float | None:
 def measure(names: Sequence[str], quick: bool) -> dict[str, Any]:
     del names
     chunk = 64 if quick else CHUNK
-    sizes: Mapping[int, int] = (
-        {300: 2, 600: 0} if quick else dict.fromkeys(WORDS, ROUNDS) | dict.fromkeys(MEMORY_ONLY, 0)
-    )
+    rounds_of: dict[int, int] = dict.fromkeys(WORDS, ROUNDS)
+    rounds_of.update(dict.fromkeys(MEMORY_ONLY, 0))
+    sizes = {300: 2, 600: 0} if quick else rounds_of
     rows = []
     for words, rounds in sizes.items():
         _command.progress("vocabulary", f"{words:,} words")

@@ -190,8 +190,8 @@ def test_far_out_single_precision_has_the_digits(name, x64):
 def test_close_concentrations_in_single_precision(name, x64):
     """Divergences of 1e-6 too, where gammaln and digamma have errors of that size."""
     kind = getattr(dists, name)
-    grid = np.meshgrid(*[np.float32([1e-3, 0.1, 1.0, 3.0, 1e3])] * 2)
-    factors = np.float32([[1.05, 1.05, 1.0], [1.2, 1.0, 0.98]])
+    grid = np.meshgrid(*[np.array([1e-3, 0.1, 1.0, 3.0, 1e3], np.float32)] * 2)
+    factors = np.array([[1.05, 1.05, 1.0], [1.2, 1.0, 0.98]], np.float32)
 
     @jax.jit
     def of(p, q):
@@ -222,7 +222,9 @@ def test_concentrations_against_scipy(x64):
     df, k = np.array([1e-3, 0.5, 3.0, 40.0, 1e6]), np.array([1e-3, 0.5, 3.0, 40.0, 1e5])
     entropy = dists.StudentT(df, 2.0, 3.0).entropy()
     np.testing.assert_allclose(entropy, scipy.stats.t(df, 2, 3).entropy(), rtol=1e-9)
-    np.testing.assert_array_equal(dists.StudentT([0.5, 1.0, 1.5], 2.0).mean(), [np.nan, np.nan, 2])
+    np.testing.assert_array_equal(
+        dists.StudentT(np.array([0.5, 1.0, 1.5]), 2.0).mean(), [np.nan, np.nan, 2]
+    )
     np.testing.assert_allclose(
         dists.VonMises(2.0, k).entropy(), scipy.stats.vonmises(k).entropy(), rtol=1e-9
     )
