@@ -96,7 +96,8 @@ class Distribution(Derived, abc.ABC):
     def _for_scores(self) -> Any:
         """Itself, for who takes nothing but scores of its draws, which infinite logits do not have.
 
-        No mask says that they have no derivative, which loops would keep.
+        No mask says that they have no derivative, which loops would keep: of categories, one for
+        every logit. (A Bernoulli's is as small as its draw, and XLA's loops are faster with it.)
         """
         own, given = self._given
         return self if given is None or own is not self.logits else rebuilt(self, given)

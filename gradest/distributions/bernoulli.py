@@ -102,9 +102,7 @@ class Bernoulli(OfOutcomes, Sign):
     logits: jax.Array
 
     def __init__(self, logits: ArrayLike | None = None, *, probs: ArrayLike | None = None):
-        given = None if logits is None else as_float("logits", logits)
-        self.logits = logits_from(given, probs)
-        self._given = self.logits, given
+        self.logits = logits_from(logits, probs)
         self.lost_edge = on_the_edge(probs, lambda p: (p <= 0) | (p >= 1))
 
     @property
