@@ -5,7 +5,7 @@ parameters of at least single precision, and of one shape.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from .._derivatives.primitives import weighted
 from .._numerics import sigmoid
 from ._derived import wide
 from ._implicit import bounded_exp
+from ._low_rank import in_factors
 from ._special import (
     digamma_remainder,
     excess,
@@ -189,48 +190,6 @@ class OfMultivariateNormal(Information):
 
 def _log_det(factor: jax.Array) -> jax.Array:
     return jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
-
-
-class LowRank(NamedTuple):
-    """A covariance D + W W^T by A = W / sqrt(D), and Q R of A on top of the identity.
-
-    Attributes:
-      root: the square root of the diagonal D, shape (..., d).
-      a: shape (..., d, r).
-      q: the first d rows of Q, shape (..., d, r): A R^-1.
-      r: shape (..., r, r), of R^T R = 1 + A^T A.
-    """
-
-    root: jax.Array
-    a: jax.Array
-    q: jax.Array
-    r: jax.Array
-
-    def log_det(self) -> jax.Array:
-        of_r = jnp.abs(jnp.diagonal(self.r, axis1=-2, axis2=-1))
-        return 2 * (jnp.sum(jnp.log(self.root), axis=-1) + jnp.sum(jnp.log(of_r), axis=-1))
-
-    def squared_norm(self, x: jax.Array) -> jax.Array:
-        """x^T (D + W W^T)^-1 x of vectors x, with more axes in front or without."""
-        x = x / jnp.broadcast_to(self.root, x.shape)
-        spread = lambda matrix: jnp.broadcast_to(matrix, (*x.shape[:-1], *matrix.shape[-2:]))
-        of_q = jnp.einsum("...ij,...i->...j", spread(self.q), x)
-        m = solve_triangular(spread(self.r), of_q[..., None])[..., 0]
-        left = x - jnp.einsum("...ij,...j->...i", spread(self.a), m)
-        return jnp.sum(left * left, axis=-1) + jnp.sum(m * m, axis=-1)
-
-    def inverse_diagonal(self) -> jax.Array:
-        """Of (D + W W^T)^-1."""
-        return (1 - jnp.sum(self.q * self.q, axis=-1)) / (self.root * self.root)
-
-
-def in_factors(factor: jax.Array, diag: jax.Array) -> LowRank:
-    root = jnp.sqrt(diag)
-    a = factor / root[..., None]
-    eye = jnp.eye(a.shape[-1], dtype=a.dtype)
-    below = jnp.broadcast_to(eye, (*a.shape[:-2], *eye.shape))
-    q, r = jnp.linalg.qr(jnp.concatenate([a, below], axis=-2))
-    return LowRank(root, a, q[..., : a.shape[-2], :], r)
 
 
 class OfLowRankNormal(Information):

@@ -10,7 +10,8 @@ from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
 from .. import _check, _mesh, _numerics, _random
-from ._information import OfLowRankNormal, OfMultivariateNormal, in_factors
+from ._information import OfLowRankNormal, OfMultivariateNormal
+from ._low_rank import in_factors
 from .base import Distribution, Shape, Shifted, align, align_wide, as_float, finite, shifted
 from .continuous import Normal
 
