@@ -2,9 +2,7 @@
 
 A node is a draw, a cost, a construct that holds some, or a run of equations that holds none and is
 evaluated as a jaxpr of its own, never equation by equation, since the protocol for binding a single
-equation changes between JAX's releases. To add a construct, let `_jaxpr` tell what it is (and that
-it is understood), add its node here, let `reading` make it, and add one case to `ledger`; one to
-`continuation` too, if it is run once.
+equation changes between JAX's releases. CONTRIBUTING.md tells how to add a construct.
 """
 
 import dataclasses
