@@ -224,8 +224,8 @@ INSTEAD = {
     "to_event": "Sum its log_prob: the draws are joint ones already.",
     "mask": "Mask draws: sampler(key, dist, where=mask).",
     "logits_parameter": "Use dist.logits.",
-    "entropy": "It has no closed form. Average -dist.log_prob(x) over draws x by a sampler, in a "
-    "loss under gradest.expectation.",
+    "entropy": "gradest has none in closed form. Average -dist.log_prob(x) over draws x by a "
+    "sampler, in a loss under gradest.expectation.",
     "mean": "Average draws; of an angle its cosine and its sine. Of categories use probs.",
 }
 

@@ -221,7 +221,7 @@ def complaint_beside(source: Source, beside: Beside, name: str, given: set[Any])
     """Of the input `name`, which enters what jumps beside a draw."""
     fate = Fate(beside.smooth, kinked=False, jumps=beside.jumps)
     what = f"what is made of the draw{source.where} and of {name}"
-    remedy = f"Make {name} a parameter of the distribution."
+    remedy = f"Write the draw so that {name} enters by the parameters of its distribution only."
     if source.slope_in:
         remedy = f"{remedy} {_remedy(source.law)}"
     return Complaint(source, fate, given, what=what, remedy=remedy)

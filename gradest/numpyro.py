@@ -16,7 +16,7 @@ from numpyro.infer.util import is_identically_one
 from numpyro.primitives import Messenger, prng_key
 from numpyro.util import check_model_guide_match
 
-from . import _check
+from . import _check, _mesh
 from ._credit import Place, Plate, Staged
 from ._derivatives.vanishing import without_score
 from ._sampler import Sampler
@@ -224,7 +224,9 @@ class ELBO(elbo.ELBO):
         if site["is_observed"] or self._sampler(site["name"]).pathwise:
             return law.log_prob(x)
         fixed = jax.lax.stop_gradient
-        return fixed(law).log_prob(x) + without_score(lambda: law.log_prob(fixed(x)))
+        # Before it is staged, or what is staged would make them vary once more.
+        own, y = _mesh.varying_alike(law, fixed(x))
+        return fixed(law).log_prob(x) + without_score(lambda: own.log_prob(y))
 
     def _draw(self, site: Any, key: jax.Array) -> Any:
         try:

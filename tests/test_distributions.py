@@ -214,6 +214,8 @@ def test_a_category_out_of_range_is_impossible():
     log_p = dists.Categorical(jnp.zeros(3)).log_prob(jnp.array([-1, 0, 2, 3, 1000]))
     np.testing.assert_array_equal(np.isfinite(log_p), [False, True, True, False, False])
     assert log_p[0] == -jnp.inf
+    slope = jax.grad(lambda l: dists.Categorical(l).log_prob(-1))(jnp.zeros(3))
+    np.testing.assert_array_equal(slope, 0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int32, jnp.uint32, jnp.int64])

@@ -160,6 +160,7 @@ FREE = {
     "not compared": lambda s, x: s * jnp.where(x > 1, 1.0, 0.0),
     "stopped": lambda s, x: s * jnp.where(lax.stop_gradient(s) * x > 1, 1.0, 0.0),
     "in a branch": lambda s, x: lax.cond(x > 0, lambda: s, lambda: -s),
+    "rounded": lambda s, x: s * jnp.where(jnp.floor(s) * x > 1, 1.0, 0.0),
 }
 NOISE = [ge.reparameterize(), ge.score_function()]
 
@@ -171,7 +172,7 @@ def test_a_parameter_beside_the_draw(cost, sampler):
     with pytest.raises(ge.UnestimatedGradientError, match=r"args\[0\]\['scale'\].*be zero"):
         said(drawn, {"scale": 2.0})
     (warning,) = said(lambda s, key: drawn(s, key) + s["scale"] ** 2, {"scale": 2.0})
-    assert "Make args[0]['scale'] a parameter of the distribution" in str(warning.message)
+    assert "args[0]['scale'] enters by the parameters of its distr" in str(warning.message)
     (warning,) = said(lambda s, key: ge.cost(s["scale"]) or drawn(s, key), {"scale": 2.0})
 
 
@@ -185,6 +186,41 @@ def test_a_parameter_beside_a_discrete_draw():
     """The mean over it is constant between its values, as the comparison is."""
     bit = lambda key: ge.score_function()(key, dists.Bernoulli(0.3))
     assert not said(lambda m, key: jnp.where(bit(key) > m, 1.0, 0.0))
+
+
+def test_a_parameter_that_is_compared_with_its_own_draw():
+    def loss(m, key):
+        x = ge.reparameterize()(key, dists.Normal(m, 1.0))
+        return jnp.where(x > 2 * m, x, x + 1)
+
+    assert len(said(loss)) == 1  # and no error: the draw reaches the loss
+
+
+@pytest.mark.parametrize("order", [(0.5, None), (None, 0.5)], ids=["constant first", "last"])
+def test_a_function_that_was_called_with_a_constant(order):
+    """Looked at once for calls that are alike, which these are not."""
+
+    @jax.jit
+    def above(x, threshold):
+        for _ in range(70):
+            x = x * 1.01
+        return jnp.where(x > threshold, 1.0, 0.0)
+
+    def loss(m, key):
+        x = ge.score_function()(key, dists.Normal(0.0, 1.0))
+        return sum(above(x, m if threshold is None else threshold) for threshold in order)
+
+    with pytest.raises(ge.UnestimatedGradientError, match=r"args\[0\] jumps"):
+        said(loss)
+
+
+def test_an_estimate_as_a_metric_is_not_complained_of():
+    drawn = lambda m, key: jnp.where(ge.score_function()(key, dists.Normal(0.0, 1.0)) > m, 1.0, 0.0)
+    estimate = ge.expectation(drawn)
+    of_metric = jax.grad(lambda m: (m**2, estimate(m, KEY)), has_aux=True)
+    assert of_metric(0.3)[0] == pytest.approx(0.6)
+    with pytest.raises(ge.UnestimatedGradientError):
+        jax.jacfwd(estimate)(0.3, KEY)
 
 
 def test_what_is_closed_over_beside_a_draw():

@@ -10,6 +10,8 @@ import numpyro
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from numpyro import primitives
 from numpyro.contrib.control_flow import scan
 from numpyro.contrib.module import flax_module, nnx_module
@@ -220,6 +222,30 @@ def test_memory_of_a_first_gradient():
     gradient = jax.jit(jax.grad(lambda p: bound.loss(KEY, p, model, guide, x)))
     compiled = gradient.lower({"p": jnp.zeros((256, 64))}).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * 4 * 256 * 64
+
+
+def test_a_bound_under_shard_map():
+    """The sum of the gradients at each device's key, of which no tracer leaks."""
+
+    def model():
+        z = sample("z", dist.Bernoulli(0.3))
+        sample("x", dist.Normal(z, 1.0), obs=0.7)
+
+    def guide():
+        sample("z", dist.Bernoulli(logits=param("l", jnp.zeros(()))))
+
+    bound = ELBO({"z": ge.score_function()}, default=ge.reparameterize())
+    params, keys = {"l": jnp.float32(0.4)}, jax.random.split(KEY, 4)
+    gradient = jax.grad(lambda params, key: bound.loss(key, params, model, guide))
+    mapped = jax.shard_map(
+        lambda params, keys: gradient(params, keys[0]),
+        mesh=jax.make_mesh((4,), ("devices",), axis_types=(AxisType.Auto,)),
+        in_specs=(P(), P("devices")),
+        out_specs=P(),
+    )
+    with jax.checking_leaks():
+        each = jax.vmap(gradient, (None, 0))(params, keys)
+    np.testing.assert_allclose(jax.jit(mapped)(params, keys)["l"], each["l"].sum(), rtol=1e-5)
 
 
 @pytest.mark.statistical

@@ -288,6 +288,22 @@ def test_what_is_lacking_is_named():
     assert "score_function, vimco" in str(error.value)
 
 
+def test_a_class_of_ours_with_one_more_parameter():
+    class Tempered(Categorical):
+        parameters = ("logits", "temperature")
+
+        def __init__(self, logits, temperature):
+            super().__init__(logits / temperature)
+            self.temperature = jnp.asarray(temperature)
+
+    of = lambda make: jax.grad(
+        lambda l: ge.score_function().expect(keys(1)[0], make(l), lambda x: x.astype(float))
+    )(jnp.array([0.3, -0.2, 0.5]))
+    want = of(lambda l: Categorical(l / 2.0))
+    np.testing.assert_array_equal(of(lambda l: Tempered(l, 2.0)), want)
+    np.testing.assert_allclose(Tempered(jnp.zeros(3), 2.0).entropy(), np.log(3), rtol=1e-6)
+
+
 def test_pairs_that_do_not_match_the_parameters():
     class Wrong(Maxwell):  # with the parameters of its base
         def weak_derivative(self, key, x, coupled=True):

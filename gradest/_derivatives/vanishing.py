@@ -79,11 +79,12 @@ def _differentiate(
     moved = [x for x, is_active in zip(primals, active, strict=True) if is_active]
     fixed = [x for x, is_active in zip(primals, active, strict=True) if not is_active]
     moves = [t for t in tangents if not isinstance(t, ad.Zero)]
+    num_fixed, num = len(fixed), len(moves)
 
     def tangent(*args: Any) -> Sequence[jax.Array]:
-        fixed, moving = args[: len(args) - 2 * len(moves)], args[len(args) - 2 * len(moves) :]
+        fixed, moving = args[:num_fixed], args[num_fixed:]
         of_moved = lambda *moved: list(function(*_merged(active, moved, fixed)))
-        return jax.jvp(of_moved, moving[: len(moves)], moving[len(moves) :])[1]
+        return jax.jvp(of_moved, moving[:num], moving[num:])[1]
 
     args = [*fixed, *moved, *moves]
     moves_of_results = _bound(tangent, order - 1, args) if order > 1 else tangent(*args)
@@ -98,9 +99,10 @@ def _transpose(cts: Sequence[Any], *args: Any, function: Function, order: int) -
     counted = [ct for ct in cts if not isinstance(ct, ad.Zero)]
     if not counted:
         return _merged(linear, list(map(ad.Zero, avals)), [None] * len(fixed))
+    num_fixed = len(fixed)
 
     def transposed(*args: Any) -> Sequence[jax.Array]:
-        fixed, cts = args[: -len(counted)], args[-len(counted) :]
+        fixed, cts = args[:num_fixed], args[num_fixed:]
 
         def of_linear(*moves: Any) -> list[jax.Array]:
             results = function(*_merged(linear, moves, fixed))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .rules import STEEP
-from .values import Draws, Jump, Origin, Value
+from .values import Draws, Inputs, Jump, Origin, Value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,18 +20,25 @@ class Walked:
       outs: its results.
       path: of the calls that it was in.
       origins: the places at which its operands stepped.
+      inputs: of the program, on which each of its operands depended.
     """
 
     outs: Sequence[Any]
     path: tuple[Any, ...]
     origins: tuple[Origin, ...]
+    inputs: tuple[Inputs, ...]
+
+    def serves(self, inputs: tuple[Inputs, ...]) -> bool:
+        """Whether it is of use for other inputs: who is beside a step is not told by name."""
+        steps = set().union(*(out.jumps for out in self.outs if out)) - set(self.origins)
+        return inputs == self.inputs or not steps
 
 
 def class_of(x: Value, order: Mapping[Origin, int]) -> Any:
     """What there is to know of an operand, but for which it is."""
     jumps = tuple((order[origin], draws) for origin, draws in x.jumps.items())
     steep = tuple((order[origin], draws) for origin, draws in x.steep.items())
-    return x.flow, x.kinked, jumps, steep, x.hard, x.number
+    return x.flow, x.kinked, jumps, steep, x.hard, x.number, bool(x.inputs)
 
 
 class Renaming:

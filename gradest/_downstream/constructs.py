@@ -7,7 +7,7 @@ from jax.extend import core
 
 from .. import _jaxpr
 from .again import Renaming, Walked, class_of
-from .graph import compares_within, inputs_of, is_of_library
+from .graph import compares_within, is_of_library
 from .indexing import WIDE
 from .rules import Flow, folded
 from .values import NONE, Draws, Origin, Value, is_float, joined
@@ -132,9 +132,10 @@ class Analysis(Walk):
                 order.setdefault(origin, len(order))
         like = tuple(class_of(x, order) for x in ins)
         name = id(jaxpr.jaxpr), tuple(used), bool(self.trusted), bool(self.quiet), like
-        if name not in self.walked:
+        inputs = tuple(x.inputs for x in ins)
+        if name not in self.walked or not self.walked[name].serves(inputs):
             outs = self.enter(eqn, jaxpr, ins, used, path)
-            self.walked[name] = Walked(outs, path, tuple(order))
+            self.walked[name] = Walked(outs, path, tuple(order), inputs)
             return outs
         line = self.line(eqn) if is_of_library(jaxpr) else ""
         rename = Renaming(self.jumps, line, path, self.walked[name], tuple(order))
@@ -169,8 +170,10 @@ class Analysis(Walk):
         if name not in self.expanded:
             # What arrives in it has arrived.
             self.quiet, self.again = self.quiet + 1, self.again + 1
-            self.expanded[name] = self.enter(eqn, jaxpr, ins, None, path)
-            self.quiet, self.again = self.quiet - 1, self.again - 1
+            try:
+                self.expanded[name] = self.enter(eqn, jaxpr, ins, None, path)
+            finally:
+                self.quiet, self.again = self.quiet - 1, self.again - 1
         return self.expanded[name]
 
     def _again(
@@ -180,9 +183,8 @@ class Analysis(Walk):
         value.flow, value.kinked, value.hard = found.flow, found.kinked, found.hard
         value.jumps, value.steep = rename(found.jumps), rename(found.steep)
         value.number, value.body = found.number, body
-        # What compares inside may do so with any of the operands.
-        for origin in value.jumps.keys() - set().union(*(x.jumps for x in ins)):
-            self.beside[origin] = self.beside.get(origin, 0) | inputs_of(ins)
+        for origin in found.jumps:
+            self.beside[rename.origin(origin)] = self.beside.get(origin, 0)
         return value
 
     # ---- Branches ------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend import core
 
 from .. import _jaxpr
-from .rules import STEEP, Flow
+from .rules import STEEP, STEPS, Flow
 from .values import NONE, Draws, Inputs, Jump, Origin, Value, is_float, joined
 
 
@@ -132,7 +132,7 @@ class Graph:
     ) -> Value:
         self._num_values += 1
         value = Value(name, ins, params, out, shape, dtype, id=self._num_values)
-        if is_float(dtype) and name != "stop_gradient":
+        if is_float(dtype) and name not in ("stop_gradient", *STEPS):
             value.inputs = inputs_of(ins)
         return value
 

@@ -222,6 +222,10 @@ class Walk(Graph):
                 if x.depends:
                     self.arrive(x)
                 self.arrived.inputs |= x.inputs * (not self.again)
+        if special.draw is not None and special.passes == "all" and not self.again:
+            # A pathwise draw carries on the derivative in its parameters.
+            for x in ins:
+                self.arrived.inputs |= x.inputs
         kept: list[Value] = []
         for x in ins if special.passes != "none" else ():
             if x.depends and (special.passes == "all" or x.draws & self.transparent):

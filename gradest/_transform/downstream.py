@@ -17,7 +17,7 @@ from .._downstream.fates import Fate, fates
 from .._downstream.graph import Tracked
 from .._downstream.walk import Special
 from .._draws import draw_p, sample_p
-from .._jumps import Complaint, Source, complaint_beside, guarded_p
+from .._jumps import Complaint, Source, complaint_beside, guarded, guarded_p
 from .spend import cost_p
 
 
@@ -62,11 +62,12 @@ class Complaints(NamedTuple):
     of_draws: Mapping[int, Complaint]
     of_inputs: Mapping[int, Sequence[Complaint]]
 
-    def watch(self, number: int, x: Any) -> Any:
-        """Input `number` of the loss, which complains when it is differentiated."""
-        for complaint in self.of_inputs.get(number, ()):
-            x = complaint.watch(x)
-        return x
+    def guard(self, value: Any, inputs: Sequence[Any]) -> Any:
+        """The loss, which complains when its derivative in an input is asked for."""
+        for number, complaints in self.of_inputs.items():
+            for complaint in complaints:
+                value = guarded(value, inputs[number], complaint)
+        return value
 
 
 def complaints_of(loss: core.ClosedJaxpr, name_of: Callable[[int], str]) -> Complaints:

@@ -13,7 +13,6 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from .. import _calls, _check, _jaxpr, _mesh, _numerics, _random
 from .._cost import Mode, staging
@@ -22,7 +21,7 @@ from .._lockstep import Lockstep, in_lockstep
 from . import complaints
 from .arguments import Arguments, named
 from .continuation import value_of
-from .downstream import Complaints, complaints_of
+from .downstream import complaints_of
 from .keys import shared_keys
 from .ledger import Ledger, advance
 from .program import Program
@@ -230,22 +229,13 @@ class Staged:
         said = complaints_of(self.jaxpr, self._name)
         program = read_program(self.jaxpr, Purpose.BOTH, said.of_draws)
         _complain(self.jaxpr, program, self.values, mode)
-        if said.of_inputs:
-            self = self._watched(said)
-            program = read_program(self.jaxpr, Purpose.BOTH, said.of_draws)
-        return self._evaluated(program, mode, said.of_draws)
+        value, aux = self._evaluated(program, mode, said.of_draws)
+        return said.guard(value, [*self.values, *self.jaxpr.consts]), aux
 
     def _name(self, number: int) -> str:
         """Of an input; those that the loss closes over come last."""
         names = self.names()
         return names[number] if number < len(names) else "what the loss closes over"
-
-    def _watched(self, said: Complaints) -> "Staged":
-        """With inputs that complain when they are differentiated."""
-        inputs = [said.watch(i, x) for i, x in enumerate([*self.values, *self.jaxpr.consts])]
-        num = len(self.values)
-        jaxpr = core.ClosedJaxpr(self.jaxpr.jaxpr, inputs[num:])
-        return dataclasses.replace(self, jaxpr=jaxpr, values=inputs[:num])
 
     def _evaluated(
         self, program: Program, mode: Mode, of_jumps: Mapping[int, Complaint]

@@ -100,7 +100,8 @@ class Distribution(Derived, abc.ABC):
         every logit. (A Bernoulli's is as small as its draw, and XLA's loops are faster with it.)
         """
         own, given = self._given
-        return self if given is None or own is not self.logits else rebuilt(self, given)
+        only = self.parameters == ("logits",) and given is not None
+        return rebuilt(self, given) if only and own is self.logits else self
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

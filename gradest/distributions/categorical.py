@@ -180,22 +180,21 @@ class Categorical(OfOutcomes, _Logits):
         # As in a log_softmax, of which only the one element is made.
         top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
         log_total = jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1))
-        picked, log_total = align(_picked(logits - top, x), log_total)
-        return (picked - log_total).astype(self.logits.dtype)
+        possible = (x >= 0) & (x < logits.shape[-1])
+        picked, log_total, possible = align(_picked(logits - top, x), log_total, possible)
+        return jnp.where(possible, picked - log_total, -jnp.inf).astype(self.logits.dtype)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _picked(logits: jax.Array, x: jax.Array) -> jax.Array:
-    """Of each row, -inf for what it has not.
+    """Of each row, 0 for what it has not.
 
     By a comparison and no gather: its transpose is a select and no scatter. It is made again there,
     since a loop would keep it, of as many elements as there are logits, for every step.
     """
     num = logits.shape[-1]
     x, logits, category = align(x[..., None], logits, jnp.arange(num))
-    picked = jnp.sum(jnp.where(x == category, logits, 0), axis=-1)
-    first = x[..., 0]
-    return jnp.where((first >= 0) & (first < num), picked, -jnp.inf)
+    return jnp.sum(jnp.where(x == category, logits, 0), axis=-1)
 
 
 class OneHotCategorical(OfOutcomes, _Logits, Argmax):
