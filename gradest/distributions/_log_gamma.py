@@ -98,4 +98,8 @@ def by_stirling(x: jax.Array, a: jax.Array, rate: jax.Array) -> jax.Array:
     """The same without the difference of numbers of the order of a log(a), for a not small."""
     a = jnp.where(a < STIRLING, STIRLING, a)
     peak = 0.5 * jnp.log(a / (2 * math.pi)) - stirling_remainder(a)
-    return -mass_excess(x, a, jnp.log(rate)) + peak - jnp.log(x)
+    # A product has the digits that logarithms of a large rate and a small draw would lose.
+    mass = x * rate
+    inside = (mass > jnp.finfo(x.dtype).tiny) & (mass < jnp.inf)
+    below = mass_excess(jnp.where(inside, mass, x), a, jnp.where(inside, 0, jnp.log(rate)))
+    return -below + peak - jnp.log(x)
