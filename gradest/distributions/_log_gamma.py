@@ -99,7 +99,6 @@ def by_stirling(x: jax.Array, a: jax.Array, rate: jax.Array) -> jax.Array:
     a = jnp.where(a < STIRLING, STIRLING, a)
     peak = 0.5 * jnp.log(a / (2 * math.pi)) - stirling_remainder(a)
     # A product has the digits that logarithms of a large rate and a small draw would lose.
-    mass = x * rate
-    inside = (mass > jnp.finfo(x.dtype).tiny) & (mass < jnp.inf)
-    below = mass_excess(jnp.where(inside, mass, x), a, jnp.where(inside, 0, jnp.log(rate)))
+    limits = jnp.finfo(x.dtype)
+    below = mass_excess(jnp.clip(x * rate, limits.tiny, limits.max), a, jnp.zeros_like(a))
     return -below + peak - jnp.log(x)
