@@ -214,6 +214,23 @@ def test_a_function_that_was_called_with_a_constant(order):
         said(loss)
 
 
+@pytest.mark.parametrize("order", [(0.5, None), (None, 0.5)], ids=["constant first", "last"])
+def test_a_function_of_what_was_compared_with_a_constant_and_with_a_parameter(order):
+    @jax.jit
+    def far(x):
+        for _ in range(70):
+            x = x * 1.01
+        return x
+
+    def loss(m, key):
+        x = ge.reparameterize()(key, dists.Normal(0.0, 1.0))
+        above = lambda t: jnp.where(x > (m if t is None else t), 1.0, 0.0)
+        return sum(far(above(threshold)) for threshold in order)
+
+    with pytest.raises(ge.UnestimatedGradientError, match=r"args\[0\] jumps"):
+        said(loss)
+
+
 def test_an_estimate_as_a_metric_is_not_complained_of():
     drawn = lambda m, key: jnp.where(ge.score_function()(key, dists.Normal(0.0, 1.0)) > m, 1.0, 0.0)
     estimate = ge.expectation(drawn)

@@ -183,7 +183,8 @@ class Analysis(Walk):
         value.flow, value.kinked, value.hard = found.flow, found.kinked, found.hard
         value.jumps, value.steep = rename(found.jumps), rename(found.steep)
         value.number, value.body = found.number, body
-        for origin in found.jumps:
+        # Who is beside a step of an operand is known, and may be another one here.
+        for origin in found.jumps.keys() - rename.operands.keys():
             self.beside[rename.origin(origin)] = self.beside.get(origin, 0)
         return value
 
@@ -242,7 +243,7 @@ class Analysis(Walk):
         body = loop.body.jaxpr
         outs = []
         for i, x in enumerate(state):
-            flow = Flow(x.flow, x.jumps, kinked=x.kinked, steep=x.steep)
+            flow = _flow(x)
             moves = body.outvars[i] is not body.invars[loop.num_consts + i]
             if test.depends and moves:
                 if flow.flow:
@@ -285,11 +286,14 @@ class Analysis(Walk):
         self, eqn: Any, ins: Sequence[Value], out: int, x: Value, name: str, body: Any = None
     ) -> Value:
         """A result of a construct, which depends on what `x`, found inside, depends on."""
-        flow = Flow(x.flow, x.jumps, kinked=x.kinked, steep=x.steep)
-        value = self.result(eqn, ins, out, flow, name, body)
+        value = self.result(eqn, ins, out, _flow(x), name, body)
         value.inputs = x.inputs
         return value
 
 
 def _known(x: Value) -> Any:
     return x.flow, x.kinked, dict(x.jumps), dict(x.steep), x.hard, x.inputs
+
+
+def _flow(x: Value) -> Flow:
+    return Flow(x.flow, x.jumps, kinked=x.kinked, steep=x.steep)
