@@ -266,6 +266,13 @@ def user_line() -> str:
     return ""
 
 
+def is_tracing() -> bool:
+    """Whether we are in a transformation: whether anything may be a tracer."""
+    with jax.core.eval_context():
+        outside = core.get_opaque_trace_state()
+    return core.get_opaque_trace_state() != outside
+
+
 _OWN = os.path.dirname(__file__) + os.sep
 _STAGING = os.path.join(_OWN, "_transform", "expectation.py")
 _DRAWING = {os.path.join(_OWN, "distributions", f"{name}.py") for name in ("base", "_joint")}

@@ -10,7 +10,7 @@ import functools
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.core
@@ -232,15 +232,27 @@ def watched(dist: Any, complaint: Complaint | None) -> Any:
     return dist if complaint is None else jax.tree.map(complaint.watch, dist)
 
 
-def complaint_of(
+class Said(NamedTuple):
+    """What there is to complain of in a function of a draw.
+
+    Attributes:
+      of_draw: of its derivative in the draw; None if that is smooth.
+      beside: of those in the arrays that the function closes over, with them.
+    """
+
+    of_draw: Complaint | None
+    beside: tuple[tuple[jax.Array, Complaint], ...]
+
+
+def said_of(
     source: Source,
     function: Callable[..., Any],
     point: Any,
     *,
     what: str,
     remedy: str = "",
-) -> Complaint | None:
-    """What there is to complain of if `function` is differentiated at a draw; None if it is smooth.
+) -> Said:
+    """What there is to complain of if `function` is differentiated.
 
     Args:
       source: of the draw.
@@ -251,10 +263,21 @@ def complaint_of(
     """
     draw = source.followed("the draw")
     if draw is None:
-        return None
+        return Said(None, ())
     staged = jax.make_jaxpr(function)(point)
-    fate = fate_of_inputs(staged, draw, len(jax.tree.leaves(point)))
-    return Complaint(source, fate, set(), what=what, remedy=remedy) if fate.jumps else None
+    num_drawn = len(jax.tree.leaves(point))
+    fate = fate_of_inputs(staged, draw, num_drawn)
+    given: set[Any] = set()
+    speaks = bool(source.slope_in and fate.jumps)
+    of_draw = Complaint(source, fate, given, what=what, remedy=remedy) if speaks else None
+    beside = (
+        (
+            staged.consts[beside.number - num_drawn],
+            complaint_beside(source, beside, "what the cost closes over", given),
+        )
+        for beside in fate.beside
+    )
+    return Said(of_draw, tuple(beside))
 
 
 # ---- Words ---------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from . import _calls, _check, _draws, _jaxpr, _mesh, _random
 from ._control_variate import ControlVariate
 from ._cost import Cost, Mode, staging
 from ._derivatives.refuse import estimating
-from ._jumps import Complaint, SlopeIn, Source, complaint_of, guarded
+from ._jumps import Complaint, Said, SlopeIn, Source, guarded, said_of
 from ._lockstep import key_of_run
 from ._transparent import transparent
 from ._typing import DistributionLike
@@ -257,25 +257,31 @@ class Sampler:
         keys = key_of_run(_random.as_keys(key))
         keys, dist = self._alike(keys, self._opened(dist, where))
         cost_of = Cost(function, self.name)
-        complaint = self._complaint(keys, dist, cost_of)
+        said = self._said(keys, dist, cost_of)
         if self.pathwise:
-            value = cost_of(self._recorded(keys, self._draw(keys, dist), dist, complaint))
+            value = cost_of(self._recorded(keys, self._draw(keys, dist), dist, said.of_draw))
         else:
             value = self._estimate(keys, dist, cost_of)
-        return guarded(value, dist, complaint)
+        for closed_over, complaint in said.beside:
+            value = guarded(value, closed_over, complaint)
+        return guarded(value, dist, said.of_draw)
 
-    def _complaint(self, keys: jax.Array, dist: Any, cost: Cost) -> Complaint | None:
-        """Of a cost that jumps, if it is to be differentiated."""
-        leaves = jax.tree.leaves(dist)
-        if (
-            not self.slope_in
-            or keys.ndim
-            or not any(isinstance(x, jax.core.Tracer) for x in leaves)
-        ):
-            return None
+    def _said(self, keys: jax.Array, dist: Any, cost: Cost) -> Said:
+        """Of a cost that jumps, where it may be differentiated."""
         source = self._source(_jaxpr.user_line(), law_of(dist))
+        if keys.ndim or not _jaxpr.is_tracing() or source.followed(None) is None:
+            return Said(None, ())
         point = jax.eval_shape(self._draw, keys, dist)
-        return complaint_of(source, cost, point, what=f"the cost of the draw{source.where}")
+        try:
+            said = said_of(source, cost, point, what=f"the cost of the draw{source.where}")
+        except jax.errors.JAXTypeError:
+            # A cost of numbers, such as a simulator that is not JAX: nothing to look at, and
+            # nothing to differentiate.
+            if self.slope_in:
+                raise
+            return Said(None, ())
+        # A loss that is staged sees for itself what follows a pathwise draw.
+        return said._replace(beside=()) if self.pathwise and staging.value else said
 
     def _opened(self, dist: Any, where: ArrayLike | None) -> Any:
         """`dist` as gradest's own, or with all that it depends on as leaves."""

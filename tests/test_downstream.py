@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import re
 import time
 import warnings
@@ -248,6 +249,34 @@ def test_what_is_closed_over_beside_a_draw():
     with pytest.raises(ge.UnestimatedGradientError, match="what the loss closes over"):
         jax.grad(outer)(0.3, KEY)
     assert jnp.shape(outer(0.3, KEY)) == ()
+
+
+@pytest.mark.parametrize(
+    "sampler", [ge.score_function(), ge.reparameterize(), ge.stratified(2)], ids=str
+)
+@pytest.mark.parametrize("of_loss", [lambda loss: loss, ge.expectation], ids=["plain", "in a loss"])
+def test_what_a_cost_closes_over_beside_the_draw(sampler, of_loss):
+    """A digital option's derivative in its strike."""
+
+    def value(strike, key, *, smooth):
+        pays = lambda x: jnp.where(x > strike, 1.0, 0.0)
+        cost = (lambda x: pays(x) + (x - strike) ** 2) if smooth else pays
+        return sampler.expect(key, dists.Normal(0.0, 1.0), cost)
+
+    only, partly = (of_loss(functools.partial(value, smooth=s)) for s in (False, True))
+    for gradient in (jax.grad(only), jax.grad(jax.jit(only))):
+        with pytest.raises(ge.UnestimatedGradientError, match=r"what is made of the draw .* jumps"):
+            gradient(0.3, KEY)
+    with pytest.warns(ge.UnestimatedGradientWarning, match="what is made of the draw") as given:
+        jax.jit(jax.grad(partly))(0.3, KEY)
+    assert len(given) == 1
+    assert jnp.shape(only(0.3, KEY)) == ()
+
+
+def test_a_cost_that_is_no_program_for_jax_has_nothing_beside_its_draw():
+    of_numbers = lambda x: math.sqrt(x) if x > 0 else 0.5
+    loss = lambda m: ge.score_function().expect(KEY, dists.Normal(m, 1.0), of_numbers)
+    assert jax.grad(loss)(2.0) != 0
 
 
 def test_guards_of_what_is_not_drawn():

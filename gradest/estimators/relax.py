@@ -14,7 +14,7 @@ from .._calls import estimator
 from .._control_variate import ControlVariate, with_score
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
-from .._jumps import Source, complaint_of, watched
+from .._jumps import Source, said_of, watched
 from .._sampler import Sampler
 from ..distributions import _joint
 from ..distributions._capabilities import has
@@ -202,14 +202,14 @@ def _watched(key: jax.Array, dist: Any, surrogate: Surrogate, params: Any) -> An
     slope_in = "relaxed point" if _discrete(dist) else "draw"
     point = _of_one_lane(key, jax.eval_shape(_draw, key, dist))
     at, closed_over = closed(surrogate, params, point)
-    complaint = complaint_of(
+    said = said_of(
         Source("relax", slope_in, "", type(dist), with_score=True),
         lambda point: at(closed_over, point),
         point,
         what="its surrogate",
         remedy="Take a surrogate that is continuous: the cost need not be.",
     )
-    return watched(dist, complaint)
+    return watched(dist, said.of_draw)
 
 
 # The surrogate at a relaxed point, summed over the lanes of a site, and for each of them.
