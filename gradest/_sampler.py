@@ -96,7 +96,7 @@ class _Static(dict[str, Hashable]):
     data_fields=["options"],
     meta_fields=[
         *("name", "draw", "estimate", "score", "relaxed", "hoist", "linear", "takes_baseline"),
-        *("slope_in", "static"),
+        *("slope_in", "converts", "static"),
     ],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,6 +127,8 @@ class Sampler:
         "relaxed point" between discrete draws; or "", nothing. By default "draw" for a pathwise
         sampler, and "" for any other. Where that depends on the distribution, a function of its
         class.
+      converts: whether a distribution of another library is converted to gradest's own even where
+        that costs a matrix, or moves its support: for who needs what only gradest's have.
       options: arrays and numbers, leaves of the sampler: a temperature, a baseline. They may be
         traced.
       static: hashable options: a number of samples, a flag.
@@ -150,6 +152,7 @@ class Sampler:
     linear: bool = True
     takes_baseline: bool = False
     slope_in: SlopeIn | Callable[[type], SlopeIn] | None = None
+    converts: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     static: Mapping[str, Hashable] = dataclasses.field(default_factory=dict)
 
@@ -285,7 +288,7 @@ class Sampler:
 
     def _opened(self, dist: Any, where: ArrayLike | None) -> Any:
         """`dist` as gradest's own, or with all that it depends on as leaves."""
-        own = _foreign.own(dist, moving=where is not None)
+        own = _foreign.own(dist, always=self.converts or where is not None)
         if self.score is not None and not self.slope_in and isinstance(own, base.Distribution):
             own = own._for_scores()
         return (

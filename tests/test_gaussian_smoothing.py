@@ -12,6 +12,7 @@ from support.estimates import assert_unbiased, assert_variance, of_dist, oracles
 
 import gradest as ge
 from gradest import distributions as dists
+from gradest.distributions.base import Distribution
 from gradest.estimators import gaussian_smoothing
 
 B = np.array([1.0, -2.0, 0.5])
@@ -92,7 +93,9 @@ def test_one_variable():
 @pytest.mark.usefixtures("x64")
 def test_orthogonal_directions(num_pairs):
     """Normal vectors up to their sign, those of a block orthogonal; and no offset matters."""
-    draw = lambda key: gaussian_smoothing._directions(key, NORMAL(), num_pairs, min(3, num_pairs))
+    draw = lambda key: gaussian_smoothing._directions(
+        key, (3,), float, num_pairs, min(3, num_pairs)
+    )
     e = jax.jit(jax.vmap(draw))(estimates.keys(20_000))
     assert e.shape[1:] == (num_pairs, 3)
     inner = np.abs(np.einsum("kin,kjn->ijk", e, e)).max(axis=-1)
@@ -132,6 +135,55 @@ def test_a_vector_of_dependent_elements():
     assert not got.scale_tril[:, *np.triu_indices(3, 1)].any()
     with pytest.raises(AssertionError, match="mean is"):
         assert_unbiased(1.05 * got.scale_tril[:, *rows], want)
+
+
+@pytest.mark.statistical
+@pytest.mark.usefixtures("x64")
+def test_a_covariance_of_low_rank():
+    loc, factor = np.array([0.5, -0.3, 0.2]), np.array([[0.6, 0.2], [-0.5, 0.1], [0.3, -0.7]])
+    dist = dists.LowRankMultivariateNormal(loc, factor, np.array([0.5, 0.8, 0.3]))
+    got = of_dist(ge.gaussian_smoothing(7, orthogonal=True), quadratic, dist, 100_000)
+    want = [B + A @ loc, A @ factor, A.diagonal() / 2]
+    assert_unbiased(jax.tree.leaves(got), want)
+    with pytest.raises(AssertionError, match="mean is"):
+        assert_unbiased([1.05 * g for g in jax.tree.leaves(got)], want)
+
+
+class Walk(Distribution):
+    """A random walk from `start`, with steps of size `scale`: a distribution of one's own."""
+
+    parameters = ("start", "scale")
+
+    def __init__(self, start, scale):
+        self.start, self.scale = jnp.asarray(start), jnp.asarray(scale)
+
+    @property
+    def shape(self):
+        return (3,)
+
+    noise_shape = shape
+
+    def of_noise(self, e):
+        return self.start + self.scale * jnp.cumsum(e)
+
+    def sample(self, key, shape=()):
+        raise NotImplementedError
+
+    def log_prob(self, x):
+        e = jnp.diff(x - self.start, prepend=0.0) / self.scale
+        return jnp.sum(jax.scipy.stats.norm.logpdf(e) - jnp.log(self.scale))
+
+
+@pytest.mark.statistical
+@pytest.mark.usefixtures("x64")
+def test_a_distribution_of_ones_own():
+    dist = Walk(0.4, 0.7)
+    got = of_dist(ge.gaussian_smoothing(4, orthogonal=True), quadratic, dist, 100_000)
+    steps = np.tril(np.ones((3, 3)))
+    want = [B.sum() + 0.4 * A.sum(), 0.7 * np.trace(A @ steps @ steps.T)]
+    assert_unbiased(jax.tree.leaves(got), want)
+    with pytest.raises(AssertionError, match="mean is"):
+        assert_unbiased([1.05 * g for g in jax.tree.leaves(got)], want)
 
 
 @pytest.mark.statistical
@@ -248,7 +300,7 @@ def test_masked_empty_and_half():
 def test_errors():
     with pytest.raises(ValueError, match="num_pairs: expected an integer"):
         ge.gaussian_smoothing(0)
-    message = r"gaussian_smoothing: expected one of .* Normal, MultivariateNormal, got Laplace\. "
+    message = r"gaussian_smoothing: expected one of .* Normal, .*, or another .*, got Laplace\. "
     with pytest.raises(TypeError, match=message + ".*score_function"):
         ge.gaussian_smoothing(2).expect(jax.random.key(0), dists.Laplace(), jnp.sum)
 

@@ -55,7 +55,7 @@ def test_law(package, name):
     """The same shape, and the same density at draws of gradest's."""
     for theirs in examples(package, name):
         assert type(theirs).__name__ == name
-        ours = _foreign.own(theirs, moving=True)
+        ours = _foreign.own(theirs, always=True)
         assert type(ours).__module__.startswith("gradest.")
         kind = _foreign.TWINS[package, name].kind
         assert kind is None or type(ours) is kind
@@ -239,6 +239,23 @@ def test_mirrored_draws_of_a_uniform():
     np.testing.assert_allclose(
         jax.grad(lambda t: ge.antithetic().expect(KEY, d.Uniform(0.0, t), lambda x: x))(2.0), 0.5
     )
+
+
+@pytest.mark.parametrize("package", ["tensorflow_probability", "distrax"])
+def test_a_scale_of_low_rank_is_dense_only_for_who_mirrors(package):
+    d = imported(package)
+    factor = jnp.array([[0.6], [-0.5]])
+    name = "scale_perturb_factor" if package == "tensorflow_probability" else "scale_u_matrix"
+    normal = lambda loc: d.MultivariateNormalDiagPlusLowRank(
+        loc, scale_diag=jnp.ones(2), **{name: factor}
+    )
+    assert _foreign.own(normal(PAIR)).__class__.__module__.partition(".")[0] == package
+    for sampler in (ge.antithetic(), ge.gaussian_smoothing(2)):
+        of = lambda loc, s=sampler: s.expect(KEY, normal(loc), lambda x: jnp.sum(x**2))
+        g = jax.jit(jax.grad(of))(PAIR)
+        assert jnp.isfinite(g).all()
+        if sampler.name == "antithetic":
+            np.testing.assert_allclose(g, 2 * PAIR, rtol=1e-5)
 
 
 # ---- What is no leaf, what moves, joint draws ------------------------------------------------

@@ -37,6 +37,9 @@ CAPABILITIES = {
         "draws that are differentiable in the parameters", lambda kind: kind.reparameterizable
     ),
     "reflection": Capability("a centre at which it can be mirrored", _methods("reflect")),
+    "Normal noise": Capability(
+        "draws that are a linear function of standard Normal noise", _methods("of_noise")
+    ),
     "quantile": Capability(
         "a quantile function, differentiable in the parameters", _methods("quantile")
     ),

@@ -37,7 +37,7 @@ def kl_divergence(p: Any, q: Any) -> jax.Array:
       >>> print(dist.kl_divergence(dist.Normal([0.0, 1.0], 1.0), dist.Normal(0.0, 1.0)))
       [0.  0.5]
     """
-    p, q = own(p, moving=True), own(q, moving=True)
+    p, q = own(p, always=True), own(q, always=True)
     same = jax.tree.structure(p) == jax.tree.structure(q)
     if not same or not hasattr(type(p), "_relative_entropy"):
         raise TypeError(

@@ -48,13 +48,15 @@ class Twin:
     Attributes:
       kind: gradest's class; None of a wrapper, which is what it wraps.
       convert: makes one from a distribution of the other class, or None where it has no twin.
+      dense: whether it makes a matrix that the other class does without.
     """
 
     kind: type[Distribution] | None
     convert: Callable[[Any], Any]
+    dense: bool = False
 
 
-def own(dist: Any, *, moving: bool = False) -> Any:
+def own(dist: Any, *, always: bool = False) -> Any:
     """gradest's own distribution with the law of `dist`, or `dist` where it has none.
 
     A wrapper that changes neither the draws nor, summed over a joint draw, their density is looked
@@ -64,8 +66,9 @@ def own(dist: Any, *, moving: bool = False) -> Any:
 
     Args:
       dist: a distribution of any library.
-      moving: whether also where the support moves with the parameters. Estimators that use scores
-        refuse those of gradest's; of another library's it is known which bounds are differentiated.
+      always: whether also where the support moves with the parameters (estimators that use scores
+        refuse those of gradest's; of another library's it is known which bounds are
+        differentiated), and where gradest's own is dearer: for who needs what only that has.
 
     Raises:
       TypeError: for what is no law of a draw.
@@ -73,10 +76,10 @@ def own(dist: Any, *, moving: bool = False) -> Any:
     kind = type(dist)
     _check_law(dist, kind)
     twin = TWINS.get((library(kind), kind.__name__))
-    converted = None if twin is None else twin.convert(dist)
-    if converted is None or (_moves(converted) and not moving):
+    if twin is None or (twin.dense and not always):
         return dist
-    return converted
+    converted = twin.convert(dist)
+    return dist if converted is None or (_moves(converted) and not always) else converted
 
 
 def _check_law(dist: Any, kind: type) -> None:
@@ -204,6 +207,22 @@ def _normal_by_low_rank(d: Any) -> Distribution:
     return LowRankMultivariateNormal(loc, factor, diagonal)
 
 
+def _normal_by_scale(d: Any) -> Distribution:
+    """One of TFP's or distrax's with a scale, not a covariance, of low rank plus a diagonal."""
+    if hasattr(d, "scale_u_matrix"):
+        eye = jnp.eye(d.event_shape[0], dtype=d.scale_diag.dtype)
+        low_rank = d.scale_u_matrix @ jnp.swapaxes(d.scale_v_matrix, -1, -2)
+        scale = d.scale_diag[..., None] * eye + low_rank
+    else:
+        scale = jnp.asarray(d.scale.to_dense())
+    loc = jnp.zeros(scale.shape[-1:], scale.dtype) if d.loc is None else d.loc
+    # By Q R of its transpose, with the signs that make the diagonal positive: of a covariance half
+    # of the digits would be lost.
+    r = jnp.linalg.qr(jnp.swapaxes(scale, -1, -2))[1]
+    signs = jnp.where(jnp.diagonal(r, axis1=-2, axis2=-1) < 0, -1, 1).astype(r.dtype)
+    return MultivariateNormal(loc, jnp.swapaxes(signs[..., None] * r, -1, -2))
+
+
 def _normal_by_diagonal(d: Any) -> Distribution:
     scale = jnp.asarray(d.scale_diag)
     return MultivariateNormal(d.loc, scale[..., None] * jnp.eye(scale.shape[-1], dtype=scale.dtype))
@@ -233,14 +252,14 @@ def _mixture(weights: str, components: str) -> Twin:
 
 def _inside(name: str) -> Twin:
     """The law of the distribution that is the attribute `name`."""
-    return Twin(None, lambda d: own(getattr(d, name), moving=True))
+    return Twin(None, lambda d: own(getattr(d, name), always=True))
 
 
 def _independent(name: str) -> Twin:
     """Likewise, if it is gradest's: else the wrapper is as good as what is in it."""
 
     def convert(d: Any) -> Distribution | None:
-        inner = own(getattr(d, name), moving=True)
+        inner = own(getattr(d, name), always=True)
         return inner if isinstance(inner, Distribution) else None
 
     return Twin(None, convert)
@@ -248,24 +267,24 @@ def _independent(name: str) -> Twin:
 
 def _expanded(d: Any) -> Distribution | None:
     """numpyro's, whose elements are drawn for each index of the larger shape."""
-    return _broadcast(own(d.base_dist, moving=True), len(d.base_dist.batch_shape), d.batch_shape)
+    return _broadcast(own(d.base_dist, always=True), len(d.base_dist.batch_shape), d.batch_shape)
 
 
 def _censored(d: Any) -> Any:
     """Its `log_prob` is that of an observation; what it draws is not censored."""
-    inner = _broadcast(own(d.base_dist, moving=True), len(d.batch_shape), d.batch_shape)
+    inner = _broadcast(own(d.base_dist, always=True), len(d.batch_shape), d.batch_shape)
     return d.base_dist.expand(d.batch_shape) if inner is None else inner
 
 
 def _batch_broadcast(d: Any) -> Distribution | None:
     return _broadcast(
-        own(d.distribution, moving=True), len(d.distribution.batch_shape), tuple(d.batch_shape)
+        own(d.distribution, always=True), len(d.distribution.batch_shape), tuple(d.batch_shape)
     )
 
 
 def _repeated(d: Any) -> Distribution | None:
     """TFP's Sample: the axes that it adds stand after those of the batch."""
-    inner, batch = own(d.distribution, moving=True), tuple(d.distribution.batch_shape)
+    inner, batch = own(d.distribution, always=True), tuple(d.distribution.batch_shape)
     if not isinstance(inner, Distribution):
         return None
     added = tuple(map(int, np.ravel(d.sample_shape)))
@@ -335,6 +354,7 @@ _TFP: Mapping[str, Twin] = {
     "MultivariateNormalDiag": Twin(MultivariateNormal, _normal_by_operator),
     "MultivariateNormalTriL": Twin(MultivariateNormal, _normal_by_operator),
     "MultivariateNormalFullCovariance": Twin(MultivariateNormal, _normal_by_operator),
+    "MultivariateNormalDiagPlusLowRank": Twin(MultivariateNormal, _normal_by_scale, dense=True),
     "MultivariateNormalDiagPlusLowRankCovariance": Twin(
         LowRankMultivariateNormal, _normal_by_low_rank
     ),
@@ -363,6 +383,7 @@ _DISTRAX: Mapping[str, Twin] = {
     "OneHotCategorical": _odds(OneHotCategorical),
     "LogStddevNormal": _by(Normal, "loc", "scale"),
     "MultivariateNormalDiag": Twin(MultivariateNormal, _normal_by_diagonal),
+    "MultivariateNormalDiagPlusLowRank": Twin(MultivariateNormal, _normal_by_scale, dense=True),
     "MultivariateNormalTri": Twin(MultivariateNormal, _normal_by_triangle),
     "MultivariateNormalFullCovariance": Twin(MultivariateNormal, _normal_by_covariance),
     "Uniform": _by(Uniform, "low", "high"),

@@ -64,9 +64,13 @@ class Distribution(Derived, abc.ABC):
     * `reflect(x)`, the draw as probable as `x` on the other side of the centre;
     * `quantile(u)`, the draw that u of the probability is below, elementwise, for u between 0 and 1
       of the shape of a draw, differentiable in the parameters;
-    * `perturb(key)`, the logits plus noise, and `soften(z, temperature)`, the relaxed draw there;
+    * `of_noise(e)`, the draw made of standard Normal noise e, of the shape that a property
+      `noise_shape` has: linear in e but for the centre;
+    * `perturb(key)`, z, a differentiable function of the parameters and of noise, such as their
+      sum, and `soften(z, temperature)`, the relaxed draw there;
     * besides, `harden(z)`, an exact draw; `conditional(key, x)`, a z of which x is the draw; and
-      `pull_back_conditional(x, z, ct)`, the cotangent of the logits given that of such a z.
+      `pull_back_conditional(x, z, ct)`, the cotangent of the parameter given that of such a z,
+      whose noise is held fixed, or a tuple of those of several parameters.
     """
 
     parameters: ClassVar[tuple[str, ...]]
@@ -182,6 +186,10 @@ class Distribution(Derived, abc.ABC):
     def _log_prob_unrounded(self, u: Any) -> jax.Array:
         """The log-probability of the draws that are made of `u`."""
         return self.log_prob(u)
+
+    def _of_noise_unrounded(self, e: jax.Array) -> Any:
+        """`of_noise`, from before it is rounded."""
+        return self.of_noise(e)
 
     def _weak_derivative_unrounded(self, key: jax.Array, u: Any, coupled: bool) -> Sequence[Any]:
         """`weak_derivative` at the draw that is made of `u`."""

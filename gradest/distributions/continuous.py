@@ -71,8 +71,11 @@ class _LocScale(Distribution):
 
     def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> Shifted:
         noise = _random.noise(self._family, key, (*shape, *self.shape), self.loc.dtype)
-        noise, loc, scale = align_wide(noise, self.loc, self.scale)
-        return Shifted(loc, scale * noise)
+        return self._of_noise_unrounded(noise)
+
+    def _of_noise_unrounded(self, e: jax.Array) -> Shifted:
+        e, loc, scale = align_wide(e, self.loc, self.scale)
+        return Shifted(loc, scale * e)
 
     def _rounded(self, u: Shifted) -> jax.Array:
         return finite(u.start + u.step, self.loc.dtype)
@@ -124,6 +127,15 @@ class Normal(OfNormal, _Symmetric):
 
     parameters = ("loc", "scale")
     _family = staticmethod(jax.random.normal)
+
+    @property
+    def noise_shape(self) -> Shape:
+        """Of the noise that a draw is made of."""
+        return self.shape
+
+    def of_noise(self, e: jax.Array) -> jax.Array:
+        """The draw made of standard Normal noise."""
+        return self._rounded(self._of_noise_unrounded(e))
 
     @staticmethod
     def _log_density(z: jax.Array) -> jax.Array:
@@ -229,6 +241,7 @@ class LogNormal(OfLogNormal, Normal):
     parameters = ("loc", "scale")
     # Its logarithm has a centre.
     reflect = None  # pyright: ignore[reportAssignmentType]
+    of_noise = None  # pyright: ignore[reportAssignmentType]
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf unless `x` is positive."""

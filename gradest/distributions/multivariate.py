@@ -36,6 +36,15 @@ class _Vectors(Distribution):
     def _rounded(self, u: Shifted) -> jax.Array:
         return finite(u.start + u.step, self.loc.dtype)
 
+    @property
+    def noise_shape(self) -> Shape:
+        """Of the noise that a draw is made of."""
+        return self.shape
+
+    def of_noise(self, e: jax.Array) -> jax.Array:
+        """The draw made of standard Normal noise."""
+        return self._rounded(self._of_noise_unrounded(e))
+
     def reflect(self, x: jax.Array) -> jax.Array:
         """The draw that mirrors `x` at the centre."""
         return self.loc + (self.loc - x)
@@ -109,7 +118,10 @@ class MultivariateNormal(OfMultivariateNormal, _Vectors):
 
     def _sample_unrounded(self, key: ArrayLike, shape: Shape) -> Shifted:
         noise = _random.noise(jax.random.normal, key, (*shape, *self.shape), self.loc.dtype)
-        noise, loc = align_wide(noise, self.loc)
+        return self._of_noise_unrounded(noise)
+
+    def _of_noise_unrounded(self, e: jax.Array) -> Shifted:
+        noise, loc = align_wide(e, self.loc)
         factor = jnp.tril(self.scale_tril).astype(loc.dtype)
         factor = jnp.broadcast_to(factor, (*noise.shape, noise.shape[-1]))
         return Shifted(loc, jnp.einsum("...ij,...j->...i", factor, noise))
@@ -251,6 +263,19 @@ class LowRankMultivariateNormal(OfLowRankNormal, _Vectors):
         rank = self.cov_factor.shape[-1]
         z = _random.noise(jax.random.normal, keys[0], (*full[:-1], rank), dtype)
         noise = _random.noise(jax.random.normal, keys[1], full, dtype)
+        return self._made_of(z, noise)
+
+    @property
+    def noise_shape(self) -> Shape:
+        """Of the noise that a draw is made of: an element's own, and what they have in common."""
+        *batch, d, rank = self.cov_factor.shape
+        return (*batch, d + rank)
+
+    def _of_noise_unrounded(self, e: jax.Array) -> Shifted:
+        noise, z = jnp.split(e, [self.loc.shape[-1]], axis=-1)
+        return self._made_of(z, noise)
+
+    def _made_of(self, z: jax.Array, noise: jax.Array) -> Shifted:
         noise, loc, diag = align_wide(noise, self.loc, self.cov_diag)
         factor = self.cov_factor.astype(loc.dtype)
         low_rank = jnp.einsum("...ij,...j->...i", *_of_rank(factor, z))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from .._calls import estimator
 from .._cost import Cost
 from .._sampler import Sampler
-from ..distributions import _foreign, _joint
+from ..distributions import _joint
 from . import _needs
 from ._record import Record
 
@@ -49,11 +49,10 @@ def antithetic() -> Sampler:
       Mohamed, Rosca, Figurnov and Mnih 2020, "Monte Carlo Gradient Estimation in Machine
       Learning", section 7.2, on coupling by mirrored noise.
     """
-    return Sampler("antithetic", estimate=_estimate, slope_in="draw")
+    return Sampler("antithetic", estimate=_estimate, slope_in="draw", converts=True)
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
-    dist = _foreign.own(dist, moving=True)
     _needs.check("antithetic", dist, "reflection", "pathwise")
     x = _joint.draw(key, dist)
     return jnp.mean(cost.batch(jnp.stack([x, dist.reflect(x)])))

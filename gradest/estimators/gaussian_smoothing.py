@@ -1,19 +1,20 @@
 """Gaussian smoothing: pairs of mirrored Normal draws, the gradient of evolution strategies."""
 
+import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 
 from .. import _check, _mesh, _numerics, _random
 from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
-from ..distributions import MultivariateNormal, Normal, _joint
-from ..distributions.base import finite
+from ..distributions import _joint
+from ..distributions._derived import wide
 from . import _needs
 from ._record import Evaluations, Record
 
@@ -50,11 +51,13 @@ def gaussian_smoothing(num_pairs: int, *, orthogonal: bool = False) -> Sampler:
       num_pairs: K, how many pairs to average over.
       orthogonal: whether directions are orthogonal, n at a time; the last block may be shorter. It
         costs a QR decomposition of a matrix of n rows and min(n, K) columns for each block; n is
-        the number of elements of the joint draw.
+        the number of elements of the noise, for LowRankMultivariateNormal d + r of a vector.
 
     Returns:
-      A cost-based sampler for Normal and MultivariateNormal, whose pairs are those of the vector
-      that `scale_tril` multiplies. Its value is the mean of the 2 K costs.
+      A cost-based sampler for Normal, for MultivariateNormal and LowRankMultivariateNormal, whose
+      pairs are those of the noise that `scale_tril`, or `cov_factor` and the root of `cov_diag`,
+      multiply, and for any distribution of one's own with `of_noise`. Its value is the mean of the
+      2 K costs.
 
     Raises:
       ValueError: if `num_pairs` is less than 1.
@@ -83,44 +86,47 @@ def gaussian_smoothing(num_pairs: int, *, orthogonal: bool = False) -> Sampler:
         "num_pairs": _check.integer("num_pairs", num_pairs, 1),
         "orthogonal": bool(orthogonal),
     }
-    return Sampler("gaussian_smoothing", estimate=_estimate, static=static)
+    return Sampler("gaussian_smoothing", estimate=_estimate, static=static, converts=True)
 
 
 def _estimate(
     key: jax.Array, dist: Any, cost: Cost, *, num_pairs: int, orthogonal: bool
 ) -> jax.Array:
-    _needs.check("gaussian_smoothing", dist, "density", "reflection", only=_SERVED)
+    _needs.check("gaussian_smoothing", dist, "density", "Normal noise")
     # A pair's directions are of all elements together.
     dist = _mesh.replicated(dist)
     fixed = jax.lax.stop_gradient(dist)
-    wide = _numerics.compute_dtype(dist.loc.dtype)
-    fixed = jax.tree.map(lambda leaf: leaf.astype(wide), fixed)
-    n = max(dist.loc.size, 1)
+    floats = [x.dtype for x in jax.tree.leaves(dist) if jnp.issubdtype(x.dtype, jnp.floating)]
+    dtype = _numerics.compute_dtype(jnp.result_type(*floats))
+    n = max(math.prod(fixed.noise_shape), 1)
     block = min(n, num_pairs) if orthogonal else 1
-    e = _directions(key, fixed, num_pairs, block)
-    step = _scaled(fixed, e)
-    at = lambda step: finite(fixed.loc[None] + step, dist.loc.dtype)
-    pairs = jnp.stack([at(step), at(-step)])
+    e = _directions(key, fixed.noise_shape, dtype, num_pairs, block)
+    of_pairs = lambda of: jax.vmap(jax.vmap(of))
+    unrounded = of_pairs(fixed._of_noise_unrounded)(jnp.stack([e, -e]))
+    pairs = of_pairs(fixed._rounded)(unrounded)
     # Both of a pair have its number in their batch: what follows is drawn alike for them.
     costs = jax.vmap(cost.batch)(pairs)
 
-    plus, minus = costs.astype(wide)
+    plus, minus = costs.astype(dtype)
     even = (plus + minus) / 2
     of_length, of_direction = even - _of_others(even, 1), even - _of_others(even, block)
     # With e = |e| u, (F - b) (e^2 - n u^2) + (F - c) (n u^2 - 1) is linear in e^2 and 1.
     squared_length = jnp.sum(e.reshape(num_pairs, -1) ** 2, axis=1)
     ratio = n / jnp.where(squared_length > 0, squared_length, 1)
     of_square = of_length * (1 - ratio) + of_direction * ratio
-    gradient = _gradient(fixed, e, (plus - minus) / 2, of_square, of_direction)
-    attach = lambda x, f: attach_gradient(f, dist, gradient, log_prob=_joint.log_prob(dist, x))
-    return jnp.mean(jax.vmap(jax.vmap(attach))(pairs, costs))
+    gradient = _gradient(fixed, unrounded, (plus - minus) / 2, of_square, of_direction)
+    log_prob = functools.partial(_joint.log_prob_unrounded, dist)
+    attach = lambda u, f: attach_gradient(f, dist, gradient, log_prob=log_prob(u))
+    return jnp.mean(of_pairs(attach)(unrounded, costs))
 
 
-def _directions(key: jax.Array, dist: Any, num: int, block: int) -> jax.Array:
+def _directions(
+    key: jax.Array, shape: tuple[int, ...], dtype: Any, num: int, block: int
+) -> jax.Array:
     """Normal vectors e, shape (num, *shape), those of a block of them orthogonal."""
     num_blocks = -(-num // block)
     keys = _random.split(key, num_blocks * block)
-    draw = lambda key: _random.noise(jax.random.normal, key, dist.shape, dist.loc.dtype)
+    draw = lambda key: _random.noise(jax.random.normal, key, shape, dtype)
     e = jax.vmap(draw)(keys)
     if block > 1:
         # Gram and Schmidt's directions do not depend on the lengths of what they are made of, nor
@@ -141,34 +147,32 @@ def _of_others(costs: jax.Array, block: int) -> jax.Array:
     return jnp.where(others > 0, mean, 0)
 
 
-def _scaled(dist: Any, e: jax.Array) -> jax.Array:
-    if isinstance(dist, Normal):
-        return dist.scale[None] * e
-    return jnp.einsum("...ij,k...j->k...i", jnp.tril(dist.scale_tril), e)
-
-
 def _gradient(
-    dist: Any, e: jax.Array, of_e: jax.Array, of_square: jax.Array, of_one: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """In the mean and the scale: of_e e over the scale, and of_square e^2 - of_one; on average."""
-    mean = lambda weight, x: jnp.mean(weight.reshape(-1, *(1,) * (x.ndim - 1)) * x, axis=0)
-    if isinstance(dist, Normal):
-        return mean(of_e, e) / dist.scale, (mean(of_square, e * e) - jnp.mean(of_one)) / dist.scale
-    # The derivative of log p in L is the lower triangle of L^-T (e e^T - 1).
-    over = lambda x: solve_triangular(jnp.tril(dist.scale_tril), x, lower=True, trans="T")
-    outer = mean(of_square, e[..., :, None] * e[..., None, :])
-    one = jnp.mean(of_one) * jnp.broadcast_to(jnp.eye(e.shape[-1], dtype=e.dtype), outer.shape)
-    return over(mean(of_e, e)[..., None])[..., 0], jnp.tril(over(outer - one))
+    dist: Any, pairs: Any, of_odd: jax.Array, of_square: jax.Array, of_one: jax.Array
+) -> list[jax.Array]:
+    """In each parameter, from the scores at the pairs: what is odd in e, quadratic, and constant.
 
+    Of the log-density at a step from the centre the derivative in the mean is linear in e, and
+    that in the scale is a quadratic form less its mean, which is the derivative at the centre.
+    """
+    dist = wide(dist)
+    # What is odd in e changes its sign from one of a pair to the other, what is even does not.
+    weights = jnp.stack([of_square + of_odd, of_square - of_odd]) / (2 * len(of_odd))
+    rest = jnp.mean(of_one) - jnp.mean(of_square)
+    centre = dist._of_noise_unrounded(jnp.zeros(dist.noise_shape, of_odd.dtype))
 
-_SERVED = (Normal, MultivariateNormal)
+    def weighted(dist: Any) -> jax.Array:
+        log_prob = functools.partial(_joint.log_prob_unrounded, dist)
+        of_pairs = jnp.sum(weights * jax.vmap(jax.vmap(log_prob))(pairs))
+        return of_pairs + rest * log_prob(centre)
+
+    return jax.tree.leaves(jax.grad(weighted, allow_int=True)(dist))
+
 
 RECORDS = (
     Record(
         gaussian_smoothing,
-        needs=("density", "reflection"),
-        # The derivatives in their parameters are written out, and the directions Normal vectors'.
-        only=_SERVED,
+        needs=("density", "Normal noise"),
         unbiased="yes",
         differentiable_cost=False,
         evaluations=Evaluations("2 `num_pairs`", lambda options, dist: 2 * options["num_pairs"]),

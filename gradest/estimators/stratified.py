@@ -14,7 +14,7 @@ from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._jumps import SlopeIn
 from .._sampler import Sampler
-from ..distributions import _foreign, _joint
+from ..distributions import _joint
 from ..distributions._capabilities import has
 from ..distributions._derived import rebuilt
 from ..distributions.bernoulli import Bernoulli
@@ -91,7 +91,8 @@ def stratified(num_samples: int) -> Sampler:
       Variables", section 3, for leave-one-out of dependent Bernoulli draws, there antithetic ones.
     """
     static = {"num_samples": _check.integer("num_samples", num_samples, 2)}
-    return Sampler("stratified", estimate=_estimate, slope_in=_slope_in, static=static)
+    functions = {"estimate": _estimate, "slope_in": _slope_in}
+    return Sampler("stratified", **functions, converts=True, static=static)
 
 
 def _slope_in(law: type) -> SlopeIn:
@@ -99,7 +100,6 @@ def _slope_in(law: type) -> SlopeIn:
 
 
 def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax.Array:
-    dist = _foreign.own(dist, moving=True)
     _needs.check("stratified", dist, ("quantile", "categorical"))
     if has(type(dist), "quantile"):
         return jnp.mean(cost.batch(_quantiles(key, dist, num_samples)))

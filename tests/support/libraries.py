@@ -114,6 +114,14 @@ EXAMPLES: Mapping[str, Mapping[str, Example | list[Example]]] = {
             lambda d: d.MultivariateNormalDiag(PAIR, SCALES),
             lambda d: d.MultivariateNormalDiag(scale_diag=SCALES),
         ],
+        "MultivariateNormalDiagPlusLowRank": [
+            lambda d: d.MultivariateNormalDiagPlusLowRank(
+                PAIR, SCALES, scale_perturb_factor=FACTOR[:, :1]
+            ),
+            lambda d: d.MultivariateNormalDiagPlusLowRank(
+                scale_diag=SCALES, scale_perturb_factor=FACTOR[:, :1]
+            ),
+        ],
         "MultivariateNormalTriL": lambda d: d.MultivariateNormalTriL(PAIR, FACTOR),
         "MultivariateNormalFullCovariance": lambda d: d.MultivariateNormalFullCovariance(
             PAIR, COVARIANCE
@@ -159,6 +167,9 @@ EXAMPLES: Mapping[str, Mapping[str, Example | list[Example]]] = {
         ],
         "LogStddevNormal": lambda d: d.LogStddevNormal(PAIR, SCALES),
         "MultivariateNormalDiag": lambda d: d.MultivariateNormalDiag(PAIR, SCALES),
+        "MultivariateNormalDiagPlusLowRank": lambda d: d.MultivariateNormalDiagPlusLowRank(
+            PAIR, SCALES, FACTOR[:, :1], -FACTOR[:, :1] / 4
+        ),
         "MultivariateNormalTri": lambda d: d.MultivariateNormalTri(PAIR, FACTOR),
         "MultivariateNormalFullCovariance": lambda d: d.MultivariateNormalFullCovariance(
             PAIR, COVARIANCE
