@@ -20,7 +20,7 @@ from .._derivatives.primitives import magic
 from .._derivatives.variance import attach_variance_gradient
 from .._lockstep import Lockstep
 from .._sampler import Sampler
-from ..distributions import _joint, base
+from ..distributions import _joint
 from . import complaints
 from .program import (
     Branch,
@@ -250,9 +250,8 @@ def open_site(node: Draw, operands: Sequence[Any], mode: Mode) -> tuple[jax.Arra
     sampler, dist = node.site.sampler_and_dist(rest)
     if mode.bound:
         raise complaints.after_a_bound(node.site, mode.bound)
-    if not isinstance(dist, base.Distribution):
-        for _ in range(node.site.lanes):
-            dist = _joint.Lanes(dist)
+    for _ in range(node.site.lanes):
+        dist = _joint.in_lanes(dist)
     return _key_in(mode, key), sampler, dist
 
 

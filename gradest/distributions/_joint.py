@@ -104,12 +104,72 @@ def _raw(key: jax.Array) -> jax.Array:
     return jax.random.bits(key, like.shape, like.dtype)
 
 
-class Lanes:
-    """A vmapped distribution of another library: one joint draw of all its lanes.
+def in_lanes(dist: Any) -> Any:
+    """The distribution of a joint draw of all lanes, of one with a leading axis on every leaf.
 
-    gradest's own distributions need no such wrapper, since a leading axis on every
-    leaf is a leading axis of the draw.
+    gradest's own are that: a leading axis of the leaves, and of the key, is one of the draw.
     """
+    if not isinstance(dist, Distribution):
+        return Lanes(dist)
+    kind = type(dist)
+    if kind.__module__.partition(".")[0] == "gradest":
+        return dist
+    leaves, aux = kind._flatten(dist)
+    return _lane_by_lane(kind)._unflatten(aux, leaves)
+
+
+@functools.cache
+def _lane_by_lane(kind: type[Distribution]) -> type[Distribution]:
+    """A user's own class, each of whose methods is vmapped over the leading axis."""
+
+    def of_lanes(name: str, num_mapped: int) -> Callable[..., Any]:
+        def method(self: Distribution, *args: Any, **static: Any) -> Any:
+            leaves, aux = self._flatten()
+            mapped, others = args[:num_mapped], args[num_mapped:]
+
+            def of_one(leaves: Any, *mapped: Any) -> Any:
+                return getattr(kind._unflatten(aux, leaves), name)(*mapped, *others, **static)
+
+            return jax.vmap(of_one)(leaves, *mapped)
+
+        method.__name__ = name
+        return method
+
+    def first(self: Distribution) -> Distribution:
+        leaves, aux = self._flatten()
+        return kind._unflatten(aux, [leaf[0] for leaf in leaves])
+
+    def along(name: str) -> property:
+        size = lambda self: jax.tree.leaves(self)[0].shape[:1]
+        return property(lambda self: (*size(self), *getattr(first(self), name)))
+
+    methods: dict[str, Any] = {
+        name: of_lanes(name, num_mapped)
+        for name, num_mapped in _NUM_MAPPED.items()
+        if callable(getattr(kind, name, None))
+    }
+    methods["shape"] = along("shape")
+    if hasattr(kind, "noise_shape"):
+        methods["noise_shape"] = along("noise_shape")
+    if callable(getattr(kind, "enumerate_support", None)):
+        # The values of one element are the same in all lanes.
+        methods["enumerate_support"] = lambda self: first(self).enumerate_support()
+        methods["num_outcomes"] = property(lambda self: first(self).num_outcomes)
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, **methods})
+
+
+# How many of the arguments of a distribution's methods have an axis of lanes, from the first on.
+_NUM_MAPPED = {
+    **dict.fromkeys(["mean"], 0),
+    **dict.fromkeys(["sample", "log_prob", "reflect", "quantile", "of_noise"], 1),
+    **dict.fromkeys(["perturb", "harden", "soften"], 1),
+    **dict.fromkeys(["conditional", "weak_derivative", "left_weak_derivative"], 2),
+    **dict.fromkeys(["pull_back_conditional"], 3),
+}
+
+
+class Lanes:
+    """A vmapped distribution of another library: one joint draw of all its lanes."""
 
     def __init__(self, dist: Any):
         self.dist = dist

@@ -24,6 +24,10 @@ class Thresholds(Distribution):
     categorical = True
     logits: jax.Array
 
+    def _moving(self, key: jax.Array) -> jax.Array:
+        del key
+        return in_compute_dtype(self.logits)[0]
+
     def _score(self, x: jax.Array) -> Self:
         l = self._log_odds()
         return rebuilt(self, x.astype(l.dtype) - self._wide_mean())

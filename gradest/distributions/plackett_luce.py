@@ -181,6 +181,10 @@ class PlackettLuce(Distribution):
         _, pull_back = jax.vjp(arrived, logits)
         return pull_back(ct)[0]
 
+    def _moving(self, key: jax.Array) -> jax.Array:
+        del key
+        return in_compute_dtype(self.logits)[0]
+
     def _log_odds(self) -> jax.Array:
         """Normalised log-weights, in the type of the noise."""
         return jax.nn.log_softmax(self.logits.astype(compute_dtype(self.logits.dtype)), axis=-1)

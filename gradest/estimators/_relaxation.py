@@ -1,15 +1,17 @@
 """Discrete draws as functions of continuous noise, shared by the estimators that relax them.
 
 What a draw is relaxed by, and what a draw of the noise given it is, the distribution says: see
-`gradest.distributions.base.Distribution`. Its one parameter are the logits, and z = logits + noise
-moves as they do.
+`gradest.distributions.base.Distribution`. With gradest's own z = logits + noise moves as the
+logits do; another's z is any function of its parameters and of noise.
 """
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from ..distributions._derived import wide
 from ..distributions.base import Distribution
 from . import _needs
 
@@ -21,7 +23,7 @@ def check(estimator: str, dist: Any) -> None:
 
 
 def perturb(key: jax.Array, dist: Any) -> jax.Array:
-    """z, the logits plus noise."""
+    """z, such as logits plus noise."""
     return dist.perturb(key)
 
 
@@ -40,9 +42,27 @@ def conditional(key: jax.Array, dist: Any, b: jax.Array) -> jax.Array:
     return dist.conditional(key, b)
 
 
-def pull_back_conditional(dist: Any, b: jax.Array, z: jax.Array, ct: jax.Array) -> jax.Array:
-    """The cotangent of the logits, given that of z, a draw given b with its noise held fixed."""
-    return dist.pull_back_conditional(b, z, ct)
+def moving(key: jax.Array, dist: Any, z: jax.Array) -> jax.Array:
+    """`z`, with the derivative of logits plus noise that is held fixed."""
+    return replace_value(z, dist._moving(key))
+
+
+def pull_back(key: jax.Array, dist: Any, ct: jax.Array) -> list[jax.Array]:
+    """The cotangents of the parameters, given that of z, with the noise of `key` held fixed."""
+    _, pull_back = jax.vjp(lambda dist: dist._moving(key), wide(dist))
+    return jax.tree.leaves(pull_back(ct)[0])
+
+
+def pull_back_conditional(dist: Any, b: jax.Array, z: jax.Array, ct: jax.Array) -> list[jax.Array]:
+    """The cotangents of the parameters, given that of z, a draw given b with fixed noise."""
+    given, expected = jax.tree.leaves(dist.pull_back_conditional(b, z, ct)), jax.tree.leaves(dist)
+    if list(map(jnp.shape, given)) != list(map(jnp.shape, expected)):
+        raise ValueError(
+            f"dist: expected of {type(dist).__name__}.pull_back_conditional a cotangent of each "
+            f"parameter, of shapes {list(map(jnp.shape, expected))}, got "
+            f"{list(map(jnp.shape, given))}. Of several give a tuple."
+        )
+    return given
 
 
 def score(dist: Distribution, b: jax.Array) -> Any:

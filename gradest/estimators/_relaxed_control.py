@@ -5,7 +5,8 @@ number eta give the unbiased estimate (Tucker et al. 2017, eq. 5; Grathwohl et a
 
     (f(b) - eta c(z')) d log p(b) + eta (d c(z) - d c(z'))
 
-where the last two derivatives are with respect to the logits l, through z, through z' and directly.
+where the last two derivatives are with respect to the parameters, through z, through z' and
+directly: l are the logits, of a distribution that has them.
 REBAR and RELAX differ in where c comes from.
 """
 
@@ -22,12 +23,14 @@ class Noise(NamedTuple):
     """A draw with the noise that made it.
 
     Attributes:
+      key: of z.
       z: the logits with noise added.
       b: the draw, H(z).
       z_given_b: z', which is z itself if it is coupled.
       coupled: whether it is; the control variate is then evaluated once.
     """
 
+    key: jax.Array
     z: jax.Array
     b: jax.Array
     z_given_b: jax.Array
@@ -44,26 +47,32 @@ def noise(key: jax.Array, dist: Any, coupled: bool) -> Noise:
     z = _relaxation.perturb(key_z, dist)
     b = _relaxation.harden(dist, z)
     z_given_b = z if coupled else _relaxation.conditional(key_conditional, dist, b)
-    return Noise(z, b, z_given_b, coupled)
+    return Noise(key_z, z, b, z_given_b, coupled)
 
 
 def value_and_gradient(
-    dist: Any, noise: Noise, c: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-) -> tuple[jax.Array, jax.Array]:
-    """c(z') and the logits' d c(z) - d c(z').
+    dist: Any,
+    noise: Noise,
+    c: Callable[[jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]],
+) -> tuple[jax.Array, list[jax.Array]]:
+    """c(z') and, of each parameter, d c(z) - d c(z').
 
     Args:
       dist: what was drawn from, held fixed.
       noise: of the draw.
       c: `c(z, l)`, a scalar to be differentiated, and the value that is taken from the cost, which
-        is the same number unless draws of several lanes are made at once.
+        is the same number unless draws of several lanes are made at once. l is None where the
+        distribution has no logits.
     """
-    z, b, z_given_b, coupled = noise
+    key, z, b, z_given_b, coupled = noise
     l = dist._log_odds()
     of = jax.value_and_grad(c, argnums=(0, 1), has_aux=True)
     (_, value), (dz, dl) = of(z, l)
     dz_given_b, dl_given_b = dz, dl
     if not coupled:
         (_, value), (dz_given_b, dl_given_b) = of(z_given_b, l)
-    pulled_back = _relaxation.pull_back_conditional(dist, b, z_given_b, dz_given_b)
-    return value, (dz + dl) - (pulled_back + dl_given_b)
+    through_z = _relaxation.pull_back(key, dist, dz)
+    through_z_given_b = _relaxation.pull_back_conditional(dist, b, z_given_b, dz_given_b)
+    if l is not None:
+        through_z, through_z_given_b = [through_z[0] + dl], [through_z_given_b[0] + dl_given_b]
+    return value, [a - b for a, b in zip(through_z, through_z_given_b, strict=True)]

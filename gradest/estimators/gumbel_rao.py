@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import _check, _numerics, _random
+from .. import _check, _random
 from .._calls import estimator
 from .._derivatives.refuse import first_order
 from .._sampler import Sampler
@@ -67,12 +67,11 @@ def _gumbel_rao(
     dist = first_order("gumbel_rao", dist)
     key_draw, key_noise = _random.split(key, 2)
     hard = jax.lax.stop_gradient(_joint.draw(key_draw, dist))
-    (logits,) = _numerics.in_compute_dtype(dist.logits)
 
     def relaxed(key: jax.Array) -> jax.Array:
         z = _relaxation.conditional(key, dist, hard)
         # Its noise is held fixed: whatever z is, it moves with the logits.
-        return _relaxation.soften(dist, _relaxation.replace_value(z, logits), temperature)
+        return _relaxation.soften(dist, _relaxation.moving(key, dist, z), temperature)
 
     soft = jnp.mean(jax.vmap(relaxed)(_random.split(key_noise, num_samples)), axis=0)
     return _relaxation.replace_value(hard, soft)

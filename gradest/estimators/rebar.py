@@ -14,7 +14,6 @@ from .._derivatives.attach import attach_gradient
 from .._derivatives.variance import attach_variance_gradient, with_variance_gradient
 from .._sampler import Sampler
 from ..distributions import _joint
-from ..distributions._derived import rebuilt
 from . import _relaxation, _relaxed_control
 from ._record import Evaluations, Record
 
@@ -120,11 +119,16 @@ def _relaxed(
 
 
 def _relax(
-    dist: Any, z: jax.Array, l: jax.Array, temperature: ArrayLike, relaxation: str
+    dist: Any, z: jax.Array, l: jax.Array | None, temperature: ArrayLike, relaxation: str
 ) -> jax.Array:
     """The relaxed draw; "muprop" is the unnumbered equation that ends section 3.3."""
     t = jnp.asarray(temperature, z.dtype)
     if relaxation == "muprop":
+        if l is None:
+            raise TypeError(
+                'rebar(relaxation="muprop"): expected Bernoulli, OneHotCategorical or '
+                f"PlackettLuce, whose logits it adds, got {type(dist).__name__}. Leave it out."
+            )
         z = z + jnp.where(jnp.isfinite(l), l, 0) * (t * t / (t + 1))
     return _relaxation.soften(dist, z, t)
 
@@ -144,25 +148,26 @@ def _estimate(
     fixed = jax.lax.stop_gradient(dist)
     noise = _relaxed_control.noise(key, fixed, coupled)
     f = cost(noise.b)
-    (score,) = jax.tree.leaves(_relaxation.score(fixed, noise.b))
+    score = jax.tree.leaves(_relaxation.score(fixed, noise.b))
 
-    def gradient(trained: Mapping[str, jax.Array]) -> jax.Array:
-        """With respect to the logits, eq. 5."""
+    def gradient(trained: Mapping[str, jax.Array]) -> list[jax.Array]:
+        """With respect to the parameters, such as logits, eq. 5."""
         t, eta, baseline = (
-            trained.get(name, jnp.zeros(())).astype(score.dtype)
+            trained.get(name, jnp.zeros(())).astype(noise.z.dtype)
             for name in ("temperature", "eta", "baseline")
         )
 
-        def c(z: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def c(z: jax.Array, l: jax.Array | None) -> tuple[jax.Array, jax.Array]:
             relaxed = _relax(fixed, z, l, t, relaxation)
             at = cost.relaxed(relaxed, later=not nested).astype(z.dtype)
             return at, at
 
         at_z, through_z = _relaxed_control.value_and_gradient(fixed, noise, c)
-        return (f.astype(score.dtype) - eta * at_z - baseline) * score + eta * through_z
+        signal = f.astype(noise.z.dtype) - eta * at_z - baseline
+        return [signal * s + eta * through for s, through in zip(score, through_z, strict=True)]
 
     g, traced, variance_gradient = with_variance_gradient(gradient, trained)
-    value = attach_gradient(f, dist, rebuilt(dist, g), log_prob=_joint.log_prob(dist, noise.b))
+    value = attach_gradient(f, dist, g, log_prob=_joint.log_prob(dist, noise.b))
     return attach_variance_gradient(value, traced, variance_gradient)
 
 

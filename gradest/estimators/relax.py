@@ -229,15 +229,18 @@ def _relax(
     dtype = noise.z.dtype
     t, eta = jnp.asarray(temperature, dtype), jnp.asarray(eta, dtype)
 
-    def at(z: jax.Array, l: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def at(z: jax.Array, l: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         del l
         total, lanes = c(_relaxation.soften(dist, z, t))
         return total.astype(dtype), lanes.astype(dtype)
 
     value, through_z = _relaxed_control.value_and_gradient(dist, noise, at)
-    (score,) = jax.tree.leaves(_relaxation.score(dist, noise.b))
-    correction = eta * (through_z - _per_lane(value, score) * score)
-    return noise.b, score.reshape(-1), correction.reshape(-1)
+    score = jax.tree.leaves(_relaxation.score(dist, noise.b))
+    correction = [
+        eta * (through - _per_lane(value, s) * s)
+        for through, s in zip(through_z, score, strict=True)
+    ]
+    return noise.b, _flat(score), _flat(correction)
 
 
 def _lax(
