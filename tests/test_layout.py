@@ -212,7 +212,10 @@ def test_private_jax_is_found(source):
 PRIVATE = {
     # What two estimators are made of, a function at a time: scores, trees and sets.
     "test_arm": {"gradest.estimators.arm"},
-    "test_gaussian_smoothing": {"gradest.estimators.gaussian_smoothing"},
+    "test_gaussian_smoothing": {
+        "gradest.distributions.base",
+        "gradest.estimators.gaussian_smoothing",
+    },
     # The noise by which a pair is apart.
     "test_measure_valued": {"gradest._random"},
     "test_stratified": {"gradest.estimators.stratified"},
