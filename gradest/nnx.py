@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 import jax
-from flax.nnx import GraphDef
+from flax.nnx.extract import NodeStates
 from flax.nnx.transforms.general import merge_inputs, split_inputs
 
 from ._transform.arguments import Arguments, is_of_nnx
@@ -44,9 +44,9 @@ def expectation(
     It composes with `nnx.jit`, `nnx.grad`, `nnx.value_and_grad`, `nnx.scan`, `nnx.vmap` and
     `nnx.Optimizer` like any function of modules. An `nnx.Param` may be an option of a sampler, and
     `rngs.sample()` a key. What a module is made of is known when the loss is staged; modules that
-    the loss closes over, and does not have as arguments, must not change. Where the loss changes
-    nothing, a function that closes over its modules may be under `jax.vmap` and
-    `gradest.monte_carlo`.
+    the loss closes over, and does not have as arguments, must not change. A function that closes
+    over modules may be under `jax.vmap` and `gradest.monte_carlo` where the loss does not change
+    those.
 
     Bias, variance and cost evaluations are those of `gradest.expectation`.
 
@@ -105,10 +105,7 @@ def expectation(
 
     def split(*given: Any) -> Any:
         value, (changes, aux) = _expectation(pure, has_aux=True, **options)(given)
-        left = changes.put(given, first=several)
-        if not changes.new and _graphdefs((left, aux)) == _graphdefs(given):
-            # What is as it was is not written, which flax refuses in another trace than its own.
-            left = ()
+        left = _written(given, changes.put(given, first=several), aux)
         return left, (value, aux) if has_aux else value
 
     @functools.wraps(loss)
@@ -149,10 +146,41 @@ class _Changes:
         return jax.tree.unflatten(self.treedef, leaves)
 
 
-def _graphdefs(tree: Any) -> list[Any]:
-    """What the modules in it are made of."""
-    found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, GraphDef))
-    return [x.with_no_outer_index() for x in found if isinstance(x, GraphDef)]
+def _written(given: Any, left: Any, aux: Any) -> Any:
+    """What of `left` there is to write: flax refuses to write in another trace than its own.
+
+    A module or a variable that is as it was is None there, unless what is written refers to it.
+    """
+    referred = set().union(*map(_indices, _nodes(aux)))
+    nodes, treedef = jax.tree.flatten(left, is_leaf=_is_node)
+    for i, before in reversed(list(enumerate(_nodes(given)))):
+        indices = _indices(nodes[i])
+        if _alike(before, nodes[i]) and not indices & referred:
+            nodes[i] = None
+        else:
+            referred |= indices
+    return jax.tree.unflatten(treedef, nodes)
+
+
+def _nodes(tree: Any) -> list[NodeStates]:
+    return list(filter(_is_node, jax.tree.leaves(tree, is_leaf=_is_node)))
+
+
+def _is_node(x: Any) -> bool:
+    return isinstance(x, NodeStates)
+
+
+def _indices(node: NodeStates) -> set[int]:
+    """The numbers that flax gives the modules and variables in it."""
+    indices = (getattr(x, "index", None) for x in node.graphdef.nodes)
+    return {index for index in indices if index is not None}
+
+
+def _alike(before: NodeStates, after: NodeStates) -> bool:
+    """Whether they are made of the same, and hold the same arrays."""
+    one, other = (x.graphdef.with_no_outer_index() for x in (before, after))
+    arrays = zip(jax.tree.leaves(before.states), jax.tree.leaves(after.states), strict=False)
+    return one == other and all(a is b for a, b in arrays)
 
 
 def _changes(given: Any, left: Any) -> _Changes:
