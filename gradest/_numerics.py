@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
@@ -16,6 +17,12 @@ def compute_dtype(dtype: DTypeLike) -> jnp.dtype:
 def in_compute_dtype(*arrays: jax.Array) -> list[jax.Array]:
     """The arrays, of one type, in at least single precision."""
     return [array.astype(compute_dtype(array.dtype)) for array in arrays]
+
+
+def lower(a: jax.Array) -> jax.Array:
+    """The lower triangles of matrices. (`jnp.tril` refuses explicit axes of a mesh on old JAX.)"""
+    below = jnp.broadcast_to(np.tri(*a.shape[-2:], dtype=bool), a.shape)
+    return jnp.where(below, a, 0)
 
 
 def positive(temperature: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ split = jax.random.split
 score, rebar, enumeration = ge.score_function(), ge.rebar(), ge.enumeration()
 ESTIMATORS = [name for name, case in cases.CASES.items() if case.record.estimates]
 BERNOULLI = dists.Bernoulli
+GAUSSIANS = ("MultivariateNormal", "LowRankMultivariateNormal")
 
 
 def mesh(kind=AxisType.Auto):
@@ -90,6 +91,27 @@ def test_parameters_along_an_explicit_axis(estimator):
         run = jax.jit(lambda laws: list(map(gradient, cells, laws)))
         run.lower(laws)
         for leaf in jax.tree.leaves(jax.eval_shape(run, laws)):
+            assert leaf.sharding.spec[0] == "devices"
+
+
+@pytest.mark.parametrize("name", ["Subset", "PlackettLuce", "LinearChainCRF", *GAUSSIANS])
+def test_entropy_along_an_explicit_axis(name):
+    """And what else is known of distributions whose draws are no single elements."""
+
+    def known(dist):
+        x = score(jax.random.key(0), dist)
+        of_laws = [dist.mean(), dist.entropy(), dists.kl_divergence(dist, dist)]
+        return sum(jnp.sum(part) for part in [x, dist.log_prob(x), *of_laws])
+
+    gradient = jax.jit(cases.grad(ge.expectation(known)))
+    dist = cases.DISTRIBUTIONS[name]()
+    devices = mesh(AxisType.Explicit)
+    with jax.set_mesh(devices):
+        spread = jax.NamedSharding(devices, P("devices"))
+        four = lambda x: jax.device_put(jnp.broadcast_to(x, (4, *x.shape)), spread)
+        law = jax.tree.map(four, dist)
+        gradient.lower(law)
+        for leaf in jax.tree.leaves(jax.eval_shape(gradient, law)):
             assert leaf.sharding.spec[0] == "devices"
 
 

@@ -177,7 +177,7 @@ def test_a_module_that_another_argument_holds(changed):
         def __init__(self, net):
             self.net, self.calls = net, nnx.Variable(jnp.int32(0))
 
-    net = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    net: Any = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     net.calls = nnx.Variable(jnp.int32(0))
     of = {"net": net, "holder": Holder(net)}
 

@@ -4,6 +4,7 @@ Each class here is the part of a distribution that has them. `_entropy` and `_re
 parameters of at least single precision, and of one shape.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import gammaln
 from jax.typing import DTypeLike
 
+from .. import _mesh, _numerics
 from .._derivatives.primitives import weighted
 from .._numerics import sigmoid
 from ._derived import wide
@@ -182,8 +184,9 @@ class OfMultivariateNormal(Information):
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
         factor = other.scale_tril
-        columns = [jnp.tril(self.scale_tril), (self.loc - other.loc)[..., None]]
-        moved = solve_triangular(factor, jnp.concatenate(columns, axis=-1), lower=True)
+        columns = [_numerics.lower(self.scale_tril), (self.loc - other.loc)[..., None]]
+        columns = jnp.concatenate(columns, axis=-1)
+        moved = _mesh.automatic(functools.partial(solve_triangular, lower=True), factor, columns)
         squares = jnp.sum(moved * moved, axis=(-2, -1)) - self.loc.shape[-1]
         return 0.5 * squares + _log_det(factor) - _log_det(self.scale_tril)
 
@@ -198,10 +201,11 @@ class OfLowRankNormal(Information):
 
     def _entropy(self: Any) -> jax.Array:
         d = self.loc.shape[-1]
-        log_det = in_factors(self.cov_factor, self.cov_diag).log_det()
+        log_det = in_factors(*_mesh.replicated((self.cov_factor, self.cov_diag))).log_det()
         return 0.5 * log_det + 0.5 * d * math.log(2 * math.pi * math.e)
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
+        self, other = _mesh.replicated((self, other))
         p, q = (in_factors(dist.cov_factor, dist.cov_diag) for dist in (self, other))
         columns = jnp.moveaxis(self.cov_factor, -1, 0)
         of_factor = jnp.sum(q.squared_norm(columns), axis=0)

@@ -122,7 +122,7 @@ class MultivariateNormal(OfMultivariateNormal, _Vectors):
 
     def _of_noise_unrounded(self, e: jax.Array) -> Shifted:
         noise, loc = align_wide(e, self.loc)
-        factor = jnp.tril(self.scale_tril).astype(loc.dtype)
+        factor = _numerics.lower(self.scale_tril).astype(loc.dtype)
         factor = jnp.broadcast_to(factor, (*noise.shape, noise.shape[-1]))
         return Shifted(loc, jnp.einsum("...ij,...j->...i", factor, noise))
 

@@ -190,7 +190,8 @@ def _ratios(l: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
       along a leading axis. (For j = 0 infinity; for j above i, where both sums are 0, minus that.)
     """
     none = jnp.where(jnp.arange(k + 1) == 0, _BIG, -_BIG).astype(l.dtype)
-    start = jnp.broadcast_to(none, (*l.shape[:-1], k + 1))
+    # Along the axes of a mesh as the logits are.
+    start = jnp.broadcast_to(none, (*l.shape[:-1], k + 1)) + jnp.zeros_like(l[..., :1])
 
     def add(ratios: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
         w = w[..., None]
@@ -230,8 +231,8 @@ def _expected(k: int, term: Callable[..., jax.Array], *choices: jax.Array) -> ja
         fallen = jnp.concatenate([fall[..., 1:], jnp.zeros_like(fall[..., :1])], axis=-1)
         return stay + fallen, of_item
 
-    start = (jnp.arange(k + 1) == k).astype(choices[0].dtype)
-    start = jnp.broadcast_to(start, choices[0].shape[1:])
+    start = jnp.zeros_like(choices[0][0])
+    start += jnp.broadcast_to((jnp.arange(k + 1) == k).astype(start.dtype), start.shape)
     _, of_items = jax.lax.scan(step, start, choices, reverse=True)
     return jnp.moveaxis(of_items, 0, -1)
 
@@ -272,6 +273,7 @@ def _draw(keys: jax.Array, l: jax.Array, k: int, shape: Shape) -> jax.Array:
         return wanted - chosen.astype(wanted.dtype), chosen
 
     of_items = _random.Words(*(jnp.moveaxis(word, -1, 0) for word in words))
-    start = jnp.full((*shape, *rows), k, jnp.int32)
+    alike = jnp.zeros_like(l[(None,) * len(shape) + (..., 0)], jnp.int32)
+    start = jnp.full((*shape, *rows), k, jnp.int32) + alike
     _, chosen = jax.lax.scan(step, start, (_choices(l, k), of_items), reverse=True)
     return jnp.moveaxis(chosen, 0, -1)
