@@ -242,20 +242,22 @@ def test_mirrored_draws_of_a_uniform():
 
 
 @pytest.mark.parametrize("package", ["tensorflow_probability", "distrax"])
-def test_a_scale_of_low_rank_is_dense_only_for_who_mirrors(package):
+def test_a_scale_is_dense_only_for_who_mirrors(package):
     d = imported(package)
-    factor = jnp.array([[0.6], [-0.5]])
     name = "scale_perturb_factor" if package == "tensorflow_probability" else "scale_u_matrix"
-    normal = lambda loc: d.MultivariateNormalDiagPlusLowRank(
-        loc, scale_diag=jnp.ones(2), **{name: factor}
-    )
-    assert _foreign.own(normal(PAIR)).__class__.__module__.partition(".")[0] == package
-    for sampler in (ge.antithetic(), ge.gaussian_smoothing(2)):
-        of = lambda loc, s=sampler: s.expect(KEY, normal(loc), lambda x: jnp.sum(x**2))
-        g = jax.jit(jax.grad(of))(PAIR)
-        assert jnp.isfinite(g).all()
-        if sampler.name == "antithetic":
-            np.testing.assert_allclose(g, 2 * PAIR, rtol=1e-5)
+    low_rank = {name: jnp.array([[0.6], [-0.5]])}
+    normals = [
+        lambda loc: d.MultivariateNormalDiag(loc, jnp.ones(2)),
+        lambda loc: d.MultivariateNormalDiagPlusLowRank(loc, scale_diag=jnp.ones(2), **low_rank),
+    ]
+    for normal in normals:
+        assert _foreign.own(normal(PAIR)).__class__.__module__.partition(".")[0] == package
+        for sampler in (ge.antithetic(), ge.gaussian_smoothing(2)):
+            of = lambda loc: sampler.expect(KEY, normal(loc), lambda x: jnp.sum(x**2))  # noqa: B023
+            g = jax.jit(jax.grad(of))(PAIR)
+            assert jnp.isfinite(g).all()
+            if sampler.name == "antithetic":
+                np.testing.assert_allclose(g, 2 * PAIR, rtol=1e-5)
 
 
 # ---- What is no leaf, what moves, joint draws ------------------------------------------------
