@@ -17,8 +17,9 @@ from .values import Value, is_float
 # How many elements a reduction is over, if it is over more than is wide, or so many times that for
 # a count, in which each matters.
 _FEW, _COUNTED = 6, 4
-# A loop of more steps, or of more equations in all, is not unrolled.
-_STEPS, _EQUATIONS = 12, 400
+# A loop of more steps, or of more equations in all, is not unrolled; nor are more of them once so
+# many equations of a program were.
+_STEPS, _EQUATIONS, _ALL_EQUATIONS = 100, 4_000, 20_000
 
 RULES: dict[str, Rule] = dict(indexing.RULES)
 rule = registering(RULES)
@@ -311,23 +312,28 @@ def _scan(e: Elements, v: Value, index: Index, depth: int) -> Any:
     scan = _jaxpr.as_scan(eqn)
     assert scan is not None
     program, length = e.program, scan.length
-    if length > _STEPS or length * program.size_of(eqn) > _EQUATIONS:
+    size = length * program.size_of(eqn)
+    if not 0 < length <= _STEPS or size > _EQUATIONS:
         return e.leaf(v, index)
     name = "scan", id(eqn), tuple(x.id for x in v.ins)
     if name not in program.expanded:
+        program.unrolled += size
+        if program.unrolled > _ALL_EQUATIONS:
+            return e.leaf(v, index)
         consts = v.ins[: scan.num_consts]
         carry = list(v.ins[scan.num_consts :][: scan.num_carry])
-        xs, ys = v.ins[scan.num_consts + scan.num_carry :], {}
+        xs, steps = v.ins[scan.num_consts + scan.num_carry :], {}
         for i in range(length)[:: -1 if scan.reverse else 1]:
             outs = program.expand(v, [*consts, *carry, *(program.element(x, i) for x in xs)])
-            carry, ys[i] = outs[: scan.num_carry], outs[scan.num_carry :]
-        program.expanded[name] = carry, ys
-    carry, ys = program.expanded[name]
-    if v.out < scan.num_carry:
-        return e.at(carry[v.out], index, depth)
-    if isinstance(index[0], np.ndarray):
-        return e.leaf(v, index)
-    return e.at(ys[index[0]][v.out - scan.num_carry], index[1:], depth)
+            carry, steps[i] = outs[: scan.num_carry], outs
+        program.expanded[name] = steps
+    steps = program.expanded[name]
+    if v.out >= scan.num_carry:
+        if isinstance(index[0], np.ndarray):
+            return e.leaf(v, index)
+        return e.at(steps[index[0]][v.out], index[1:], depth)
+    # In the order of the steps: each is then not far from what it depends on.
+    return [e.at(outs[v.out], index, depth) for outs in steps.values()][-1]
 
 
 @rule("element")

@@ -33,6 +33,7 @@ class Program(Protocol):
     expanded: dict[Any, Any]
     relaxed: Draws
     too_long: set[int]
+    unrolled: int
 
     def expand(self, value: Value, ins: Sequence[Value]) -> list[Value]: ...
 

@@ -62,6 +62,7 @@ class Graph:
         self.callers: list[Any] = []  # the calls of a library's function that we are in, or None
         self.expanded: dict[Any, Any] = {}
         self.too_long: set[int] = set()
+        self.unrolled = 0
         self._arrays: dict[int, np.ndarray | None] = {}
 
     def begin(

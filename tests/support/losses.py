@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
+import gradest as ge
 from gradest import distributions as dists
 
 KEY = jax.random.key(0)
@@ -190,6 +191,30 @@ def interpolated(x):
     return jnp.sum(grid[i] * (1 - t) + grid[i + 1] * t)
 
 
+def falling(x, max_steps):
+    """The height, the velocity and the time of what falls, at the first step below the ground."""
+    fall = lambda state: (state[0] + 0.1 * state[1], state[1] - 1.0, state[2] + 0.1)
+    start = jnp.float32(1.0), x[0], jnp.float32(0.0)
+    return ge.while_loop(lambda state: state[0] > 0, fall, start, max_steps=max_steps)
+
+
+def time_of_fall(x):
+    """Between two steps, where the height is zero."""
+    height, velocity, time = falling(x, 40)
+    return time - height / (velocity + 1.0)
+
+
+def iterated(x):
+    """To a fixed point, as a scan with a mask."""
+
+    def step(state, _):
+        y, change = state
+        new, going_on = jnp.tanh(0.5 * y + x[0]), change > 1e-5
+        return (jnp.where(going_on, new, y), jnp.where(going_on, jnp.abs(new - y), change)), None
+
+    return (lax.scan(step, (jnp.float32(1.0), jnp.float32(1.0)), None, length=60)[0][0] - 1.2) ** 2
+
+
 def binned(x):
     """A histogram in which each point is shared between two bins."""
     at = jnp.clip(x[:2] + 2, 0, 3.999)
@@ -326,7 +351,12 @@ STOPPED = {
 
 #: With a jump.
 # Of one draw: several of these are more than a probe has time for.
-LONG = {"two hot": two_hot, "rational quadratic spline": rational_quadratic_spline}
+LONG = {
+    "two hot": two_hot,
+    "rational quadratic spline": rational_quadratic_spline,
+    "iterated to a fixed point": iterated,
+    "time of an event": time_of_fall,
+}
 
 JUMPS = {
     "indicator": lambda x: total(jnp.where(x > 0.5, 1.0, 0.0)),
@@ -363,6 +393,7 @@ JUMPS = {
     "vmapped cond": lambda x: total(
         jax.vmap(lambda v: lax.cond(v > 0.5, lambda: 2.0, lambda: v))(x)
     ),
+    "state at an event": lambda x: falling(x, 30)[1] ** 2,
     "steps of a loop": lambda x: lax.while_loop(
         lambda s: s[0] < 2, lambda s: (s[0] + 0.3, s[1] + 1.0), (x[0], 0.0)
     )[1],
