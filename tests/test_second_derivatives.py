@@ -126,6 +126,12 @@ def test_hessian_with_a_wrong_estimator():
         assert_unbiased(hessians(loss, 100_000), exact_hessian(two_draws_exactly))
 
 
+def test_hessian_of_a_count():
+    """Its draw is a loop of JAX's own, which not every JAX differentiates twice."""
+    loss = ge.expectation(lambda log_rate, key: log_rate * score(key, dists.Poisson(jnp.exp(log_rate))))
+    jax.eval_shape(jax.hessian(loss), 0.3, jax.random.key(0))
+
+
 def test_hessian_by_enumeration():
     want = exact_hessian(two_draws_exactly)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)

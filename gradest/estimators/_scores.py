@@ -20,7 +20,7 @@ def draw(estimator: str, key: jax.Array, dist: Any) -> tuple[Any, jax.Array]:
 
 def unrounded(key: jax.Array, dist: Any) -> tuple[Any, Any]:
     """A draw, fixed, and from before it was rounded: scores of that have the mean zero."""
-    return jax.lax.stop_gradient(_joint.draw_unrounded(key, dist))
+    return jax.lax.stop_gradient(_joint.draw_unrounded(key, jax.lax.stop_gradient(dist)))
 
 
 def checked(estimator: str, dist: Any) -> Any:
