@@ -147,6 +147,12 @@ def test_parameters_that_are_not_differentiated():
     assert not said(whole, transform=lambda f: f)
 
 
+def halved(s, x):
+    """How often x is halved until it is small, and what the loop carries besides."""
+    halve = lambda state: (state[0] + 1, 0.5 * state[1], state[2])
+    return lax.while_loop(lambda state: state[1] > 0.1, halve, (0, x, s))
+
+
 # Of the standard deviation 2 of noise x that is drawn by itself.
 BESIDE = {
     "a comparison": lambda s, x: jnp.where(s * x > 1, 1.0, 0.0),
@@ -155,6 +161,7 @@ BESIDE = {
         lax.scan(lambda c, _: (s * c + x, jnp.where(c > 1, 1.0, 0.0)), x, length=3)[1]
     ),
     "in a rule": lambda s, x: jnp.sign(jax.nn.relu(s) * x),
+    "in a loop": lambda s, x: 1.0 * halved(s, s * x)[0],
 }
 FREE = {
     "a kink": lambda s, x: jnp.where(s * x > 0, s * x, 0.0),
@@ -162,6 +169,7 @@ FREE = {
     "stopped": lambda s, x: s * jnp.where(lax.stop_gradient(s) * x > 1, 1.0, 0.0),
     "in a branch": lambda s, x: lax.cond(x > 0, lambda: s, lambda: -s),
     "rounded": lambda s, x: s * jnp.where(jnp.floor(s) * x > 1, 1.0, 0.0),
+    "in a loop": lambda s, x: s * jnp.minimum(1.0 * halved(s, x)[0], 7.0),
 }
 NOISE = [ge.reparameterize(), ge.score_function()]
 

@@ -128,7 +128,8 @@ def test_hessian_with_a_wrong_estimator():
 
 def test_hessian_of_a_count():
     """Its draw is a loop of JAX's own, which not every JAX differentiates twice."""
-    loss = ge.expectation(lambda log_rate, key: log_rate * score(key, dists.Poisson(jnp.exp(log_rate))))
+    count = lambda log_rate, key: score(key, dists.Poisson(jnp.exp(log_rate))).astype(float)
+    loss = ge.expectation(lambda log_rate, key: log_rate * count(log_rate, key))
     jax.eval_shape(jax.hessian(loss), 0.3, jax.random.key(0))
 
 

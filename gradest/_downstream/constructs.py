@@ -250,7 +250,7 @@ class Analysis(Walk):
                     # Iterating to a tolerance: what has a derivative is taken to have converged.
                     flow = Flow(flow.flow, flow.jumps, kinked=flow.flow, steep=flow.steep)
                 else:
-                    flow = Flow(0, joined(flow.jumps, {self.key(eqn, i): test.draws}))
+                    flow = Flow(0, joined(flow.jumps, test.jumps))
             outs.append(self.result(eqn, ins, i, flow, "leaf"))
             outs[-1].inputs = x.inputs
         return outs
