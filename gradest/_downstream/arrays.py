@@ -232,7 +232,8 @@ def _places(sizes: Sequence[int], kept: Iterable[Index] = (), most: int = WIDE) 
     if total <= most:
         return list(np.ndindex(*sizes))
     picked = np.random.default_rng(total).choice(total, _FEW, replace=False)
-    few = (tuple(map(int, np.unravel_index(j, sizes))) for j in sorted(picked))
+    # Those at both ends too, where a value is looked at itself.
+    few = (tuple(map(int, np.unravel_index(j, sizes))) for j in (0, total - 1, *picked))
     return sorted({*itertools.islice(kept, _FEW), *few})
 
 
