@@ -354,6 +354,21 @@ def test_what_a_relaxation_of_ones_own_lacks_is_named():
         ge.rebar(relaxation="muprop").expect(keys(1)[0], MAKE["Spin"](), cost)
 
 
+def test_draws_of_another_shape_than_the_distribution_are_refused():
+    class One(Kumaraswamy):
+        def sample(self, key, shape=()):
+            return super().sample(key, shape)[..., 0]
+
+    one = One(jnp.ones(2), jnp.ones(2))
+    for form in (ge.score_function().expect, ge.vimco(2).expect):
+        with pytest.raises(
+            ValueError, match=r"One\.sample\(key, \(\)\) draws of shape \(2,\), .* got \(\)"
+        ):
+            form(keys(1)[0], one, jnp.sum)
+    with pytest.raises(ValueError, match="draws of shape"):
+        ge.expectation(lambda key: jnp.sum(ge.score_function()(key, one)))(keys(1)[0])
+
+
 OF_ONE_LANE = {
     "rebar": (ge.rebar, lambda p: Spin(p, 1.0)),
     "enumeration": (ge.enumeration, lambda p: TruncatedGeometric(p, 4)),

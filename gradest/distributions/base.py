@@ -176,8 +176,19 @@ class Distribution(Derived, abc.ABC):
         return self._sample(key, shape)
 
     def _sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        """`sample`, of a discrete distribution without the refusal or the mark of `plain`."""
-        return self.sample(key, shape)
+        """`sample`, of a discrete distribution without the refusal or the mark of `plain`.
+
+        Raises:
+          ValueError: if the draws have another shape, which `log_prob` would sum over.
+        """
+        x, expected = self.sample(key, shape), (*shape, *self.shape)
+        if np.shape(x) != expected:
+            name = type(self).__name__
+            raise ValueError(
+                f"dist: expected of {name}.sample(key, {shape}) draws of shape {expected}, that of "
+                f"{name}.shape and what is asked for, got {np.shape(x)}. Mend one of the two."
+            )
+        return x
 
     def _rounded(self, u: Any) -> jax.Array:
         """The draws that are made of `u`."""
