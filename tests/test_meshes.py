@@ -115,6 +115,24 @@ def test_entropy_along_an_explicit_axis(name):
             assert leaf.sharding.spec[0] == "devices"
 
 
+def test_words_along_an_explicit_axis():
+    """Each device has words to draw of its own, and the vocabulary's weights like the others."""
+    law = cases.DISTRIBUTIONS["VocabularyCategorical"]()
+
+    @cases.grad
+    @ge.expectation
+    def gradient(law):
+        return jnp.sum(jnp.sin(ge.vimco(2)(jax.random.key(0), law).astype(float))) ** 2
+
+    devices = mesh(AxisType.Explicit)
+    with jax.set_mesh(devices):
+        spread = jax.NamedSharding(devices, P("devices"))
+        law.hidden = jax.device_put(jnp.broadcast_to(law.hidden, (4, *law.hidden.shape)), spread)
+        g = jax.eval_shape(gradient, law)
+    assert g.hidden.sharding.spec[0] == "devices"
+    assert g.weights.sharding.spec == P(None, None)
+
+
 @pytest.mark.parametrize("name", ["score_function", "enumeration", "unordered_set", "disarm"])
 def test_program_on_an_explicit_mesh(name):
     """A scan and a call of what was drawn, and draws after it: as without a mesh."""

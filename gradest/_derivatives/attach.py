@@ -56,8 +56,9 @@ def attach_gradient(
                     f"gradient: expected an array of shape {np.shape(leaf)}, that of the input, "
                     f"got shape {np.shape(g)}. Sum or broadcast it."
                 )
-            leaves.append(jnp.asarray(leaf))
-            gradients.append(jnp.asarray(g).astype(leaves[-1].dtype))
+            leaf = jnp.asarray(leaf)
+            leaves.append(leaf)
+            gradients.append(_mesh.like(jnp.asarray(g).astype(leaf.dtype), jax.typeof(leaf)))
     value = jnp.asarray(value)
     l = jnp.zeros_like(value) if log_prob is None else log_prob.astype(value.dtype)
     value, l, leaves, gradients = _mesh.varying_alike(value, l, leaves, gradients)
