@@ -27,6 +27,7 @@ from ._downstream.graph import Tracked
 from ._downstream.rules import COMPARISONS, EQUALITIES
 from ._downstream.values import Jump
 from .distributions._capabilities import CAPABILITIES
+from .distributions._foreign import counterpart
 from .distributions.base import Distribution
 
 #: What a cost is differentiated in: a draw of a continuous law; one that takes the place of a
@@ -67,7 +68,8 @@ class Source:
         In the draw, or in what is beside it: the mean over a continuous draw has a slope in what
         that is compared with, whatever the estimator, and a comparison has none.
         """
-        continuous = issubclass(self.law, Distribution) and self.law.reparameterizable
+        law = counterpart(self.law)
+        continuous = issubclass(law, Distribution) and law.reparameterizable
         if not self.slope_in and not continuous:
             return None
         atoms = getattr(self.law, "atoms", False)
@@ -232,26 +234,31 @@ def watched(dist: Any, complaint: Complaint | None) -> Any:
     return dist if complaint is None else jax.tree.map(complaint.watch, dist)
 
 
-class Said(NamedTuple):
+class CostComplaints(NamedTuple):
     """What there is to complain of in a function of a draw.
 
     Attributes:
       of_draw: of its derivative in the draw; None if that is smooth.
-      beside: of those in the arrays that the function closes over, with them.
+      of_closed_over: the arrays that the function closes over, with the complaint of each.
     """
 
-    of_draw: Complaint | None
-    beside: tuple[tuple[jax.Array, Complaint], ...]
+    of_draw: Complaint | None = None
+    of_closed_over: tuple[tuple[jax.Array, Complaint], ...] = ()
 
 
-def said_of(
+# Whether a cost is being staged to be looked at: those within it are when it is evaluated. It is
+# part of the key of JAX's caches, as `staging` is.
+_looking = jax.make_user_context(False)
+
+
+def complaints_of_cost(
     source: Source,
     function: Callable[..., Any],
     point: Any,
     *,
     what: str,
     remedy: str = "",
-) -> Said:
+) -> CostComplaints:
     """What there is to complain of if `function` is differentiated.
 
     Args:
@@ -262,9 +269,10 @@ def said_of(
       remedy: what to do where it jumps; by default, to draw by another estimator.
     """
     draw = source.followed("the draw")
-    if draw is None:
-        return Said(None, ())
-    staged = jax.make_jaxpr(function)(point)
+    if draw is None or _looking.value:
+        return CostComplaints()
+    with _looking(True):
+        staged = jax.make_jaxpr(function)(point)
     num_drawn = len(jax.tree.leaves(point))
     fate = fate_of_inputs(staged, draw, num_drawn)
     given: set[Any] = set()
@@ -277,7 +285,7 @@ def said_of(
         )
         for beside in fate.beside
     )
-    return Said(of_draw, tuple(beside))
+    return CostComplaints(of_draw, tuple(beside))
 
 
 # ---- Words ---------------------------------------------------------------------------------

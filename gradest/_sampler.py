@@ -38,7 +38,7 @@ from . import _calls, _check, _draws, _jaxpr, _mesh, _random
 from ._control_variate import ControlVariate
 from ._cost import Cost, Mode, staging
 from ._derivatives.refuse import estimating
-from ._jumps import Complaint, Said, SlopeIn, Source, guarded, said_of
+from ._jumps import Complaint, CostComplaints, SlopeIn, Source, complaints_of_cost, guarded
 from ._lockstep import key_of_run
 from ._transparent import transparent
 from ._typing import DistributionLike
@@ -238,7 +238,8 @@ class Sampler:
             one has, at a draw under `jax.vmap`, an array of keys, one per lane.)
           dist: the distribution; gradients reach whatever its parameters were made from.
           cost: a function of the draw that returns a real scalar. It may close over anything,
-            traced or differentiated: gradients flow to that too.
+            traced or differentiated: gradients flow to that too. In a transformation it may be
+            traced once more than it is evaluated, to see where it jumps.
           where: booleans, True for the elements that are drawn, as of a draw.
 
         Returns:
@@ -260,31 +261,33 @@ class Sampler:
         keys = key_of_run(_random.as_keys(key))
         keys, dist = self._alike(keys, self._opened(dist, where))
         cost_of = Cost(function, self.name)
-        said = self._said(keys, dist, cost_of)
+        complaints = self._complaints(keys, dist, cost_of)
         if self.pathwise:
-            value = cost_of(self._recorded(keys, self._draw(keys, dist), dist, said.of_draw))
+            value = cost_of(self._recorded(keys, self._draw(keys, dist), dist, complaints.of_draw))
         else:
             value = self._estimate(keys, dist, cost_of)
-        for closed_over, complaint in said.beside:
+        for closed_over, complaint in complaints.of_closed_over:
             value = guarded(value, closed_over, complaint)
-        return guarded(value, dist, said.of_draw)
+        return guarded(value, dist, complaints.of_draw)
 
-    def _said(self, keys: jax.Array, dist: Any, cost: Cost) -> Said:
+    def _complaints(self, keys: jax.Array, dist: Any, cost: Cost) -> CostComplaints:
         """Of a cost that jumps, where it may be differentiated."""
         source = self._source(_jaxpr.user_line(), law_of(dist))
         if keys.ndim or not _jaxpr.is_tracing() or source.followed(None) is None:
-            return Said(None, ())
+            return CostComplaints()
         point = jax.eval_shape(self._draw, keys, dist)
+        what = f"the cost of the draw{source.where}"
         try:
-            said = said_of(source, cost, point, what=f"the cost of the draw{source.where}")
-        except jax.errors.JAXTypeError:
-            # A cost of numbers, such as a simulator that is not JAX: nothing to look at, and
-            # nothing to differentiate.
-            if self.slope_in:
+            complaints = complaints_of_cost(source, cost, point, what=what)
+        except Exception:
+            # A cost that is no program for JAX, such as a simulator of numbers. Where it is to be
+            # differentiated in the draw, it has to be one.
+            if self.slope_in and any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(dist)):
                 raise
-            return Said(None, ())
+            return CostComplaints()
         # A loss that is staged sees for itself what follows a pathwise draw.
-        return said._replace(beside=()) if self.pathwise and staging.value else said
+        seen = self.pathwise and staging.value
+        return complaints._replace(of_closed_over=()) if seen else complaints
 
     def _opened(self, dist: Any, where: ArrayLike | None) -> Any:
         """`dist` as gradest's own, or with all that it depends on as leaves."""

@@ -281,6 +281,26 @@ def test_what_a_cost_closes_over_beside_the_draw(sampler, of_loss):
     assert jnp.shape(only(0.3, KEY)) == ()
 
 
+def test_a_cost_is_staged_for_a_look_once_however_deep_it_stands():
+    traced = []
+
+    def nested(depth, m):
+        if depth == 0:
+            traced.append(m)
+            return m**2
+        inner = lambda x: nested(depth - 1, m + x)
+        return ge.score_function().expect(KEY, dists.Normal(m, 1.0), inner)
+
+    jax.make_jaxpr(lambda m: nested(4, m))(0.3)
+    assert len(traced) == 5
+
+
+def test_a_cost_of_numbers_at_a_fixed_law():
+    of_numbers = lambda t: lambda x: t * (1.0 if x > 0 else 2.0)
+    loss = lambda t: ge.reparameterize().expect(KEY, dists.Normal(0.0, 1.0), of_numbers(t))
+    assert jax.grad(loss)(1.0) in (1.0, 2.0)
+
+
 def test_a_cost_that_is_no_program_for_jax_has_nothing_beside_its_draw():
     of_numbers = lambda x: math.sqrt(x) if x > 0 else 0.5
     loss = lambda m: ge.score_function().expect(KEY, dists.Normal(m, 1.0), of_numbers)

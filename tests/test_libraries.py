@@ -260,6 +260,18 @@ def test_a_scale_is_dense_only_for_who_mirrors(package):
                 np.testing.assert_allclose(g, 2 * PAIR, rtol=1e-5)
 
 
+@pytest.mark.parametrize("package", ["tensorflow_probability", "distrax"])
+def test_what_is_beside_a_draw_that_is_not_converted(package):
+    d = imported(package)
+
+    def loss(strike):
+        x = ge.score_function()(KEY, d.MultivariateNormalDiag(jnp.zeros(2), jnp.ones(2)))
+        return jnp.sum(jnp.where(x > strike, 1.0, 0.0)) + strike
+
+    with pytest.warns(ge.UnestimatedGradientWarning, match=r"and of args\[0\] jumps"):
+        jax.grad(ge.expectation(loss))(1.0)
+
+
 # ---- What is no leaf, what moves, joint draws ------------------------------------------------
 
 

@@ -7,7 +7,7 @@ methods: a user's own distribution that has them is served as gradest's are.
 import dataclasses
 from collections.abc import Callable
 
-from .base import Distribution
+from .base import Distribution, is_gradests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,10 @@ CAPABILITIES = {
     "relaxation": Capability(
         "draws that are a threshold of continuous noise",
         _methods("perturb", "harden", "soften", "conditional", "pull_back_conditional"),
+    ),
+    "added noise": Capability(
+        "logits that noise is added to",
+        lambda kind: _methods("perturb")(kind) and is_gradests(kind.perturb),
     ),
     "relaxed draw": Capability(
         "a relaxed draw, differentiable in the parameters", _methods("perturb", "soften")

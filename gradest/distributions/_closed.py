@@ -93,6 +93,11 @@ class Closed:
         assert shape == (), "a site is drawn once"
         return jax.tree.unflatten(self._staged[1], self._run(0, key, *self.parameters))
 
+    @property
+    def law(self) -> type:
+        """The class of the distribution."""
+        return type(self._staged[2])
+
     def bounds(self) -> list[jax.Array]:
         return self._run(1, *self.parameters)
 

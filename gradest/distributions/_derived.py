@@ -53,14 +53,6 @@ class Derived:
         """The derivative of log p(x), the sum over its elements, in each parameter."""
         return jax.grad(lambda dist: jnp.sum(dist.log_prob(x)), allow_int=True)(wide(self))
 
-    def _moving(self, key: jax.Array) -> jax.Array:
-        """What moves with the parameters as z, `perturb(key)`, does: of gradest's own, logits."""
-        return self.perturb(key)
-
-    def _log_odds(self) -> jax.Array | None:
-        """The logits that `perturb` adds noise to, in the type of the noise, if it says so."""
-        return None
-
     def _mean_at(self, slope: ArrayLike) -> jax.Array:
         """The mean with the parameters, which are logits, times `slope`."""
 

@@ -56,6 +56,12 @@ class Twin:
     dense: bool = False
 
 
+def counterpart(kind: type) -> type:
+    """gradest's class of the law of that class, or `kind` itself where there is none."""
+    twin = TWINS.get((library(kind), kind.__name__))
+    return kind if twin is None or twin.kind is None else twin.kind
+
+
 def own(dist: Any, *, always: bool = False) -> Any:
     """gradest's own distribution with the law of `dist`, or `dist` where it has none.
 

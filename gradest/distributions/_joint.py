@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _numerics
-from .base import Distribution, Shape
+from .base import Distribution, Shape, is_gradests
 
 
 def check(dist: Any) -> None:
@@ -112,9 +112,14 @@ def in_lanes(dist: Any) -> Any:
     if not isinstance(dist, Distribution):
         return Lanes(dist)
     kind = type(dist)
-    if kind.__module__.partition(".")[0] == "gradest":
+    if all(map(is_gradests, (getattr(kind, name, None) for name in _NUM_MAPPED))):
         return dist
     leaves, aux = kind._flatten(dist)
+    if not leaves:
+        raise TypeError(
+            f"dist: expected a distribution with parameters under jax.vmap, got {kind.__name__}, "
+            "of which nothing tells the lanes. Draw outside of the vmap."
+        )
     return _lane_by_lane(kind)._unflatten(aux, leaves)
 
 
@@ -123,16 +128,24 @@ def _lane_by_lane(kind: type[Distribution]) -> type[Distribution]:
     """A user's own class, each of whose methods is vmapped over the leading axis."""
 
     def of_lanes(name: str, num_mapped: int) -> Callable[..., Any]:
+        @functools.wraps(getattr(kind, name))
         def method(self: Distribution, *args: Any, **static: Any) -> Any:
             leaves, aux = self._flatten()
             mapped, others = args[:num_mapped], args[num_mapped:]
+            flags: list[Any] = []
 
             def of_one(leaves: Any, *mapped: Any) -> Any:
-                return getattr(kind._unflatten(aux, leaves), name)(*mapped, *others, **static)
+                result = getattr(kind._unflatten(aux, leaves), name)(*mapped, *others, **static)
+                parts, treedef = jax.tree.flatten(result)
+                # What is no array, such as `WeakDerivative.of_row`, is of all lanes.
+                flags[:] = treedef, [x if isinstance(x, bool) else None for x in parts]
+                return [x for x in parts if not isinstance(x, bool)]
 
-            return jax.vmap(of_one)(leaves, *mapped)
+            shape = static.get("shape", others[0] if others else ()) if name == "sample" else ()
+            arrays = iter(jax.vmap(of_one, out_axes=len(shape))(leaves, *mapped))
+            treedef, known = flags
+            return jax.tree.unflatten(treedef, [next(arrays) if x is None else x for x in known])
 
-        method.__name__ = name
         return method
 
     def first(self: Distribution) -> Distribution:

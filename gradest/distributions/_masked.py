@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .. import _check
+from ._closed import Closed
 from .base import Distribution, Shape
 from .bernoulli import Bernoulli, LogitRelaxedBernoulli, RelaxedBernoulli, on_the_edge
 from .categorical import (
@@ -268,8 +269,9 @@ def _select(where: jax.Array, x: jax.Array, instead: ArrayLike) -> jax.Array:
 
 
 def law_of(dist: Any) -> type:
-    """The class of the distribution, masked or not."""
-    return type(dist.dist if isinstance(dist, Masked) else dist)
+    """The class of the distribution, masked or not, closed or not."""
+    inner = dist.dist if isinstance(dist, Masked) else dist
+    return inner.law if isinstance(inner, Closed) else type(inner)
 
 
 def masked(dist: Any, where: ArrayLike) -> Masked:

@@ -24,8 +24,8 @@ class Thresholds(Distribution):
     categorical = True
     logits: jax.Array
 
-    def _moving(self, key: jax.Array) -> jax.Array:
-        del key
+    def _location(self) -> jax.Array:
+        """What `perturb` adds noise to."""
         return in_compute_dtype(self.logits)[0]
 
     def _score(self, x: jax.Array) -> Self:

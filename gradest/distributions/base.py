@@ -207,6 +207,11 @@ class Distribution(Derived, abc.ABC):
         return self.weak_derivative(key, self._rounded(u), coupled=coupled)
 
 
+def is_gradests(method: object) -> bool:
+    """Whether a method is as gradest wrote it, not a user's; True of one that there is not."""
+    return method is None or (getattr(method, "__module__", "") or "").startswith("gradest.")
+
+
 def as_floats(**named: ArrayLike) -> list[jax.Array]:
     """The parameters as floating-point arrays of one type, broadcast against each other."""
     arrays = [as_float(name, value) for name, value in named.items()]

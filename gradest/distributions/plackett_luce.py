@@ -181,8 +181,8 @@ class PlackettLuce(Distribution):
         _, pull_back = jax.vjp(arrived, logits)
         return pull_back(ct)[0]
 
-    def _moving(self, key: jax.Array) -> jax.Array:
-        del key
+    def _location(self) -> jax.Array:
+        """What `perturb` adds noise to."""
         return in_compute_dtype(self.logits)[0]
 
     def _log_odds(self) -> jax.Array:

@@ -1,8 +1,8 @@
 """Discrete draws as functions of continuous noise, shared by the estimators that relax them.
 
 What a draw is relaxed by, and what a draw of the noise given it is, the distribution says: see
-`gradest.distributions.base.Distribution`. With gradest's own z = logits + noise moves as the
-logits do; another's z is any function of its parameters and of noise.
+`gradest.distributions.base.Distribution`. With gradest's own z is logits plus noise, and
+has their derivative; another's z is any function of its parameters and of noise.
 """
 
 from typing import Any
@@ -11,15 +11,22 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from ..distributions._derived import wide
+from ..distributions._capabilities import has
+from ..distributions._derived import rebuilt, wide
 from ..distributions.base import Distribution
 from . import _needs
 
 
-def check(estimator: str, dist: Any) -> None:
-    """Raises unless `dist` can be relaxed, and every outcome be drawn, as the gradient needs."""
+def check(estimator: str, dist: Any, *more: str) -> None:
+    """Raises unless `dist` can be relaxed, and every outcome be drawn, as the gradient needs.
+
+    Args:
+      estimator: its name.
+      dist: a distribution.
+      *more: what else it has to have, by name.
+    """
     _needs.check_edges(estimator, dist)
-    _needs.check(estimator, dist, "relaxation")
+    _needs.check(estimator, dist, "relaxation", *more)
 
 
 def perturb(key: jax.Array, dist: Any) -> jax.Array:
@@ -42,20 +49,30 @@ def conditional(key: jax.Array, dist: Any, b: jax.Array) -> jax.Array:
     return dist.conditional(key, b)
 
 
-def moving(key: jax.Array, dist: Any, z: jax.Array) -> jax.Array:
-    """`z`, with the derivative of logits plus noise that is held fixed."""
-    return replace_value(z, dist._moving(key))
+def _adds_noise(dist: Any) -> bool:
+    return has(type(dist), "added noise")
+
+
+def log_odds(dist: Any) -> jax.Array | None:
+    """The logits that noise is added to, in the type of the noise; None if z is made otherwise."""
+    return dist._log_odds() if _adds_noise(dist) else None
+
+
+def with_fixed_noise(dist: Any, z: jax.Array) -> jax.Array:
+    """`z`, with the derivative that it has in the logits that a fixed noise is added to."""
+    return replace_value(z, dist._location())
 
 
 def pull_back(key: jax.Array, dist: Any, ct: jax.Array) -> list[jax.Array]:
     """The cotangents of the parameters, given that of z, with the noise of `key` held fixed."""
-    _, pull_back = jax.vjp(lambda dist: dist._moving(key), wide(dist))
-    return jax.tree.leaves(pull_back(ct)[0])
+    z = lambda dist: dist._location() if _adds_noise(dist) else dist.perturb(key)
+    _, pull_back = jax.vjp(z, wide(dist))
+    return floats(pull_back(ct)[0])
 
 
 def pull_back_conditional(dist: Any, b: jax.Array, z: jax.Array, ct: jax.Array) -> list[jax.Array]:
     """The cotangents of the parameters, given that of z, a draw given b with fixed noise."""
-    given, expected = jax.tree.leaves(dist.pull_back_conditional(b, z, ct)), jax.tree.leaves(dist)
+    given, expected = floats(dist.pull_back_conditional(b, z, ct)), jax.tree.leaves(dist)
     if list(map(jnp.shape, given)) != list(map(jnp.shape, expected)):
         raise ValueError(
             f"dist: expected of {type(dist).__name__}.pull_back_conditional a cotangent of each "
@@ -67,7 +84,14 @@ def pull_back_conditional(dist: Any, b: jax.Array, z: jax.Array, ct: jax.Array) 
 
 def score(dist: Distribution, b: jax.Array) -> Any:
     """The derivative of log p(b) in each parameter, of the structure of `dist`."""
-    return dist._score(b)
+    return rebuilt(dist, *floats(dist._score(b)))
+
+
+def floats(gradients: Any) -> list[jax.Array]:
+    """The leaves, with zeros for the derivative in an integer, which there is not."""
+    is_float0 = lambda g: getattr(g, "dtype", None) == jax.dtypes.float0
+    leaves = jax.tree.leaves(gradients)
+    return [jnp.zeros(g.shape) if is_float0(g) else g for g in leaves]
 
 
 def pull_back_mean(dist: Distribution, ct: jax.Array) -> Any:

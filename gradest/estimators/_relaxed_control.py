@@ -65,7 +65,7 @@ def value_and_gradient(
         distribution has no logits.
     """
     key, z, b, z_given_b, coupled = noise
-    l = dist._log_odds()
+    l = _relaxation.log_odds(dist)
     of = jax.value_and_grad(c, argnums=(0, 1), has_aux=True)
     (_, value), (dz, dl) = of(z, l)
     dz_given_b, dl_given_b = dz, dl
@@ -74,5 +74,6 @@ def value_and_gradient(
     through_z = _relaxation.pull_back(key, dist, dz)
     through_z_given_b = _relaxation.pull_back_conditional(dist, b, z_given_b, dz_given_b)
     if l is not None:
-        through_z, through_z_given_b = [through_z[0] + dl], [through_z_given_b[0] + dl_given_b]
+        through_z[0] += dl
+        through_z_given_b[0] += dl_given_b
     return value, [a - b for a, b in zip(through_z, through_z_given_b, strict=True)]

@@ -63,15 +63,14 @@ def gumbel_rao(temperature: ArrayLike, *, num_samples: int = 10) -> Sampler:
 def _gumbel_rao(
     key: jax.Array, dist: Any, *, temperature: ArrayLike, num_samples: int
 ) -> jax.Array:
-    _relaxation.check("gumbel_rao", dist)
+    _relaxation.check("gumbel_rao", dist, "added noise")
     dist = first_order("gumbel_rao", dist)
     key_draw, key_noise = _random.split(key, 2)
     hard = jax.lax.stop_gradient(_joint.draw(key_draw, dist))
 
     def relaxed(key: jax.Array) -> jax.Array:
         z = _relaxation.conditional(key, dist, hard)
-        # Its noise is held fixed: whatever z is, it moves with the logits.
-        return _relaxation.soften(dist, _relaxation.moving(key, dist, z), temperature)
+        return _relaxation.soften(dist, _relaxation.with_fixed_noise(dist, z), temperature)
 
     soft = jnp.mean(jax.vmap(relaxed)(_random.split(key_noise, num_samples)), axis=0)
     return _relaxation.replace_value(hard, soft)
@@ -80,7 +79,7 @@ def _gumbel_rao(
 RECORDS = (
     Record(
         gumbel_rao,
-        needs=("relaxation",),
+        needs=("relaxation", "added noise"),
         unbiased="no",
         differentiable_cost=True,
         evaluations=1,

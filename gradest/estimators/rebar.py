@@ -115,7 +115,7 @@ def _relaxed(
     key: jax.Array, dist: Any, *, temperature: ArrayLike, relaxation: str, **_: Any
 ) -> jax.Array:
     z = _relaxation.perturb(_relaxed_control.keys(key)[0], dist)
-    return _relax(dist, z, dist._log_odds(), temperature, relaxation)
+    return _relax(dist, z, _relaxation.log_odds(dist), temperature, relaxation)
 
 
 def _relax(

@@ -14,7 +14,7 @@ from .._calls import estimator
 from .._control_variate import ControlVariate, with_score
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
-from .._jumps import Source, said_of, watched
+from .._jumps import Source, complaints_of_cost, watched
 from .._sampler import Sampler
 from ..distributions import _joint
 from ..distributions._capabilities import has
@@ -202,14 +202,14 @@ def _watched(key: jax.Array, dist: Any, surrogate: Surrogate, params: Any) -> An
     slope_in = "relaxed point" if _discrete(dist) else "draw"
     point = _of_one_lane(key, jax.eval_shape(_draw, key, dist))
     at, closed_over = closed(surrogate, params, point)
-    said = said_of(
+    complaints = complaints_of_cost(
         Source("relax", slope_in, "", type(dist), with_score=True),
         lambda point: at(closed_over, point),
         point,
         what="its surrogate",
         remedy="Take a surrogate that is continuous: the cost need not be.",
     )
-    return watched(dist, said.of_draw)
+    return watched(dist, complaints.of_draw)
 
 
 # The surrogate at a relaxed point, summed over the lanes of a site, and for each of them.
@@ -283,9 +283,7 @@ def _hoist(
 
 def _flat(gradient: Any) -> jax.Array:
     """The leaves as one vector, in the type that estimates are computed in."""
-    leaves = jax.tree.leaves(gradient)
-    # An integer parameter has no gradient.
-    leaves = [jnp.zeros(g.shape) if g.dtype == jax.dtypes.float0 else g for g in leaves]
+    leaves = _relaxation.floats(gradient)
     dtype = _numerics.compute_dtype(leaves[0].dtype)
     return jnp.concatenate([g.reshape(-1).astype(dtype) for g in leaves])
 

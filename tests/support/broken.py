@@ -121,7 +121,7 @@ def noise_not_given_the_draw(make: Make) -> Broken:
 
 def conditional_not_differentiated(make: Make) -> Broken:
     """The parameters' effect on z' is left out."""
-    nothing = lambda dist, b, z, ct: jnp.zeros_like(ct)
+    nothing = lambda dist, b, z, ct: [jnp.zeros_like(ct)]
     return replaced(_relaxation, "pull_back_conditional", nothing, make)
 
 
