@@ -396,7 +396,7 @@ def test_structured_curves_are_told_and_drawn(monkeypatch):
     (axes,) = structured.picture(rows).axes
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), [50, 100, 150, 200])
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), [80.0, 70.0, 60.0, 57.0])
-    assert axes.get_legend_handles_labels()[1] == ["arm, linear", "published"]
+    assert axes.get_legend_handles_labels()[1] == ["arm, linear", "published, of ARM"]
     (part,) = structured.rows_of("arm, linear", 100, [told[:100]])
     assert (part.result, str(part.target), len(part.curve)) == (70.0, "", 2)
 
