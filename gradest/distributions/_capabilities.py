@@ -57,7 +57,7 @@ CAPABILITIES = {
     ),
     "added noise": Capability(
         "logits that noise is added to",
-        lambda kind: _methods("perturb")(kind) and is_gradests(kind.perturb),
+        lambda kind: _methods("perturb")(kind) and is_gradests(getattr(kind, "perturb", None)),
     ),
     "relaxed draw": Capability(
         "a relaxed draw, differentiable in the parameters", _methods("perturb", "soften")
