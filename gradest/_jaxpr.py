@@ -268,9 +268,12 @@ def user_line() -> str:
 
 def is_tracing() -> bool:
     """Whether we are in a transformation: whether anything may be a tracer."""
+    name = "get_opaque_trace_state"
+    # It has moved from one of JAX's modules to the other.
+    state = getattr(core, name) if hasattr(core, name) else getattr(jax.core, name)
     with jax.core.eval_context():
-        outside = core.get_opaque_trace_state()
-    return core.get_opaque_trace_state() != outside
+        outside = state()
+    return state() != outside
 
 
 _OWN = os.path.dirname(__file__) + os.sep
