@@ -24,10 +24,6 @@ class Thresholds(Distribution):
     categorical = True
     logits: jax.Array
 
-    def _location(self) -> jax.Array:
-        """What `perturb` adds noise to."""
-        return in_compute_dtype(self.logits)[0]
-
     def _score(self, x: jax.Array) -> Self:
         l = self._log_odds()
         return rebuilt(self, x.astype(l.dtype) - self._wide_mean())

@@ -181,10 +181,6 @@ class PlackettLuce(Distribution):
         _, pull_back = jax.vjp(arrived, logits)
         return pull_back(ct)[0]
 
-    def _location(self) -> jax.Array:
-        """What `perturb` adds noise to."""
-        return in_compute_dtype(self.logits)[0]
-
     def _log_odds(self) -> jax.Array:
         """Normalised log-weights, in the type of the noise."""
         return jax.nn.log_softmax(self.logits.astype(compute_dtype(self.logits.dtype)), axis=-1)

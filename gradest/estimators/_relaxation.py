@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from .._numerics import in_compute_dtype
 from ..distributions._capabilities import has
 from ..distributions._derived import rebuilt, wide
 from ..distributions.base import Distribution
@@ -60,12 +61,12 @@ def log_odds(dist: Any) -> jax.Array | None:
 
 def with_fixed_noise(dist: Any, z: jax.Array) -> jax.Array:
     """`z`, with the derivative that it has in the logits that a fixed noise is added to."""
-    return replace_value(z, dist._location())
+    return replace_value(z, in_compute_dtype(dist.logits)[0])
 
 
 def pull_back(key: jax.Array, dist: Any, ct: jax.Array) -> list[jax.Array]:
     """The cotangents of the parameters, given that of z, with the noise of `key` held fixed."""
-    z = lambda dist: dist._location() if _adds_noise(dist) else dist.perturb(key)
+    z = lambda dist: dist.logits if _adds_noise(dist) else dist.perturb(key)
     _, pull_back = jax.vjp(z, wide(dist))
     return floats(pull_back(ct)[0])
 
