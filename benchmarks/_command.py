@@ -9,6 +9,8 @@ from typing import Any
 
 from . import _measure
 
+INTERRUPTED = 130
+
 
 def run(
     benchmark: str,
@@ -51,7 +53,10 @@ def run(
     out, why = destination(args, full=not args.names and not args.quick)
     if why is not None:
         return fail(benchmark, why)
-    results = {"machine": _measure.machine(), **measure(args.names, args.quick)}
+    try:
+        results = {"machine": _measure.machine(), **measure(args.names, args.quick)}
+    except KeyboardInterrupt:
+        return interrupted(benchmark)
     finish(benchmark, results, render, out, args.record)
     if draw is not None and out is not None:
         draw(results, out)
@@ -113,6 +118,11 @@ def destination(args: argparse.Namespace, full: bool) -> tuple[pathlib.Path | No
 def fail(benchmark: str, message: str) -> int:
     print(f"benchmarks.{benchmark}: {message}", file=sys.stderr)
     return 2
+
+
+def interrupted(benchmark: str) -> int:
+    progress(benchmark, "interrupted: nothing was written.")
+    return INTERRUPTED
 
 
 def finish(

@@ -502,9 +502,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     results |= {"run": [], "compile": [], "draws": []}
     # For the results to agree wherever products are rounded to fewer bits by default.
     with jax.default_matmul_precision("highest"):
-        for question, row in measure(args.names or NAMES, rounds, args.quick):
-            results[question].append(row)
-            print(progress(question, row), file=sys.stderr, flush=True)
+        try:
+            for question, row in measure(args.names or NAMES, rounds, args.quick):
+                results[question].append(row)
+                print(progress(question, row), file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            return _command.interrupted("speed")
     _command.finish("speed", results, render, out, args.record)
     if out is not None:
         pictures.draw("speed", picture)(results, out)

@@ -238,6 +238,18 @@ def test_wrong_arguments_are_one_clear_line(argv, message, capsys):
     assert re.fullmatch(f"benchmarks.speed: {message}", line)
 
 
+@pytest.mark.parametrize("benchmark", [speed, transform], ids=["speed", "transform"])
+def test_ctrl_c_is_one_clear_line(benchmark, capsys, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "measure", interrupted)
+    assert benchmark.main(["--quick", "--out", str(tmp_path)]) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(": interrupted: nothing was written.")
+    assert not list(tmp_path.iterdir())
+
+
 # ---- Subsets -------------------------------------------------------------------------------
 
 

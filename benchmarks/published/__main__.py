@@ -26,7 +26,7 @@ from .vae import VAE
 FEW_MINUTES = (REBAR_SBN, POLYNOMIAL, BLR, RELAX_TOY, PERMUTATION_TOY)
 ALL = {r.name: r for r in (*FEW_MINUTES, STRUCTURED, BESIDE_IT, VAE)}
 STATE = pathlib.Path(__file__).parents[1] / ".state"
-FAILED, INTERRUPTED = 1, 130
+FAILED, INTERRUPTED = 1, _command.INTERRUPTED
 
 
 def reproduce(
