@@ -231,6 +231,19 @@ def test_what_is_no_distribution_or_lacks_a_method():
         ge.rebar()(KEY, d.Wishart(4.0, jnp.eye(2)))
 
 
+def test_what_its_library_says_is_not_pathwise_is_not_to_be_differentiated():
+    d = imported("tensorflow_probability")
+    discrete = [d.Multinomial(2.0, jnp.zeros(3)), d.BatchReshape(d.Bernoulli(jnp.zeros(2)), [2, 1])]
+    for other in discrete:
+        for sampler in (ge.enumeration(), ge.rebar()):
+            with pytest.raises(TypeError, match=r"For that there are score_function\.(\n|$)"):
+                sampler.expect(KEY, other, lambda x: jnp.sum(x) ** 2)
+    part = d.JointDistributionSequential([d.Normal(0.0, 1.0), d.Poisson(1.0)])
+    for other in (d.BatchReshape(d.Normal(jnp.zeros(2), 1.0), [2, 1]), part):
+        with pytest.raises(TypeError, match=r"For that there are score_function, reparameterize\."):
+            ge.rebar()(KEY, other)
+
+
 def test_mirrored_draws_of_a_uniform():
     d = imported("numpyro")
     for sampler in (ge.antithetic(), ge.reparameterize()):

@@ -30,6 +30,21 @@ def is_pathwise(dist: Any) -> bool | None:
     return getattr(dist, "has_rsample", None)
 
 
+def declared_slopes(dist: Any) -> list[bool]:
+    """Whether each part of a draw is differentiable, as TFP says it; empty if its library does not.
+
+    It says no of a draw with a discrete part, too.
+    """
+    declared = jax.tree.leaves(getattr(dist, "reparameterization_type", None))
+    return ["NOT_" not in repr(kind) for kind in declared]
+
+
+def may_be_pathwise(dist: Any) -> bool:
+    """Whether to recommend that its draws be differentiated: unless its library says no of all."""
+    declared = declared_slopes(dist)
+    return is_pathwise(dist) is not False and (not declared or any(declared))
+
+
 def draw(key: jax.Array, dist: Any) -> Any:
     """One joint draw of any distribution, with the gradient its library gives it.
 

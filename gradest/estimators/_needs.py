@@ -12,7 +12,7 @@ from .. import _numerics
 from .._derivatives.refuse import UnestimatedGradientError
 from ..distributions import _records, _supports
 from ..distributions._capabilities import CAPABILITIES, has
-from ..distributions._joint import is_pathwise
+from ..distributions._joint import may_be_pathwise
 from ..distributions.base import Distribution
 from ..distributions.categorical import Categorical, OneHotCategorical
 from ._record import Record
@@ -40,7 +40,7 @@ def check(
     served = [own for own in served if all(has(own, need) for need in needs)]
     names = ", ".join(own.__name__ for own in (served if only is None else only))
     others = estimators_of(kind)
-    if is_pathwise(dist) is False:
+    if not may_be_pathwise(dist):
         others = [name for name in others if name != "reparameterize"]
     remedy = f"For that there are {', '.join(others)}." if others else "Use score_function."
     if kind is Categorical and OneHotCategorical in (served if only is None else only):

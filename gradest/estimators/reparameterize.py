@@ -140,8 +140,7 @@ def _without_slope(draw: Any, values: list[Any], dist: Any, num_parts: int) -> l
 
     moving = [values[j] for j in floats]
     depends = _jaxpr.dependence(jax.make_jaxpr(both)(moving, moving).jaxpr)
-    declared = jax.tree.leaves(getattr(dist, "reparameterization_type", None))
-    says_no = [repr(kind).find("NOT_") >= 0 for kind in declared]
+    says_no = [not declared for declared in _joint.declared_slopes(dist)]
     says_no = says_no if len(says_no) == num_parts else [False] * num_parts
     missing = []
     for i in range(num_parts):
