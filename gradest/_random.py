@@ -56,14 +56,19 @@ def _wrap_legacy(key: Any) -> jax.Array:
         # Of another shape it is no key either.
         with contextlib.suppress(TypeError):
             return jax.random.wrap_key_data(key)
-    remedy = "Keys come first: sampler(key, dist)."
+    given, remedy = type(key).__name__, "Keys come first: sampler(key, dist)."
     if type(key).__name__ in ("Rngs", "RngStream"):
         remedy = "Take a key of it: rngs()."
     elif isinstance(key, int):
         remedy = f"Of a seed make one: jax.random.key({key})."
-    raise TypeError(
-        f"key: expected a PRNG key such as jax.random.key(0), got {type(key).__name__}. {remedy}"
-    )
+    elif isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.ndim:
+        # Words alone do not say what they are a key of.
+        given = f"an array of type uint32 and shape {key.shape}"
+        remedy = (
+            "Of the words of another generator than JAX's default, such as rbg, make one: "
+            'jax.random.wrap_key_data(key, impl="rbg").'
+        )
+    raise TypeError(f"key: expected a PRNG key such as jax.random.key(0), got {given}. {remedy}")
 
 
 def split(key: jax.Array, num: int) -> jax.Array:

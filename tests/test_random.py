@@ -450,3 +450,11 @@ def test_error_for_an_array_of_keys(make):
 def test_error_for_a_legacy_key_of_the_wrong_size():
     with pytest.raises(TypeError, match="key: expected a PRNG key"):
         _random.as_key(np.zeros(3, np.uint32))
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_error_for_a_legacy_key_of_another_generator_has_what_makes_it_one(wrap):
+    words = jax.random.PRNGKey(0, impl="rbg")
+    with pytest.raises(TypeError, match=r"shape \(4,\)\. .* jax\.random\.wrap_key_data\(key, impl"):
+        wrap(_random.as_key)(words)
+    assert _random.as_key(jax.random.wrap_key_data(words, impl="rbg")).shape == ()
