@@ -310,6 +310,25 @@ def test_cost_in_a_scan_of_flax(times):
     np.testing.assert_allclose(jax.tree.leaves(grad)[0], times * 1.4, rtol=1e-6)
 
 
+def test_cost_in_a_method_that_flax_calls_to_initialise():
+    class Net(nn.Module):
+        guarded: bool
+
+        @nn.compact
+        def __call__(self):
+            w = self.param("w", nn.initializers.constant(0.7), ())
+            if not (self.guarded and self.is_initializing()):
+                ge.cost(w * w)
+            return 2 * w
+
+    with pytest.raises(RuntimeError, match=r"if not self\.is_initializing\(\): gradest\.cost"):
+        Net(guarded=False).init(keys(1)[0])
+    net = Net(guarded=True)
+    params = net.init(keys(1)[0])
+    loss = ge.expectation(lambda params: 1.0 * net.apply(params))  # pyright: ignore[reportOperatorIssue]
+    np.testing.assert_allclose(loss(params), 0.49 + 1.4, rtol=1e-6)
+
+
 # ---- Second derivatives --------------------------------------------------------------------
 
 

@@ -233,7 +233,9 @@ def check_baselines(sites: Iterable[Site]) -> None:
 def cost_outside(where: str) -> Exception:
     return RuntimeError(
         f"gradest.cost: a cost{where} is outside of a loss under gradest.expectation, which "
-        "collects the costs. Wrap the loss in gradest.expectation, or add the term to its result."
+        "collects the costs. Wrap the loss in gradest.expectation, or add the term to its result. "
+        "In a flax.linen module that is being initialised, leave it out: "
+        "if not self.is_initializing(): gradest.cost(...)."
     )
 
 
