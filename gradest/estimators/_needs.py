@@ -39,16 +39,21 @@ def check(
     served = [record.kind for record in _records.RECORDS]
     served = [own for own in served if all(has(own, need) for need in needs)]
     names = ", ".join(own.__name__ for own in (served if only is None else only))
-    others = estimators_of(kind)
-    if not may_be_pathwise(dist):
-        others = [name for name in others if name != "reparameterize"]
-    remedy = f"For that there are {', '.join(others)}." if others else "Use score_function."
+    remedy = instead(dist)
     if kind is Categorical and OneHotCategorical in (served if only is None else only):
         remedy += " Or draw the category as OneHotCategorical(logits)."
     raise TypeError(
         f"{estimator}: expected one of gradest.distributions' {names}{_or_another(lacking)}, got "
         f"{_supports.name_of(dist)}. {remedy}"
     )
+
+
+def instead(dist: Any) -> str:
+    """Which estimators there are for draws from `dist`, as the end of an error says it."""
+    others = estimators_of(type(dist))
+    if not may_be_pathwise(dist):
+        others = [name for name in others if name != "reparameterize"]
+    return f"For that there are {', '.join(others)}." if others else "Use score_function."
 
 
 def check_edges(estimator: str, dist: Any) -> None:

@@ -13,7 +13,7 @@ from .._derivatives.refuse import Refusal, undifferentiable
 from .._jaxpr import user_line
 from .._sampler import Sampler
 from ..distributions import _joint, _supports, base
-from . import _scores
+from . import _needs, _scores
 from ._record import Record
 
 
@@ -81,11 +81,9 @@ def _path_only(key: jax.Array, dist: Any, cost: Cost) -> jax.Array:
 def differentiable_draw(estimator: str, key: jax.Array, dist: Any) -> tuple[Any, Any]:
     """A draw that is differentiable in the parameters, and that from before it was rounded."""
     if _joint.is_pathwise(dist) is False:
-        others = ", or for discrete variables rebar or gumbel_softmax"
-        others = others if isinstance(dist, base.Distribution) else ""
         raise TypeError(
             f"{estimator}: expected a distribution whose draws are differentiable in its "
-            f"parameters, got {_supports.name_of(dist)}. Use score_function{others}."
+            f"parameters, got {_supports.name_of(dist)}. {_needs.instead(dist)}"
         )
     x, u = _joint.draw_unrounded(key, dist)
     if isinstance(dist, base.Distribution):
