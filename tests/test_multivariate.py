@@ -201,7 +201,8 @@ def test_gradients_are_those_of_the_moments(form):
         ({"precision_matrix": [[1.0, 0.2], [0.1, 1.0]]}, "precision_matrix: expected a symmetric"),
         ({"covariance_matrix": [[1.0, 2.0], [2.0, 1.0]]}, "covariance_matrix: .*eigenvalue of -1"),
         ({"precision_matrix": [[1.0, 1.0], [1.0, 1.0]]}, "precision_matrix: expected a positive d"),
-        ({"covariance_matrix": np.full((2, 2), np.nan)}, "covariance_matrix: expected"),
+        ({"covariance_matrix": np.full((2, 2), np.nan)}, "covariance_matrix: expected finite"),
+        ({"scale_tril": [[1.0, np.nan], [np.inf, 1.0]]}, "scale_tril: expected finite .* got inf"),
         ({"covariance_matrix": np.ones((2, 3))}, r"loc, covariance_matrix: .*\(2,\) and \(2, 3\)"),
     ],
 )
@@ -212,6 +213,13 @@ def test_matrices_that_are_no_covariance(given, told):
     if "loc, " not in told:
         traced = {name: jnp.asarray(value, jnp.float32) for name, value in given.items()}
         jax.eval_shape(lambda given: MultivariateNormal(jnp.zeros(2), **given), traced)
+
+
+def test_a_centre_that_is_known_is_finite():
+    with pytest.raises(ValueError, match=r"^loc: expected finite numbers, got nan"):
+        MultivariateNormal(np.array([0.0, np.nan]), np.eye(2))
+    # What stands above the diagonal is ignored.
+    MultivariateNormal(np.zeros(2), np.array([[1.0, np.nan], [0.0, 1.0]]))
 
 
 def test_a_covariance_of_rounded_products_is_symmetric():

@@ -64,8 +64,9 @@ class MultivariateNormal(OfMultivariateNormal, _Vectors):
 
     Raises:
       TypeError: if not exactly one of the three is given.
-      ValueError: for shapes that do not fit, a factor whose diagonal is known not to be positive,
-        or a matrix that is known not to be symmetric or not positive definite.
+      ValueError: for shapes that do not fit, numbers that are known not to be finite, a factor
+        whose diagonal is known not to be positive, or a matrix that is known not to be symmetric
+        or not positive definite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -112,6 +113,7 @@ class MultivariateNormal(OfMultivariateNormal, _Vectors):
                 f"loc, {name}: expected a vector of shape (..., d) and a {kind} matrix of shape "
                 f"(..., d, d) whose leading axes broadcast, got {mean.shape} and {matrix.shape}."
             ) from None
+        _check.elements(_check.FINITE, loc=loc)
         factor = _FACTORS[name](name, value, matrix)
         self.loc = columns[..., 0].astype(dtype)
         self.scale_tril = jnp.broadcast_to(factor.astype(dtype), columns.shape)
@@ -143,7 +145,10 @@ _solve_lower = functools.partial(solve_triangular, lower=True)
 
 def _given(name: str, value: Any, matrix: jax.Array) -> jax.Array:
     numbers = _check.known(value)
-    if numbers is not None and not np.all(np.diagonal(numbers, axis1=-2, axis2=-1) > 0):
+    if numbers is None:
+        return matrix
+    _check.elements(_check.FINITE, **{name: np.tril(numbers)})
+    if not np.all(np.diagonal(numbers, axis1=-2, axis2=-1) > 0):
         raise ValueError(
             f"{name}: expected a positive diagonal, got one that is not. It is the Cholesky "
             "factor of a covariance: give that as covariance_matrix=."
@@ -179,6 +184,7 @@ def _check_definite(name: str, value: Any, dtype: Any) -> None:
     numbers = _check.known(value)
     if numbers is None or numbers.size == 0:
         return
+    _check.elements(_check.FINITE, **{name: value})
     size = np.max(np.abs(numbers), axis=(-2, -1), keepdims=True)
     apart = np.abs(numbers - np.swapaxes(numbers, -1, -2))
     # What was multiplied out of factors is symmetric but for rounding.
