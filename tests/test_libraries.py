@@ -226,7 +226,7 @@ def test_what_is_no_distribution_or_lacks_a_method():
     with pytest.raises(TypeError, match=message):
         ge.reparameterize()(KEY, affine)
     with pytest.raises(
-        TypeError, match=r"^rebar: .*Wishart\. For that there are score_function\.(\n|$)"
+        TypeError, match=r"^rebar: .*Wishart\. For that there are score_function, vimco\.(\n|$)"
     ):
         ge.rebar()(KEY, d.Wishart(4.0, jnp.eye(2)))
 
@@ -236,11 +236,15 @@ def test_what_its_library_says_is_not_pathwise_is_not_to_be_differentiated():
     discrete = [d.Multinomial(2.0, jnp.zeros(3)), d.BatchReshape(d.Bernoulli(jnp.zeros(2)), [2, 1])]
     for other in discrete:
         for sampler in (ge.enumeration(), ge.rebar()):
-            with pytest.raises(TypeError, match=r"For that there are score_function\.(\n|$)"):
+            with pytest.raises(
+                TypeError, match=r"For that there are score_function, vimco\.(\n|$)"
+            ):
                 sampler.expect(KEY, other, lambda x: jnp.sum(x) ** 2)
     part = d.JointDistributionSequential([d.Normal(0.0, 1.0), d.Poisson(1.0)])
     for other in (d.BatchReshape(d.Normal(jnp.zeros(2), 1.0), [2, 1]), part):
-        with pytest.raises(TypeError, match=r"For that there are score_function, reparameterize\."):
+        with pytest.raises(
+            TypeError, match=r"are score_function, vimco, reparameterize, relax, dreg\."
+        ):
             ge.rebar()(KEY, other)
 
 

@@ -1,5 +1,6 @@
 """A user's own distribution gets every estimator for which it has what that needs."""
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -440,6 +441,34 @@ def test_what_is_lacking_is_named():
     ) as error:
         ge.enumeration().expect(keys(1)[0], MAKE["SpanningTree"](), cost)
     assert "score_function, vimco" in str(error.value)
+
+
+def test_a_class_of_another_kind_is_told_what_to_derive_from():
+    """Its methods of those names are not looked at, as those of other libraries are not."""
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Plain:
+        logits: jax.Array
+
+        def sample(self, key):
+            return Categorical(self.logits).sample(key)
+
+        def log_prob(self, x):
+            return Categorical(self.logits).log_prob(x)
+
+        def enumerate_support(self):
+            return jnp.arange(3)
+
+    of = lambda sampler: sampler.expect(keys(1)[0], Plain(jnp.zeros(3)), lambda x: x.astype(float))
+    with pytest.raises(
+        TypeError, match=r"another class derived from .*Distribution with finitely many values"
+    ) as error:
+        of(ge.enumeration())
+    certain, perhaps = str(error.value).split("For that there are ")[1].split(";")
+    assert certain == "score_function, vimco"
+    assert np.isfinite([of(ge.score_function()), of(ge.vimco(2))]).all()
+    assert perhaps == " if its draws are differentiable, reparameterize, relax, dreg too."
 
 
 def test_a_class_of_ours_with_one_more_parameter():

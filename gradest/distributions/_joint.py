@@ -39,10 +39,10 @@ def declared_slopes(dist: Any) -> list[bool]:
     return ["NOT_" not in repr(kind) for kind in declared]
 
 
-def may_be_pathwise(dist: Any) -> bool:
-    """Whether to recommend that its draws be differentiated: unless its library says no of all."""
+def seems_pathwise(dist: Any) -> bool | None:
+    """Whether some of its draw is differentiable, as its library says it; None if it does not."""
     declared = declared_slopes(dist)
-    return is_pathwise(dist) is not False and (not declared or any(declared))
+    return any(declared) if declared else is_pathwise(dist)
 
 
 def draw(key: jax.Array, dist: Any) -> Any:

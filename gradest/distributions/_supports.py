@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import _check
 from .._derivatives.refuse import Refusal, undifferentiable
-from ._joint import Lanes, draw, may_be_pathwise
+from ._joint import Lanes, draw, seems_pathwise
 from .base import Distribution
 
 
@@ -29,7 +29,7 @@ def refusing(estimator: str, dist: Any) -> Any:
     moving = [b for b in moving if jnp.issubdtype(b.dtype, jnp.inexact)]
     if not moving:
         return dist
-    ways = "reparameterize, " if may_be_pathwise(dist) else ""
+    ways = "" if seems_pathwise(dist) is False else "reparameterize, "
     refusal = Refusal(
         estimator,
         "",

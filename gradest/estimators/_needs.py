@@ -12,7 +12,7 @@ from .. import _numerics
 from .._derivatives.refuse import UnestimatedGradientError
 from ..distributions import _records, _supports
 from ..distributions._capabilities import CAPABILITIES, has
-from ..distributions._joint import may_be_pathwise
+from ..distributions._joint import seems_pathwise
 from ..distributions.base import Distribution
 from ..distributions.categorical import Categorical, OneHotCategorical
 from ._record import Record
@@ -43,17 +43,20 @@ def check(
     if kind is Categorical and OneHotCategorical in (served if only is None else only):
         remedy += " Or draw the category as OneHotCategorical(logits)."
     raise TypeError(
-        f"{estimator}: expected one of gradest.distributions' {names}{_or_another(lacking)}, got "
-        f"{_supports.name_of(dist)}. {remedy}"
+        f"{estimator}: expected one of gradest.distributions' {names}"
+        f"{_or_another(kind, lacking)}, got {_supports.name_of(dist)}. {remedy}"
     )
 
 
 def instead(dist: Any) -> str:
     """Which estimators there are for draws from `dist`, as the end of an error says it."""
-    others = estimators_of(type(dist))
-    if not may_be_pathwise(dist):
-        others = [name for name in others if name != "reparameterize"]
-    return f"For that there are {', '.join(others)}." if others else "Use score_function."
+    smooth = seems_pathwise(dist)
+    not_smooth = ("reparameterize",) if isinstance(dist, Distribution) else _OF_SMOOTH_DRAWS
+    others = [n for n in estimators_of(type(dist)) if smooth or n not in not_smooth]
+    remedy = f"For that there are {', '.join(others)}" if others else "Use score_function"
+    if smooth is None:
+        remedy += f"; if its draws are differentiable, {', '.join(_OF_SMOOTH_DRAWS)} too"
+    return f"{remedy}."
 
 
 def check_edges(estimator: str, dist: Any) -> None:
@@ -80,19 +83,25 @@ def check_edges(estimator: str, dist: Any) -> None:
         )
 
 
-def _or_another(lacking: list[Need]) -> str:
-    """What a user's own distribution would have to have."""
+def _or_another(kind: type, lacking: list[Need]) -> str:
+    """What a user's own distribution would have to have, and be."""
     if not lacking:
         return ""
+    own = "" if issubclass(kind, Distribution) else f" class derived from {_BASE}"
     of = lambda need: CAPABILITIES[need if isinstance(need, str) else need[0]].meaning
-    return f", or another with {' and '.join(map(of, lacking))}"
+    return f", or another{own} with {' and '.join(map(of, lacking))}"
 
 
 def estimators_of(kind: type) -> list[str]:
     """Names of those that estimate gradients of draws from a class of distributions."""
     if not issubclass(kind, Distribution):
-        return ["score_function", "reparameterize"]
+        return ["score_function", "vimco", *_OF_SMOOTH_DRAWS]
     return [record.name for record in all_records() if record.estimates and record.serves(kind)]
+
+
+#: Those that take any library's, if its draws are differentiable.
+_OF_SMOOTH_DRAWS = ("reparameterize", "relax", "dreg")
+_BASE = f"{Distribution.__module__}.{Distribution.__name__}"
 
 
 @functools.cache
