@@ -92,6 +92,11 @@ PROBABILITY = Domain(
 WEIGHT = NOT_NEGATIVE._replace(remedy=PROBABILITY.remedy)
 
 
+def is_gradests(made: object) -> bool:
+    """Whether a method or a class is as gradest wrote it, not a user's; True of None."""
+    return made is None or (getattr(made, "__module__", "") or "").startswith("gradest.")
+
+
 def known(value: Any) -> np.ndarray | None:
     """The numbers that `value` holds, if they are known now and are all here."""
     leaves = jax.tree.leaves(value)

@@ -435,6 +435,48 @@ def test_draws_of_one_lane_each(name):
         assert_unbiased(1.05 * got, want)
 
 
+WRONG_SHAPES = {
+    "mean()": (ge.muprop, "TruncatedGeometric", "mean", lambda self: self.rate[:1]),
+    "quantile(u)": (lambda: ge.stratified(2), "Kumaraswamy", "quantile", lambda self, u: u[:1]),
+}
+
+
+@pytest.mark.parametrize("call", WRONG_SHAPES)
+def test_what_is_made_in_another_shape_than_a_draw_is_refused(call):
+    """It would broadcast, and the gradient would be another."""
+    make, name, method, wrong = WRONG_SHAPES[call]
+    right = MAKE[name]()
+    of = lambda dist: jax.grad(lambda dist: make().expect(keys(1)[0], dist, cost))(dist)
+    jax.eval_shape(of, right)
+    sample = lambda self, key, shape=(): right.sample(key, shape)
+    methods = {method: wrong, "sample": sample, "__module__": __name__}
+    kind = type(name, (type(right),), methods)
+    dist = kind._unflatten(*reversed(right._flatten()))
+    with pytest.raises(
+        ValueError, match=rf"expected of {name}.{re.escape(call)} .*\(2,\), got \(1,"
+    ):
+        jax.eval_shape(of, dist)
+
+
+def test_outcomes_that_miss_one_are_refused_where_that_is_known():
+    """And give no number where it is not: the sum over the others is another expectation."""
+
+    class Missing(TruncatedGeometric):
+        def enumerate_support(self):
+            return jnp.arange(self.n - 1, dtype=self.rate.dtype)
+
+        def log_prob(self, x):
+            return TruncatedGeometric(self.rate, self.n).log_prob(x)
+
+    of = lambda rate, kind: ge.enumeration().expect(keys(1)[0], kind(rate, 4), cost)
+    rate = jnp.array([0.4, -0.3])
+    with pytest.raises(ValueError, match=r"Missing.enumerate_support\(\) all outcomes.*got \[0\."):
+        of(rate, Missing)
+    for kind, finite in ((TruncatedGeometric, True), (Missing, False)):
+        gradient = jax.jit(jax.grad(functools.partial(of, kind=kind)))(rate)
+        assert np.all(np.isfinite(gradient)) == finite
+
+
 def test_what_is_lacking_is_named():
     with pytest.raises(
         TypeError, match=r"another with finitely many values.*SpanningTree"

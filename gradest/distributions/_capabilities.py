@@ -6,8 +6,13 @@ methods: a user's own distribution that has them is served as gradest's are.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
-from .base import Distribution, is_gradests
+import jax
+import jax.numpy as jnp
+
+from .. import _check, _numerics
+from .base import Distribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,15 +22,24 @@ class Capability:
     Attributes:
       meaning: what it is, in a few words.
       of: whether a class of gradest's distributions, or one derived from theirs, has it.
+      makes: the call that makes something of the shape of a draw, if one does: in words, and of a
+        distribution.
     """
 
     meaning: str
     of: Callable[[type[Distribution]], bool]
+    makes: tuple[str, Callable[[Any], Any]] | None = None
 
 
 def _methods(*names: str) -> Callable[[type[Distribution]], bool]:
     """Whether a class has all of these methods; one that it inherits may be None in it."""
     return lambda kind: all(callable(getattr(kind, name, None)) for name in names)
+
+
+def _wide(dist: Distribution) -> jnp.dtype:
+    """The type of noise for `dist`."""
+    floats = [x.dtype for x in jax.tree.leaves(dist) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return _numerics.compute_dtype(jnp.result_type(*(floats or [float])))
 
 
 CAPABILITIES = {
@@ -36,12 +50,20 @@ CAPABILITIES = {
     "pathwise": Capability(
         "draws that are differentiable in the parameters", lambda kind: kind.reparameterizable
     ),
-    "reflection": Capability("a centre at which it can be mirrored", _methods("reflect")),
+    "reflection": Capability(
+        "a centre at which it can be mirrored",
+        _methods("reflect"),
+        ("reflect(x)", lambda dist: dist.reflect(jnp.zeros(dist.shape, _wide(dist)))),
+    ),
     "Normal noise": Capability(
-        "draws that are a linear function of standard Normal noise", _methods("of_noise")
+        "draws that are a linear function of standard Normal noise",
+        _methods("of_noise"),
+        ("of_noise(e)", lambda dist: dist.of_noise(jnp.zeros(dist.noise_shape, _wide(dist)))),
     ),
     "quantile": Capability(
-        "a quantile function, differentiable in the parameters", _methods("quantile")
+        "a quantile function, differentiable in the parameters",
+        _methods("quantile"),
+        ("quantile(u)", lambda dist: dist.quantile(jnp.full(dist.shape, 0.5, _wide(dist)))),
     ),
     "weak derivative": Capability(
         "a derivative that is a difference of two distributions",
@@ -57,13 +79,17 @@ CAPABILITIES = {
     ),
     "added noise": Capability(
         "logits that noise is added to",
-        lambda kind: _methods("perturb")(kind) and is_gradests(getattr(kind, "perturb", None)),
+        lambda kind: (
+            _methods("perturb")(kind) and _check.is_gradests(getattr(kind, "perturb", None))
+        ),
     ),
     "relaxed draw": Capability(
         "a relaxed draw, differentiable in the parameters", _methods("perturb", "soften")
     ),
     "mean": Capability(
-        "a mean of the shape of its draws, differentiable in the parameters", _methods("mean")
+        "a mean of the shape of its draws, differentiable in the parameters",
+        _methods("mean"),
+        ("mean()", lambda dist: dist.mean()),
     ),
 }
 

@@ -4,11 +4,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from .. import _numerics
+from .. import _check, _numerics
 
 T = TypeVar("T")
+#: What the probabilities of a user's outcomes may lack of one: rounding, and the end of a tail.
+_MISSING = 1e-3
 
 
 def rebuilt(dist: T, *leaves: Any) -> T:
@@ -42,11 +45,17 @@ class Derived:
         """Log-probabilities and probabilities of each element's outcomes, shape (..., outcomes).
 
         In at least single precision, like what follows.
+
+        Raises:
+          ValueError: if the probabilities of a user's own outcomes are known not to add up to one.
+            Where they are traced they are NaN then: a sum over some of them would be wrong.
         """
         dist, values = wide(self), self.enumerate_support()
         log_p = jax.vmap(lambda x: dist.log_prob(jnp.broadcast_to(x, self.shape)))(values)
         log_p = jnp.moveaxis(log_p, 0, -1)
-        possible = log_p > -jnp.inf
+        if not _check.is_gradests(type(self)):
+            log_p = _of_all(type(self).__name__, log_p)
+        possible = log_p != -jnp.inf
         return log_p, jnp.where(possible, jnp.exp(jnp.where(possible, log_p, 0)), 0)
 
     def _score(self, x: jax.Array) -> Self:
@@ -66,3 +75,16 @@ class Derived:
         """The cotangents of the parameters, given that of the mean."""
         mean, pull_back = jax.vjp(lambda dist: dist.mean(), wide(self))
         return pull_back(ct.astype(mean.dtype))[0]
+
+
+def _of_all(name: str, log_p: jax.Array) -> jax.Array:
+    """`log_p` of the outcomes of a user's distribution, whose probabilities add up to one."""
+    total = jnp.sum(jnp.exp(log_p), axis=-1, keepdims=True)
+    known = _check.known(total)
+    if known is not None and np.any(np.abs(known - 1) > _MISSING):
+        raise ValueError(
+            f"dist: expected of {name}.enumerate_support() all outcomes, whose probabilities by "
+            f"{name}.log_prob add up to 1, got {known.ravel()}. Mend one of the two."
+        )
+    # Added, not put in its place: so the derivative is NaN too.
+    return log_p + jnp.where(jnp.abs(total - 1) > _MISSING, jnp.nan, 0.0).astype(log_p.dtype)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .. import _check, _numerics
-from .base import Distribution, Shape, is_gradests
+from .base import Distribution, Shape
 
 
 def check(dist: Any) -> None:
@@ -127,7 +127,7 @@ def in_lanes(dist: Any) -> Any:
     if not isinstance(dist, Distribution):
         return Lanes(dist)
     kind = type(dist)
-    if all(map(is_gradests, (getattr(kind, name, None) for name in _NUM_MAPPED))):
+    if all(map(_check.is_gradests, (getattr(kind, name, None) for name in _NUM_MAPPED))):
         return dist
     leaves, aux = kind._flatten(dist)
     if not leaves:

@@ -55,7 +55,8 @@ class Distribution(Derived, abc.ABC):
 
     * `reparameterizable = True`, if `sample` is differentiable in the parameters;
     * `enumerate_support()`, the outcomes of one independent element along a leading axis (and a
-      property `num_outcomes`, where there may be too many to list);
+      property `num_outcomes`, where there may be too many to list). Their probabilities add up to
+      1; if it is known that they do not, that raises, and else the estimate is NaN;
     * `mean()`, of the shape of a draw, differentiable in the parameters;
     * `weak_derivative(key, x, coupled=True)`, for each parameter a `WeakDerivative`, or a tuple of
       the same, at the draw `x`, with noise of `key`: coupled, x+ and x- have what noise they can
@@ -71,6 +72,9 @@ class Distribution(Derived, abc.ABC):
     * besides, `harden(z)`, an exact draw; `conditional(key, x)`, a z of which x is the draw; and
       `pull_back_conditional(x, z, ct)`, the cotangent of the parameter given that of such a z,
       whose noise is held fixed, or a tuple of those of several parameters.
+
+    A `sample`, `mean`, `reflect`, `quantile` or `of_noise` that makes something of another shape
+    than a draw's is refused.
     """
 
     parameters: ClassVar[tuple[str, ...]]
@@ -205,11 +209,6 @@ class Distribution(Derived, abc.ABC):
     def _weak_derivative_unrounded(self, key: jax.Array, u: Any, coupled: bool) -> Sequence[Any]:
         """`weak_derivative` at the draw that is made of `u`."""
         return self.weak_derivative(key, self._rounded(u), coupled=coupled)
-
-
-def is_gradests(method: object) -> bool:
-    """Whether a method is as gradest wrote it, not a user's; True of one that there is not."""
-    return method is None or (getattr(method, "__module__", "") or "").startswith("gradest.")
 
 
 def as_floats(**named: ArrayLike) -> list[jax.Array]:

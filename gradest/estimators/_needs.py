@@ -3,12 +3,13 @@
 import functools
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .. import _numerics
+from .. import _check, _numerics
 from .._derivatives.refuse import UnestimatedGradientError
 from ..distributions import _records, _supports
 from ..distributions._capabilities import CAPABILITIES, has
@@ -31,10 +32,16 @@ def check(
       *needs: names of capabilities, as in the estimator's record.
       only: the classes that it serves of those that have them; all if None. A subclass is another
         distribution: LogNormal is a Normal to Python only.
+
+    Raises:
+      TypeError: if something is missing.
+      ValueError: if what a user's own method makes has not the shape of a draw.
     """
     kind = type(dist)
     lacking = [need for need in needs if not has(kind, need)]
     if not lacking and (only is None or kind in only):
+        if not _check.is_gradests(kind):
+            _check_shapes(estimator, dist, needs)
         return
     served = [record.kind for record in _records.RECORDS]
     served = [own for own in served if all(has(own, need) for need in needs)]
@@ -46,6 +53,22 @@ def check(
         f"{estimator}: expected one of gradest.distributions' {names}"
         f"{_or_another(kind, lacking)}, got {_supports.name_of(dist)}. {remedy}"
     )
+
+
+def _check_shapes(estimator: str, dist: Any, needs: Iterable[Need]) -> None:
+    """Raises where a user's method makes another shape than a draw's, which would broadcast."""
+    names = [name for need in needs for name in ([need] if isinstance(need, str) else need)]
+    for capability in [CAPABILITIES[name] for name in names if has(type(dist), name)]:
+        if capability.makes is None:
+            continue
+        call, make = capability.makes
+        made = jax.eval_shape(functools.partial(make, dist)).shape
+        if made != dist.shape:
+            name = type(dist).__name__
+            raise ValueError(
+                f"{estimator}: expected of {name}.{call} the shape of a draw, {dist.shape}, got "
+                f"{made}. Mend one of the two."
+            )
 
 
 def instead(dist: Any) -> str:
