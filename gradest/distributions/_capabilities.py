@@ -8,10 +8,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from .. import _check, _numerics
+from ._derived import dtype_of
 from .base import Distribution
 
 
@@ -38,8 +38,7 @@ def _methods(*names: str) -> Callable[[type[Distribution]], bool]:
 
 def _wide(dist: Distribution) -> jnp.dtype:
     """The type of noise for `dist`."""
-    floats = [x.dtype for x in jax.tree.leaves(dist) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return _numerics.compute_dtype(jnp.result_type(*(floats or [float])))
+    return _numerics.compute_dtype(dtype_of(dist))
 
 
 CAPABILITIES = {
@@ -53,7 +52,7 @@ CAPABILITIES = {
     "reflection": Capability(
         "a centre at which it can be mirrored",
         _methods("reflect"),
-        ("reflect(x)", lambda dist: dist.reflect(jnp.zeros(dist.shape, _wide(dist)))),
+        ("reflect(x)", lambda dist: dist.reflect(jnp.zeros(dist.shape, dtype_of(dist)))),
     ),
     "Normal noise": Capability(
         "draws that are a linear function of standard Normal noise",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from .. import _check, _numerics
 
@@ -27,6 +27,13 @@ def wide(dist: T) -> T:
         return leaf.astype(_numerics.compute_dtype(leaf.dtype)) if floating else leaf
 
     return jax.tree.map(as_wide, dist)
+
+
+def dtype_of(dist: Any) -> DTypeLike:
+    """The type of its floating-point parameters; the default if there are none."""
+    leaves = jax.tree.leaves(dist)
+    floats = [x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.result_type(*(floats or [float]))
 
 
 class Derived:
@@ -81,10 +88,10 @@ def _of_all(name: str, log_p: jax.Array) -> jax.Array:
     """`log_p` of the outcomes of a user's distribution, whose probabilities add up to one."""
     total = jnp.sum(jnp.exp(log_p), axis=-1, keepdims=True)
     known = _check.known(total)
-    if known is not None and np.any(np.abs(known - 1) > _MISSING):
+    if known is not None and np.any(apart := np.abs(known - 1) > _MISSING):
         raise ValueError(
             f"dist: expected of {name}.enumerate_support() all outcomes, whose probabilities by "
-            f"{name}.log_prob add up to 1, got {known.ravel()}. Mend one of the two."
+            f"{name}.log_prob add up to 1, got {known[apart][0]:.4g}. Mend one of the two."
         )
     # Added, not put in its place: so the derivative is NaN too.
     return log_p + jnp.where(jnp.abs(total - 1) > _MISSING, jnp.nan, 0.0).astype(log_p.dtype)

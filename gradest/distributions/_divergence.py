@@ -5,9 +5,8 @@ from typing import Any
 import jax
 
 from .. import _check
-from ._derived import rebuilt, wide
+from ._derived import dtype_of, rebuilt, wide
 from ._foreign import own
-from ._information import dtype_of
 from .base import align
 
 

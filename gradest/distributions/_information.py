@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import gammaln
-from jax.typing import DTypeLike
 
 from .. import _mesh, _numerics
 from .._derivatives.primitives import weighted
 from .._numerics import sigmoid
-from ._derived import wide
+from ._derived import dtype_of, wide
 from ._implicit import bounded_exp
 from ._low_rank import in_factors
 from ._special import (
@@ -48,12 +47,6 @@ class Information:
 
     def _entropy(self: Any) -> jax.Array:
         raise NotImplementedError
-
-
-def dtype_of(dist: Any) -> DTypeLike:
-    """The type of its floating-point parameters."""
-    leaves = jax.tree.leaves(dist)
-    return jnp.result_type(*(x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)))
 
 
 def surprise(log_p: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _mesh, _numerics, _random
+from ..distributions._derived import dtype_of
 from . import _needs
 
 
@@ -38,8 +39,7 @@ class Finite(NamedTuple):
         _needs.check(estimator, dist, "support")
         _limited(estimator, dist)
         values, (log_probs, probs) = dist.enumerate_support(), dist._outcomes()
-        floats = [x.dtype for x in jax.tree.leaves(dist) if jnp.issubdtype(x.dtype, jnp.floating)]
-        least = _numerics.least_probability(jnp.result_type(*floats))
+        least = _numerics.least_probability(dtype_of(dist))
         *rows, num_values = log_probs.shape
         if least and num_values ** math.prod(rows) <= at_most:
             log_probs = jnp.maximum(log_probs, math.log(least))

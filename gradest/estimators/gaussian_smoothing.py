@@ -14,7 +14,7 @@ from .._cost import Cost
 from .._derivatives.attach import attach_gradient
 from .._sampler import Sampler
 from ..distributions import _joint
-from ..distributions._derived import wide
+from ..distributions._derived import dtype_of, wide
 from . import _needs
 from ._record import Evaluations, Record
 
@@ -96,8 +96,7 @@ def _estimate(
     # A pair's directions are of all elements together.
     dist = _mesh.replicated(dist)
     fixed = jax.lax.stop_gradient(dist)
-    floats = [x.dtype for x in jax.tree.leaves(dist) if jnp.issubdtype(x.dtype, jnp.floating)]
-    dtype = _numerics.compute_dtype(jnp.result_type(*floats))
+    dtype = _numerics.compute_dtype(dtype_of(dist))
     n = max(math.prod(fixed.noise_shape), 1)
     block = min(n, num_pairs) if orthogonal else 1
     e = _directions(key, fixed.noise_shape, dtype, num_pairs, block)

@@ -16,7 +16,7 @@ from .._jumps import SlopeIn
 from .._sampler import Sampler
 from ..distributions import _joint
 from ..distributions._capabilities import has
-from ..distributions._derived import rebuilt
+from ..distributions._derived import dtype_of, rebuilt
 from ..distributions.bernoulli import Bernoulli
 from ..distributions.categorical import Categorical
 from . import _needs
@@ -120,8 +120,7 @@ def _estimate(key: jax.Array, dist: Any, cost: Cost, *, num_samples: int) -> jax
 def _quantiles(key: jax.Array, dist: Any, n: int) -> jax.Array:
     """Stratified draws of a distribution with a quantile function, stacked."""
     of_strata, within = _random.split(key, 2)
-    floats = [x.dtype for x in jax.tree.leaves(dist) if jnp.issubdtype(x.dtype, jnp.floating)]
-    dtype = _numerics.compute_dtype(jnp.result_type(*floats))
+    dtype = _numerics.compute_dtype(dtype_of(dist))
     noise = lambda key: _random.noise(_random.uniform, key, dist.shape, dtype)
     v = jax.vmap(noise)(_random.split(within, n))
     u = (_random.permutations(of_strata, n, dist.shape).astype(dtype) + v) / n
