@@ -98,6 +98,39 @@ def is_of_jax(jaxpr: Any) -> bool:
 
 
 _BINOMIAL = ("binomial", "_binomial")
+
+
+# Continuous draws that others are made of, with the ends of what they may be.
+_NOISE = {
+    "_uniform": "between its operands",
+    "random_gamma": "positive",
+    **dict.fromkeys(["_normal", "_normal_real", "_gumbel", "_logistic"], "any"),
+    **dict.fromkeys(["_laplace", "_cauchy", "gradest_implicit"], "any"),
+}
+
+
+def noise(eqn: Any) -> str | None:
+    """Where a continuous draw without an estimator may be, if `eqn` is one; else None.
+
+    By jax.random, or by a distribution of gradest's where its derivative is implicit.
+    """
+    name = eqn.primitive.name
+    if name in ("jit", "pjit"):
+        name = eqn.params["name"]
+        return _NOISE.get(name) if name in _NOISE and is_of_jax(eqn.params["jaxpr"]) else None
+    return _NOISE.get(name)
+
+
+def is_estimators(eqn: Any) -> bool:
+    """Whether `eqn` was written by gradest, other than where a user draws from a distribution."""
+    for file in itertools.takewhile(lambda file: file != _STAGING, files_of(eqn)):
+        if not is_library_file(file):
+            return False
+        if file.startswith(_OWN) and not file.startswith(_SAMPLING):
+            return True
+    return False
+
+
 _JAX = os.path.dirname(jax.__file__) + os.sep
 
 
@@ -105,10 +138,15 @@ def _frames(eqn: Any) -> Iterable[Any]:
     return getattr(getattr(eqn.source_info, "traceback", None), "frames", None) or ()
 
 
-def line_of(eqn: Any) -> str:
+def is_jax_or_own_file(file: str) -> bool:
+    """Whether a file is one of JAX's or gradest's."""
+    return file.startswith(_LIBRARIES)
+
+
+def line_of(eqn: Any, is_skipped: Callable[[str], bool] = is_jax_or_own_file) -> str:
     """Where in the user's code `eqn` was written, as ' (at file:line)', or nothing."""
     for frame in _frames(eqn):
-        if not frame.file_name.startswith(_LIBRARIES):
+        if not is_skipped(frame.file_name):
             return f" (at {frame.file_name}:{frame.line_num})"
     return ""
 
@@ -278,6 +316,11 @@ def is_tracing() -> bool:
 
 _OWN = os.path.dirname(__file__) + os.sep
 _STAGING = os.path.join(_OWN, "_transform", "expectation.py")
+# Where it is drawn from a distribution, whoever asks for it.
+_SAMPLING = tuple(
+    os.path.join(_OWN, part)
+    for part in ("distributions" + os.sep, "_derivatives" + os.sep, "_random.py", "_calls.py")
+)
 _DRAWING = {os.path.join(_OWN, "distributions", f"{name}.py") for name in ("base", "_joint")}
 _LIBRARIES = (_JAX, _OWN)
 

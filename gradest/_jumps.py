@@ -24,6 +24,7 @@ from ._derivatives.primitives import lanes_first, zero_tangent
 from ._derivatives.refuse import UnestimatedGradientError, UnestimatedGradientWarning
 from ._downstream.fates import Beside, Fate, fate_of_inputs
 from ._downstream.graph import Tracked
+from ._downstream.noise import Noise
 from ._downstream.rules import COMPARISONS, EQUALITIES
 from ._downstream.values import Jump
 from .distributions._capabilities import CAPABILITIES
@@ -221,11 +222,28 @@ mlir.register_lowering(missing_p, mlir.lower_fun(missing_p.impl, multiple_result
 
 def complaint_beside(source: Source, beside: Beside, name: str, given: set[Any]) -> Complaint:
     """Of the input `name`, which enters what jumps beside a draw."""
-    fate = Fate(beside.smooth, kinked=False, jumps=beside.jumps)
-    what = f"what is made of the draw{source.where} and of {name}"
     remedy = f"Write the draw so that {name} enters by the parameters of its distribution only."
     if source.slope_in:
         remedy = f"{remedy} {_remedy(source.law)}"
+    return _complaint_beside(source, beside, "draw", name, given, remedy)
+
+
+def complaint_beside_noise(noise: Noise, beside: Beside, name: str, given: set[Any]) -> Complaint:
+    """Of the input `name`, which enters what jumps beside noise by `jax.random`."""
+    source = Source("jax.random", "", noise.where, Noise)
+    remedy = (
+        f"Draw by a sampler such as gradest.score_function(), with {name} in the parameters of its "
+        "distribution: Bernoulli(probs=p) for uniform < p, Normal(mu, sigma) for "
+        "mu + sigma * normal."
+    )
+    return _complaint_beside(source, beside, "noise", name, given, remedy)
+
+
+def _complaint_beside(
+    source: Source, beside: Beside, kind: str, name: str, given: set[Any], remedy: str
+) -> Complaint:
+    fate = Fate(beside.smooth, kinked=False, jumps=beside.jumps)
+    what = f"what is made of the {kind}{source.where} and of {name}"
     return Complaint(source, fate, given, what=what, remedy=remedy)
 
 

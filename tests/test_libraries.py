@@ -1,6 +1,7 @@
 """Distributions of numpyro, TFP and distrax, which are gradest's own in another class."""
 
 import importlib
+import re
 import warnings
 
 import jax
@@ -287,6 +288,22 @@ def test_what_is_beside_a_draw_that_is_not_converted(package):
 
     with pytest.warns(ge.UnestimatedGradientWarning, match=r"and of args\[0\] jumps"):
         jax.grad(ge.expectation(loss))(1.0)
+
+
+@pytest.mark.usefixtures("promotion")
+@pytest.mark.parametrize("package", ["numpyro", "tensorflow_probability", "distrax"])
+def test_a_draw_by_hand_that_is_compared(package):
+    """The line is the user's, who asks the library for it."""
+    d = imported(package)
+    word = "key" if package == "numpyro" else "seed"
+
+    def loss(mu, key):
+        return mu + jnp.where(d.Normal(mu, 1.0).sample(**{word: key}) > 0, 1.0, 0.0)
+
+    with pytest.warns(ge.UnestimatedGradientWarning, match=re.escape(__file__)) as of:
+        jax.grad(ge.expectation(loss))(0.3, KEY)
+    assert "made of the noise" in str(of[0].message)
+    assert "args[0]" in str(of[0].message)
 
 
 # ---- What is no leaf, what moves, joint draws ------------------------------------------------

@@ -366,18 +366,118 @@ def test_continuous_draws_do_not_warn():
     assert not unestimated(lambda: jax.make_jaxpr(grad)(jnp.float32(0.7), keys(1)[0]))
 
 
-# What has no name in a jaxpr cannot be told from other arithmetic.
-UNDETECTED = {
+# ---- Noise by jax.random that a parameter is compared with ---------------------------------
+
+indicator = lambda x: (x > 0.1).astype(jnp.float32)
+# What has no name in a jaxpr: arithmetic, whose mean has a slope where the draw has none.
+COMPARED = {
+    "uniform": lambda key, p: jax.random.uniform(key) < p,
+    "uniform as a logit": lambda key, p: p > jax.scipy.special.logit(jax.random.uniform(key)),
+    "range": lambda key, p: indicator(jax.random.uniform(key, minval=-1.0, maxval=p)),
     "choice": lambda key, p: jax.random.choice(key, 2, p=pair(p)),
-    "comparison with a uniform": lambda key, p: jax.random.uniform(key) < p,
+    "normal": lambda key, p: indicator(p + 0.5 * jax.random.normal(key)),
+    "scale": lambda key, p: indicator(p * jax.random.laplace(key)),
+    "truncated": lambda key, p: indicator(jax.random.truncated_normal(key, -p, 1.0)),
+    "gamma": lambda key, p: indicator(jax.random.gamma(key, p)),
+    "rounding": lambda key, p: jnp.floor(2 * p + jax.random.uniform(key)),
+    "order": lambda key, p: jnp.argsort(p * jnp.arange(3.0) + jax.random.normal(key, (3,)))[0],
+    "branch": lambda key, p: jax.lax.cond(jax.random.uniform(key) < p, lambda: 1.0, lambda: 0.3),
+    "Normal.sample": lambda key, p: indicator(dists.Normal(p, 1.0).sample(key)),
+    "Gamma.sample": lambda key, p: indicator(dists.Gamma(p, 1.0).sample(key)),
+    "StudentT.sample": lambda key, p: indicator(dists.StudentT(3.0, p, 1.0).sample(key)),
 }
 
 
-@pytest.mark.parametrize("name", UNDETECTED)
-def test_raw_draw_that_is_not_detected(name):
-    """The limit of the detection: should one of these warn some day, so much the better."""
-    trace = jax.make_jaxpr(jax.grad(ge.expectation(raw_loss(UNDETECTED[name]))))
+WHERE = [(name, "none") for name in COMPARED] + [("branch", place) for place in PLACES]
+
+
+@pytest.mark.parametrize(("name", "place"), WHERE)
+def test_comparison_with_noise_warns(name, place):
+    loss = raw_loss(COMPARED[name], PLACES[place])
+    trace = jax.make_jaxpr(jax.grad(ge.expectation(loss)))
+    messages = unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))
+    assert messages
+    for message in messages:
+        assert message.startswith(f"jax.random: what is made of the noise (at {__file__}:")
+        assert "and of args[0] jumps at" in message
+        assert "That part of the gradient is missing. Draw by a sampler" in message
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_comparison_with_noise_raises_where_nothing_else_reaches_the_loss(name):
+    loss = lambda p, key: COMPARED[name](key, p).astype(jnp.float32)
+    with pytest.raises(ge.UnestimatedGradientError, match="would silently be zero"):
+        jax.grad(ge.expectation(loss))(jnp.float32(0.3), keys(1)[0])
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_comparison_with_noise_is_silent_where_nothing_is_missing(name):
+    draw = COMPARED[name]
+    silent = {
+        "the parameter is stopped": raw_loss(lambda key, p: draw(key, jax.lax.stop_gradient(p))),
+        "the parameter is known": raw_loss(lambda key, p: draw(key, jnp.float32(0.4))),
+        "the draw is stopped": raw_loss(
+            lambda key, p: p * jax.lax.stop_gradient(draw(key, p).astype(jnp.float32))
+        ),
+        "another parameter": lambda p, key, q=0.2: p**2 * draw(key, q).astype(jnp.float32),
+    }
+    for loss in silent.values():
+        trace = jax.make_jaxpr(jax.grad(ge.expectation(loss)))
+        assert not unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))  # noqa: B023
+    of_metric = ge.expectation(lambda p, key: (p**2, draw(key, p)), has_aux=True)
+    trace = jax.make_jaxpr(jax.grad(of_metric, has_aux=True))
     assert not unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))
+
+
+# Noise in what has no jump, or none that a parameter moves.
+CONTINUOUS = {
+    "dropout": lambda key, p: jnp.where(jax.random.bernoulli(key, 0.5), p, 0.0),
+    "dropout by hand": lambda key, p: jnp.where(jax.random.uniform(key) < 0.5, p, 0.0),
+    "relu": lambda key, p: jax.nn.relu(p + jax.random.normal(key)),
+    "relu by where": lambda key, p: (lambda x: jnp.where(x > 0, x, 0.0))(
+        p + jax.random.normal(key)
+    ),
+    "call": lambda key, p: jnp.maximum(jnp.exp(p * jax.random.normal(key)) - 1.1, 0.0),
+    "triangular": lambda key, p: jax.random.triangular(key, 0.0, p, 1.0),
+    "shuffle": lambda key, p: jnp.sum(jax.random.permutation(key, p * jnp.arange(3.0)) > 0.2),
+    "random crop": lambda key, p: jax.lax.dynamic_slice(
+        p * jnp.arange(4.0), (jax.random.randint(key, (), 0, 3),), (1,)
+    )[0],
+    "rotation": lambda key, p: jnp.sum(jax.random.orthogonal(key, 3) @ (p * jnp.arange(3.0))),
+    "straight-through": lambda key, p: (lambda x: x + jax.lax.stop_gradient(jnp.round(x) - x))(
+        p + jax.random.normal(key)
+    ),
+    "a law of noise": lambda key, p: ge.score_function().expect(
+        key, dists.Bernoulli(p * jax.random.normal(key)), lambda x: (x - 0.3) ** 2
+    ),
+    "integers": lambda key, p: jnp.where(
+        jax.random.randint(key, (), 0, 9).astype(float) < 10 * p, 1.0, 0.0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_noise_without_a_jump_is_silent(name):
+    trace = jax.make_jaxpr(jax.grad(ge.expectation(raw_loss(CONTINUOUS[name]))))
+    assert not unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))
+
+
+def test_a_raw_draw_is_complained_of_once():
+    """Not of the noise that it is made of, too."""
+    loss = lambda logits, key: jnp.sum(
+        jnp.array([1.0, 2.0, 4.0])[jnp.argmax(logits + jax.random.gumbel(key, (3,)))]
+    )
+    trace = jax.make_jaxpr(jax.grad(ge.expectation(loss)))
+    (message,) = unestimated(lambda: trace(jnp.zeros(3), keys(1)[0]))
+    assert message.startswith("expectation: jax.random.categorical")
+
+
+def test_noise_in_a_draw_of_an_estimator_is_its_own():
+    """Its draw is compared with probabilities, and the gradient is there."""
+    for sampler in (ge.score_function(), ge.disarm(), ge.straight_through()):
+        loss = lambda p, key, s=sampler: s.expect(key, dists.Bernoulli(p), jnp.square)
+        trace = jax.make_jaxpr(jax.grad(ge.expectation(loss)))
+        assert not unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))  # noqa: B023
 
 
 # ---- Draws of gradest's distributions without an estimator ----------------------------------

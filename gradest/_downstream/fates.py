@@ -64,8 +64,8 @@ class Fate:
 def fates(
     loss: core.ClosedJaxpr, special: Callable[[Any], Special | None]
 ) -> Mapping[Hashable, Fate]:
-    """Those of the draws in a staged loss, whose first result is the loss."""
-    analysis = Analysis(special)
+    """Those of the draws and of noise in a staged loss, whose first result is the loss."""
+    analysis = Analysis(special, follows_noise=True)
     jaxpr = loss.jaxpr
     ins = _inputs(analysis, loss, 0)
     used = [i == 0 for i in range(len(jaxpr.outvars))]

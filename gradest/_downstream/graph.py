@@ -46,6 +46,8 @@ class Graph:
       relaxed: those of a discrete law that are differentiated as if it were continuous.
       transparent: those of which no stop_gradient is obeyed.
       without_slope: those in which nothing is differentiated.
+      noise: those by `jax.random`.
+      ranged: those of them that are from a range.
       jumps: where values step, and at what.
       closed_over: the numbers of the inputs that the program closes over, by their identities.
       beside: of which inputs what steps there has a derivative beside that in the draws.
@@ -54,6 +56,7 @@ class Graph:
     def __init__(self) -> None:
         self.bits: dict[Hashable, Draws] = {}
         self.relaxed = self.transparent = self.without_slope = 0
+        self.noise = self.ranged = 0
         self.jumps: dict[Origin, Jump] = {}
         self.closed_over: dict[int, int] = {}
         self.beside: dict[Origin, Inputs] = {}

@@ -9,6 +9,7 @@ from jax.extend import core
 from .. import _jaxpr
 from .._jaxpr import is_var
 from .graph import Graph, Tracked, compares_within
+from .noise import is_noise, noise
 from .probe import Prober
 from .rules import STEEP, STEPS, Flow, Operation, continuous, flow_of, folded
 from .values import NONE, Draws, Inputs, Origin, Value, is_float, joined, only
@@ -68,6 +69,7 @@ class Walk(Graph):
 
     Args:
       special: what an equation is, of gradest's own primitives; None for any other.
+      follows_noise: whether draws by `jax.random` are followed too.
 
     Attributes:
       arrived: what has reached the loss and the costs.
@@ -77,9 +79,14 @@ class Walk(Graph):
       trusted: above 0 in a function whose comparisons are how it is computed.
     """
 
-    def __init__(self, special: Callable[[Any], Special | None] = lambda eqn: None):
+    def __init__(
+        self,
+        special: Callable[[Any], Special | None] = lambda eqn: None,
+        *,
+        follows_noise: bool = False,
+    ):
         super().__init__()
-        self.special = special
+        self.special, self.follows_noise = special, follows_noise
         self.arrived = Arrived()
         self.unseen: dict[Origin, Draws] = {}
         self.quiet = self.again = self.trusted = 0
@@ -104,25 +111,31 @@ class Walk(Graph):
         def read(atom: Any) -> Value:
             return env[atom] if is_var(atom) else self.constant(atom.val, atom.aval)
 
-        for eqn, needed, operands in self._live(jaxpr, used):
+        for eqn, needed, operands, complains in self._live(jaxpr, used):
             outs = self._equation(eqn, [read(v) for v in operands], needed)
+            if complains:
+                for out in filter(None, outs):
+                    out.jumps = only(out.jumps, ~self.noise)
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) if u else None for v, u in zip(jaxpr.outvars, used, strict=True)]
 
     def _live(self, jaxpr: core.Jaxpr, used: tuple[bool, ...]) -> Sequence[Any]:
         """The equations on which a result or a cost depends, with what is needed of them.
 
-        That is: which of their results, and the operands.
+        That is: which of their results, the operands, and whether the equation is a discrete draw
+        by `jax.random`, which complains itself of what it makes of noise.
         """
         name = id(jaxpr), used
         if name not in self._known:
             wanted = {v for v, u in zip(jaxpr.outvars, used, strict=True) if u and is_var(v)}
             live = []
+            defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
             for eqn in reversed(jaxpr.eqns):
                 if not wanted.isdisjoint(eqn.outvars) or self.facts_of(eqn).costs:
                     special = self.special(eqn)
                     operands = eqn.invars[0 if special is None else special.own :]
-                    live.append((eqn, tuple(v in wanted for v in eqn.outvars), operands))
+                    complains = _jaxpr.raw_draw(eqn, defined_by) is not None
+                    live.append((eqn, tuple(v in wanted for v in eqn.outvars), operands, complains))
                     wanted.update(filter(is_var, operands))
             self._known[name] = live[::-1]
         return self._known[name]
@@ -130,6 +143,8 @@ class Walk(Graph):
     def _equation(self, eqn: Any, ins: list[Value], used: Sequence[bool]) -> list[Any]:
         if (special := self.special(eqn)) is not None:
             return self._at(special, eqn, ins)
+        if self.follows_noise and is_noise(self, eqn):
+            return noise(self, eqn, ins)
         if any(x.depends for x in ins) or self.facts_of(eqn).specials:
             outs = self.construct(eqn, ins, used)
             if outs is not None:
@@ -184,7 +199,7 @@ class Walk(Graph):
         mask = STEEP, value.key
         if mask in value.jumps and not self._prober.may_mask(value):
             value.jumps = {o: d for o, d in value.jumps.items() if o != mask}
-        for origin, verdict in self._prober.verdicts(value).items():
+        for origin, verdict in self._verdicts(value).items():
             draws = value.jumps[origin]
             if verdict == "edge":
                 self._edges.add(origin)
@@ -199,12 +214,23 @@ class Walk(Graph):
                 value.jumps = {o: d for o, d in value.jumps.items() if o != origin}
                 value.kinked |= value.flow & draws
 
+    def _verdicts(self, value: Value, times: int = 1) -> Mapping[Origin, str]:
+        """A probe's, on the places at which `value` may step.
+
+        Where noise from a range is compared with an input, it may have missed that.
+        """
+        found = dict(self._prober.verdicts(value, times))
+        for origin, verdict in found.items():
+            if verdict == "constant" and not value.jumps[origin] & ~self.ranged:
+                found[origin] = "unknown"
+        return found
+
     def arrive(self, value: Value) -> None:
         """Enters what has come to the end of its way."""
         if self.again:
             return
         # The whole way, where it is short.
-        for origin, verdict in self._prober.verdicts(value, 4).items():
+        for origin, verdict in self._verdicts(value, 4).items():
             edge = origin in self._edges and verdict != "jump" and value.flow
             if edge:
                 self.unseen[origin] = self.unseen.get(origin, 0) | value.jumps[origin]
@@ -253,6 +279,10 @@ class Walk(Graph):
         """Of the jaxprs in an equation."""
         special = self.special(eqn)
         facts = Facts() if special is None else Facts(1, True, special.cost)
+        if self.follows_noise and special is None:
+            if _jaxpr.raw_draw(eqn, {}) is not None:
+                return facts  # how it is made is not looked at
+            facts = Facts(specials=_jaxpr.noise(eqn) is not None)
         for jaxpr in _jaxpr.subjaxprs(eqn):
             if id(jaxpr) not in self._facts:
                 self._facts[id(jaxpr)] = self._facts_in(jaxpr)

@@ -15,9 +15,17 @@ from jax.extend import core
 from .. import _jaxpr
 from .._downstream.fates import Fate, fates
 from .._downstream.graph import Tracked
+from .._downstream.noise import Noise
 from .._downstream.walk import Special
 from .._draws import draw_p, sample_p
-from .._jumps import Complaint, Source, complaint_beside, guarded, guarded_p
+from .._jumps import (
+    Complaint,
+    Source,
+    complaint_beside,
+    complaint_beside_noise,
+    guarded,
+    guarded_p,
+)
 from .spend import cost_p
 
 
@@ -44,11 +52,20 @@ def follow(loss: core.ClosedJaxpr, *, every: bool = False) -> list[Followed]:
       every: whether to follow the draws, too, whose estimators differentiate nothing: as another
         estimator that does would have it.
     """
+    return _followed_in(loss, every)[0]
+
+
+def _followed_in(
+    loss: core.ClosedJaxpr, every: bool
+) -> tuple[list[Followed], Mapping[Noise, Fate]]:
+    """The draws, and the noise by `jax.random`, that inputs may be beside."""
     eqns = list(_draws_in(loss.jaxpr, set()))
-    if not every and all(_source(eqn).followed(eqn) is None for eqn in eqns):
-        return [Followed(eqn, _source(eqn), None) for eqn in eqns]
-    found = fates(loss, functools.partial(_special, every))
-    return [Followed(eqn, _source(eqn), found.get(id(eqn))) for eqn in eqns]
+    draws = [eqn for eqn in eqns if _is_draw(eqn)]
+    found: Mapping[Any, Fate] = {}
+    if every or len(draws) < len(eqns) or any(_source(eqn).followed(eqn) for eqn in draws):
+        found = fates(loss, functools.partial(_special, every))
+    of_noise = {name: fate for name, fate in found.items() if isinstance(name, Noise)}
+    return [Followed(eqn, _source(eqn), found.get(id(eqn))) for eqn in draws], of_noise
 
 
 class Complaints(NamedTuple):
@@ -80,26 +97,40 @@ def complaints_of(loss: core.ClosedJaxpr, name_of: Callable[[int], str]) -> Comp
     given: set[Any] = set()
     of_draws: dict[int, Complaint] = {}
     of_inputs: dict[int, list[Complaint]] = {}
-    for draw in follow(loss):
+    draws, of_noise = _followed_in(loss, every=False)
+
+    def watch(complaint: Callable[..., Complaint], of: Any, fate: Fate) -> None:
+        for beside in fate.beside:
+            said = complaint(of, beside, name_of(beside.number), given)
+            of_inputs.setdefault(beside.number, []).append(said)
+
+    for draw in draws:
         if draw.fate is None or not draw.fate.jumps:
             continue
         if draw.source.slope_in:
             of_draws[id(draw.eqn)] = Complaint(draw.source, draw.fate, given)
         if draw.source.complaint is not None:
             draw.source.complaint.given = given
-        for beside in draw.fate.beside:
-            complaint = complaint_beside(draw.source, beside, name_of(beside.number), given)
-            of_inputs.setdefault(beside.number, []).append(complaint)
+        watch(complaint_beside, draw.source, draw.fate)
+    for noise, fate in of_noise.items():
+        watch(complaint_beside_noise, noise, fate)
     return Complaints(of_draws, of_inputs)
 
 
+def _is_draw(eqn: Any) -> bool:
+    return eqn.primitive in (draw_p, sample_p)
+
+
 def _draws_in(jaxpr: core.Jaxpr, seen: set[int]) -> Iterable[Any]:
+    """The equations that draw, noise by `jax.random` among them."""
     if id(jaxpr) in seen:
         return
     seen.add(id(jaxpr))
     for eqn in jaxpr.eqns:
-        if eqn.primitive in (draw_p, sample_p):
+        if _is_draw(eqn) or _jaxpr.noise(eqn) is not None:
             yield eqn
+        if _jaxpr.raw_draw(eqn, {}) is not None:
+            continue  # how it is made is not looked at
         for inner in _jaxpr.subjaxprs(eqn):
             yield from _draws_in(inner, seen)
 
