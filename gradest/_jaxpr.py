@@ -98,14 +98,14 @@ def is_of_jax(jaxpr: Any) -> bool:
 
 
 _BINOMIAL = ("binomial", "_binomial")
-
+_JAX = os.path.dirname(jax.__file__) + os.sep
 
 # Continuous draws that others are made of, with the ends of what they may be.
 _NOISE = {
     "_uniform": "between its operands",
     "random_gamma": "positive",
-    **dict.fromkeys(["_normal", "_normal_real", "_gumbel", "_logistic"], "any"),
-    **dict.fromkeys(["_laplace", "_cauchy", "gradest_implicit"], "any"),
+    **dict.fromkeys(["_normal", "_normal_real", "_gumbel", "_logistic", "_laplace"], "any"),
+    **dict.fromkeys(["_cauchy", "gradest_implicit"], "any"),
 }
 
 
@@ -129,9 +129,6 @@ def is_estimators(eqn: Any) -> bool:
         if file.startswith(_OWN) and not file.startswith(_SAMPLING):
             return True
     return False
-
-
-_JAX = os.path.dirname(jax.__file__) + os.sep
 
 
 def _frames(eqn: Any) -> Iterable[Any]:
