@@ -257,10 +257,12 @@ def missing_from(module: str, elsewhere: Mapping[str, str]) -> Callable[[str], A
 
 
 _DISTRIBUTION = "Those of numpyro, distrax and TFP may be given to samplers too."
+_OF_ONES_OWN = "One's own are derived from gradest.distributions.base.Distribution."
 _OF_ONE_LAW = "A draw is a joint one of all elements of its distribution: leave it out."
 
 #: Of the package.
 INSTEAD_OF_ESTIMATORS = {
+    "Distribution": _OF_ONES_OWN,
     **dict.fromkeys(["reinforce", "REINFORCE", "nvil", "likelihood_ratio"], "Use score_function."),
     **dict.fromkeys(
         ["rloo", "leave_one_out", "vimco_baseline"],
@@ -284,6 +286,7 @@ INSTEAD_OF_ESTIMATORS = {
 
 #: Of its distributions.
 INSTEAD_OF_LAWS = {
+    "Distribution": _OF_ONES_OWN,
     "Gaussian": "Use Normal.",
     "Concrete": "Use RelaxedOneHotCategorical.",
     **dict.fromkeys(

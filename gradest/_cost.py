@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from ._lockstep import Lockstep
+from ._transparent import transparent
 
 # Whether a loss is being staged, and may spend. It is part of the key of JAX's caches: what is
 # traced for a loss is not found again outside of one. (Were a cost an effect, which no compiler
@@ -109,3 +110,12 @@ class Cost:
 
     def _in_mode(self, **changes: Any) -> "Cost":
         return dataclasses.replace(self, mode=dataclasses.replace(self.mode, **changes))
+
+
+def cost_of(function: Callable[[Any], ArrayLike], estimator: str) -> Cost:
+    """That of a user's function of the draw."""
+
+    def of_draw(draw: Any, mode: Mode) -> ArrayLike:
+        return transparent(function)(draw) if mode.smooth else function(draw)
+
+    return Cost(of_draw, estimator)

@@ -122,12 +122,16 @@ def noise(eqn: Any) -> str | None:
 
 
 def is_estimators(eqn: Any) -> bool:
-    """Whether `eqn` was written by gradest, other than where a user draws from a distribution."""
+    """Whether `eqn` was written by an estimator, gradest's or a user's, and not in the loss.
+
+    Where a user draws from a distribution it stands in the loss.
+    """
+    of_user = False
     for file in itertools.takewhile(lambda file: file != _STAGING, files_of(eqn)):
         if not is_library_file(file):
-            return False
-        if file.startswith(_OWN) and not file.startswith(_SAMPLING):
-            return True
+            of_user = True
+        elif file.startswith(_OWN) and not file.startswith(_SAMPLING):
+            return not of_user or file == _SAMPLER  # which calls a user's estimator, but no cost
     return False
 
 
@@ -313,6 +317,7 @@ def is_tracing() -> bool:
 
 _OWN = os.path.dirname(__file__) + os.sep
 _STAGING = os.path.join(_OWN, "_transform", "expectation.py")
+_SAMPLER = os.path.join(_OWN, "_sampler.py")
 # Where it is drawn from a distribution, whoever asks for it.
 _SAMPLING = tuple(
     os.path.join(_OWN, part)

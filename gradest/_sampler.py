@@ -36,11 +36,10 @@ from jax.typing import ArrayLike
 
 from . import _calls, _check, _draws, _jaxpr, _mesh, _random
 from ._control_variate import ControlVariate
-from ._cost import Cost, Mode, staging
+from ._cost import Cost, cost_of, staging
 from ._derivatives.refuse import estimating
 from ._jumps import Complaint, CostComplaints, SlopeIn, Source, complaints_of_cost, guarded
 from ._lockstep import key_of_run
-from ._transparent import transparent
 from ._typing import DistributionLike
 from .distributions import _closed, _foreign, _joint, base
 from .distributions._masked import Masked, law_of, masked
@@ -255,17 +254,14 @@ class Sampler:
                 "Write sampler.expect(key, dist, lambda x: ...)."
             )
 
-        def function(draw: Any, mode: Mode) -> ArrayLike:
-            return transparent(cost)(draw) if mode.smooth else cost(draw)
-
         keys = key_of_run(_random.as_keys(key))
         keys, dist = self._alike(keys, self._opened(dist, where))
-        cost_of = Cost(function, self.name)
-        complaints = self._complaints(keys, dist, cost_of)
+        of = cost_of(cost, self.name)
+        complaints = self._complaints(keys, dist, of)
         if self.pathwise:
-            value = cost_of(self._recorded(keys, self._draw(keys, dist), dist, complaints.of_draw))
+            value = of(self._recorded(keys, self._draw(keys, dist), dist, complaints.of_draw))
         else:
-            value = self._estimate(keys, dist, cost_of)
+            value = self._estimate(keys, dist, of)
         for closed_over, complaint in complaints.of_closed_over:
             value = guarded(value, closed_over, complaint)
         return guarded(value, dist, complaints.of_draw)

@@ -472,12 +472,57 @@ def test_a_raw_draw_is_complained_of_once():
     assert message.startswith("expectation: jax.random.categorical")
 
 
-def test_noise_in_a_draw_of_an_estimator_is_its_own():
-    """Its draw is compared with probabilities, and the gradient is there."""
-    for sampler in (ge.score_function(), ge.disarm(), ge.straight_through()):
-        loss = lambda p, key, s=sampler: s.expect(key, dists.Bernoulli(p), jnp.square)
-        trace = jax.make_jaxpr(jax.grad(ge.expectation(loss)))
-        assert not unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))  # noqa: B023
+def arm_by_hand(key, bernoulli, cost):
+    u = jax.random.uniform(key, bernoulli.shape)
+    p = jax.nn.sigmoid(bernoulli.logits)
+    first, second = cost((u > 1 - p).astype(float)), cost((u < p).astype(float))
+    gradient = dists.Bernoulli((first - second) * (u - 0.5))
+    return ge.attach_gradient((first + second) / 2, bernoulli, gradient)
+
+
+class Coin(dists.base.Distribution):
+    """With a draw of a user's making."""
+
+    parameters = ("logits",)
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    @property
+    def shape(self):
+        return self.logits.shape
+
+    def sample(self, key, shape=()):
+        u = jax.random.uniform(key, (*shape, *self.shape))
+        return (u < jax.nn.sigmoid(self.logits)).astype(float)
+
+    def log_prob(self, x):
+        return jax.nn.log_sigmoid(jnp.where(x > 0.5, self.logits, -self.logits))
+
+
+MADE_OF_NOISE = {
+    "score_function": (ge.score_function(), dists.Bernoulli),
+    "disarm": (ge.disarm(), dists.Bernoulli),
+    "straight_through": (ge.straight_through(), dists.Bernoulli),
+    "own estimator": (ge.Sampler("arm", estimate=arm_by_hand), dists.Bernoulli),
+    "own distribution": (ge.score_function(num_samples=2), Coin),
+}
+
+
+@pytest.mark.parametrize(("sampler", "law"), MADE_OF_NOISE.values(), ids=MADE_OF_NOISE)
+def test_noise_in_a_draw_of_an_estimator_is_its_own(sampler, law):
+    """Its draw is compared with probabilities, and the gradient is there; not so in the cost."""
+    other = jax.random.key(9)
+    costs = {0: jnp.square, 1: lambda x, p: x * (jax.random.uniform(other) < p).astype(float)}
+
+    def loss(p, key, jumps):
+        cost = (lambda x: costs[1](x, p)) if jumps else costs[0]
+        return p**2 + sampler.expect(key, law(p), cost)
+
+    for jumps in costs:
+        trace = jax.make_jaxpr(jax.grad(ge.expectation(functools.partial(loss, jumps=jumps))))
+        messages = unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))  # noqa: B023
+        assert any("made of the noise" in message for message in messages) == jumps
 
 
 # ---- Draws of gradest's distributions without an estimator ----------------------------------
