@@ -99,6 +99,7 @@ def is_of_jax(jaxpr: Any) -> bool:
 
 _BINOMIAL = ("binomial", "_binomial")
 _JAX = os.path.dirname(jax.__file__) + os.sep
+_RANDOM = os.path.join(_JAX, "_src", "random.py")
 
 # Continuous draws that others are made of, with the ends of what they may be.
 _NOISE = {
@@ -119,6 +120,16 @@ def noise(eqn: Any) -> str | None:
         name = eqn.params["name"]
         return _NOISE.get(name) if name in _NOISE and is_of_jax(eqn.params["jaxpr"]) else None
     return _NOISE.get(name)
+
+
+def draws_with_key(eqn: Any) -> bool:
+    """Whether `eqn` is a draw by jax.random, with its first operand."""
+    if eqn.primitive.name not in ("jit", "pjit") or not eqn.invars:
+        return False
+    is_key = lambda atom: jax.dtypes.issubdtype(atom.aval.dtype, jax.dtypes.prng_key)
+    info = getattr(eqn.params["jaxpr"].jaxpr, "debug_info", None)
+    by_jax = _RANDOM in getattr(info, "func_src_info", "") and is_key(eqn.invars[0])
+    return by_jax and not any(map(is_key, eqn.outvars))
 
 
 def is_estimators(eqn: Any) -> bool:

@@ -165,6 +165,24 @@ def pathwise_in_every_step(l, key):
     return scanned(step, 0.0) * bit(l, key)
 
 
+def noise_and_bit(l, key):
+    return jax.random.normal(key) * bit(l, key)
+
+
+def dropout_in_a_call(l, key):
+    drop = jax.jit(lambda x, k: jnp.where(jax.random.bernoulli(k, 0.9), x, 0.0))
+    return drop(bit(l, jax.random.fold_in(key, 1)), jax.random.fold_in(identity_of(key), 1))
+
+
+def noise_of_the_same_step(l, key):
+    step = lambda c, k: (c + bit(l, k, score) * jax.random.uniform(k), None)
+    return scanned(step, 0.0, jax.random.split(key, 3))
+
+
+def by_hand_from_a_distribution(l, key):
+    return dists.Normal(l, 1.0).sample(key) * bit(l, key)
+
+
 # ---- Not, or not for certain ---------------------------------------------------------------
 
 
@@ -265,6 +283,25 @@ def one_arm_splits(l, key):
     return bit(l, chosen) * bit(l, key)
 
 
+def noise_of_another_half(l, key):
+    first, second = jax.random.split(key)
+    return jax.random.normal(first) * bit(l, second) + jax.random.uniform(first)
+
+
+def noise_in_another_arm(l, key):
+    return jax.lax.cond(l > 0, lambda: bit(l, key), lambda: jax.random.normal(key))
+
+
+def noise_that_is_meant(l, key):
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    return jax.random.normal(jax.random.clone(key)) * bit(l, key)
+
+
+def noise_of_an_estimator(l, key):
+    return rebar.expect(key, dists.Bernoulli(l), jnp.square) + bit(l, jax.random.fold_in(key, 1))
+
+
 SHARED = [
     *(same_key, same_half, same_fold, same_seed, wrapped, function_twice, through_calls),
     *(arm_and_outside, constant_of_a_scan, constant_of_an_inner_scan, carried_through),
@@ -272,13 +309,15 @@ SHARED = [
     *(through_identities, carried_through_an_identity, key_after_a_scan, alike_from_both_arms),
     *(two_scans_over_the_same, one_that_a_scan_had, one_that_a_lane_gets),
     *(scan_over_the_same_in_every_step, pathwise_and_not, pathwise_in_a_call),
-    pathwise_in_every_step,
+    *(pathwise_in_every_step, noise_and_bit, dropout_in_a_call, noise_of_the_same_step),
+    by_hand_from_a_distribution,
 ]
 OTHER = [
     *(two_halves, two_folds, chain, two_arms, arms_of_two_conds, split_for_a_scan),
     *(folded_in_a_scan, split_in_a_scan, one_step, meant, common_random_numbers),
     *(common_random_numbers_in_every_step, pathwise_in_another_arm, halves_of_one_array),
-    *(swapped_in_a_scan, stacked_of_different, one_arm_splits),
+    *(swapped_in_a_scan, stacked_of_different, one_arm_splits, noise_of_another_half),
+    *(noise_in_another_arm, noise_that_is_meant, noise_of_an_estimator),
 ]
 KEYS = {"typed": jax.random.key, "legacy": jax.random.PRNGKey}
 

@@ -109,6 +109,10 @@ class _Walk:
                 source, bits = eqn.params["source"], eqn.invars[-1]
                 draw = _User(source.name, source.where, False)
                 self._draw(draw, number(bits), bits.aval.ndim - 1, arms, loops)
+            elif _jaxpr.draws_with_key(eqn):
+                key, draw = eqn.invars[0], _User("jax.random", _jaxpr.line_of(eqn), False)
+                if not _jaxpr.is_estimators(eqn):
+                    self._draw(draw, number(key), key.aval.ndim, arms, loops)
             elif self._matters(eqn):
                 operands = list(map(number, eqn.invars))
                 results = self._construct(eqn, operands, of_results, arms, loops)
@@ -142,6 +146,7 @@ class _Walk:
         if id(jaxpr) not in self._holds:
             self._holds[id(jaxpr)] = any(
                 eqn.primitive in (sample_p, draw_p)
+                or _jaxpr.draws_with_key(eqn)
                 or any(map(self._holds_draws, _jaxpr.subjaxprs(eqn)))
                 for eqn in jaxpr.eqns
             )
