@@ -96,7 +96,9 @@ def with_annealing(
     """Anneals the leaves at some paths, and optimises all the others.
 
     `optimizer` sees its own leaves only: a global norm does not include the gradient of a
-    temperature. Keep it so by wrapping the whole chain of transformations, not one of them.
+    temperature. Keep it so by wrapping the whole chain of transformations, not one of them. What
+    mixes parameters with older ones, such as `optax.lookahead`, would take them off their schedules
+    from outside: give it the others, and these to `anneal`.
 
     Args:
         optimizer: the transformation of every leaf that is on no path of `schedules`.

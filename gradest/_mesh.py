@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 import jax.core
-from jax.sharding import NamedSharding, PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 # ---- Axes of a shard_map -------------------------------------------------------------------
 
@@ -78,6 +79,26 @@ def like(x: Any, kind: Any) -> Any:
     if not (_sharded(x) or _sharded(kind)) or jax.typeof(x).sharding.spec == kind.sharding.spec:
         return x
     return jax.sharding.reshard(x, kind.sharding.spec)
+
+
+def repeated(x: jax.Array, lanes: jax.Array, axis: int) -> jax.Array:
+    """`x` as often as `lanes` has elements along `axis`, and spread as those are."""
+    copies = jnp.broadcast_to(x, (lanes.shape[axis], *x.shape))
+    if not _sharded(lanes):
+        return copies
+    entry = jax.typeof(lanes).sharding.spec[axis]
+    return jax.sharding.reshard(copies, PartitionSpec(entry, *jax.typeof(x).sharding.spec))
+
+
+def rows(values: jax.Array, index: jax.Array) -> jax.Array:
+    """`values[index]`, in a `jax.vmap` over what is spread along an explicit axis too.
+
+    There JAX wants to be told that nothing else of it is spread.
+    """
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return values[index]
+    whole = PartitionSpec(*(None,) * (index.ndim + values.ndim - 1))
+    return values.at[index].get(out_sharding=whole)
 
 
 def automatic(f: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:

@@ -267,6 +267,7 @@ def test_a_scale_is_dense_only_for_who_mirrors(package):
     normals = [
         lambda loc: d.MultivariateNormalDiag(loc, jnp.ones(2)),
         lambda loc: d.MultivariateNormalDiagPlusLowRank(loc, scale_diag=jnp.ones(2), **low_rank),
+        lambda loc: d.Independent(d.MultivariateNormalDiag(loc[None], jnp.ones((1, 2))), 1),
     ]
     for normal in normals:
         assert _foreign.own(normal(PAIR)).__class__.__module__.partition(".")[0] == package

@@ -157,6 +157,52 @@ def test_program_on_an_explicit_mesh(name):
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5), got, want)
 
 
+needs_lanes = pytest.mark.skipif(
+    jax.__version_info__ < (0, 10), reason="JAX's own vmap over an explicit axis"
+)
+
+
+@needs_lanes
+@pytest.mark.parametrize(
+    "sampler", [score, rebar, ge.unordered_set(num_samples=2), ge.sum_and_sample()]
+)
+def test_a_batch_along_an_explicit_axis(sampler):
+    """Each example has a lane of a vmap, and draws of its own."""
+
+    @ge.expectation
+    def loss(logits, key):
+        z = sampler(key, BERNOULLI(logits))
+        return jnp.sum(jnp.sin(z + logits)) ** 2
+
+    mean = lambda *args: jnp.mean(jax.vmap(loss, (None, 0))(*args))
+    same_on_an_explicit_mesh(jax.grad(mean), jnp.array([0.3, -0.2]), keys(4))
+
+
+@needs_lanes
+def test_gradients_of_examples_along_an_explicit_axis():
+    """Of what all of them share, an option of the sampler too."""
+
+    @ge.expectation
+    def loss(params, key):
+        z = ge.score_function(baseline=params["baseline"])(key, BERNOULLI(params["logits"]))
+        return jnp.sum(jnp.sin(z + 1.0)) ** 2
+
+    params = {"logits": jnp.array([0.3, -0.2]), "baseline": jnp.float32(0.4)}
+    same_on_an_explicit_mesh(jax.vmap(jax.grad(loss), (None, 0)), params, keys(4))
+
+
+def same_on_an_explicit_mesh(function, params, batch):
+    """What `function` makes of them, the batch being spread along an axis."""
+    function = jax.jit(function)
+    want = function(params, batch)
+    devices = mesh(AxisType.Explicit)
+    with jax.set_mesh(devices):
+        whole = jax.device_put(params, jax.NamedSharding(devices, P()))
+        spread = jax.device_put(batch, jax.NamedSharding(devices, P("devices")))
+        got = function(whole, spread)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), got, want)
+
+
 # ---- Programs ------------------------------------------------------------------------------
 
 

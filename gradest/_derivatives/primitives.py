@@ -19,9 +19,9 @@ from .. import _mesh
 
 def lanes_first(args: Sequence[Any], dims: Sequence[Any]) -> list[Any]:
     """The operands of a vmapped equation with the lanes along their first axis, all of them."""
-    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    mapped = next((a, d) for a, d in zip(args, dims, strict=True) if d is not None)
     return [
-        jnp.moveaxis(a, d, 0) if d is not None else jnp.broadcast_to(a, (size, *a.shape))
+        jnp.moveaxis(a, d, 0) if d is not None else _mesh.repeated(a, *mapped)
         for a, d in zip(args, dims, strict=True)
     ]
 

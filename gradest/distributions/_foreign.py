@@ -49,16 +49,18 @@ class Twin:
       kind: gradest's class; None of a wrapper, which is what it wraps.
       convert: makes one from a distribution of the other class, or None where it has no twin.
       dense: whether it makes a matrix that the other class does without.
+      wrapped: of a wrapper, the attribute that holds what it wraps.
     """
 
     kind: type[Distribution] | None
     convert: Callable[[Any], Any]
     dense: bool = False
+    wrapped: str = ""
 
 
 def counterpart(kind: type) -> type:
     """gradest's class of the law of that class, or `kind` itself where there is none."""
-    twin = TWINS.get((library(kind), kind.__name__))
+    twin = _twin(kind)
     return kind if twin is None or twin.kind is None else twin.kind
 
 
@@ -81,11 +83,23 @@ def own(dist: Any, *, always: bool = False) -> Any:
     """
     kind = type(dist)
     _check_law(dist, kind)
-    twin = TWINS.get((library(kind), kind.__name__))
-    if twin is None or (twin.dense and not always):
+    twin = _twin(kind)
+    if twin is None or (_is_dense(dist) and not always):
         return dist
     converted = twin.convert(dist)
     return dist if converted is None or (_moves(converted) and not always) else converted
+
+
+def _twin(kind: type) -> Twin | None:
+    return TWINS.get((library(kind), kind.__name__))
+
+
+def _is_dense(dist: Any) -> bool:
+    """Whether gradest's own has a matrix that `dist`, or what it wraps, does without."""
+    twin = _twin(type(dist))
+    if twin is None:
+        return False
+    return twin.dense or (twin.wrapped != "" and _is_dense(getattr(dist, twin.wrapped)))
 
 
 def _check_law(dist: Any, kind: type) -> None:
@@ -258,7 +272,7 @@ def _mixture(weights: str, components: str) -> Twin:
 
 def _inside(name: str) -> Twin:
     """The law of the distribution that is the attribute `name`."""
-    return Twin(None, lambda d: own(getattr(d, name), always=True))
+    return Twin(None, lambda d: own(getattr(d, name), always=True), wrapped=name)
 
 
 def _independent(name: str) -> Twin:
@@ -268,7 +282,7 @@ def _independent(name: str) -> Twin:
         inner = own(getattr(d, name), always=True)
         return inner if isinstance(inner, Distribution) else None
 
-    return Twin(None, convert)
+    return Twin(None, convert, wrapped=name)
 
 
 def _expanded(d: Any) -> Distribution | None:
@@ -342,7 +356,7 @@ _NUMPYRO: Mapping[str, Twin] = {
     "MixtureSameFamily": _mixture("mixing_distribution", "component_distribution"),
     "Independent": _independent("base_dist"),
     "MaskedDistribution": _inside("base_dist"),
-    "ExpandedDistribution": Twin(None, _expanded),
+    "ExpandedDistribution": Twin(None, _expanded, wrapped="base_dist"),
     "LeftCensoredDistribution": Twin(None, _censored),
     "RightCensoredDistribution": Twin(None, _censored),
 }
@@ -377,8 +391,8 @@ _TFP: Mapping[str, Twin] = {
     "ExpRelaxedOneHotCategorical": _odds(ExpRelaxedOneHotCategorical, "temperature"),
     "MixtureSameFamily": _mixture("mixture_distribution", "components_distribution"),
     "Independent": _independent("distribution"),
-    "BatchBroadcast": Twin(None, _batch_broadcast),
-    "Sample": Twin(None, _repeated),
+    "BatchBroadcast": Twin(None, _batch_broadcast, wrapped="distribution"),
+    "Sample": Twin(None, _repeated, wrapped="distribution"),
 }
 
 _DISTRAX: Mapping[str, Twin] = {

@@ -1,5 +1,6 @@
 """Orders of items, as rows of one-hot vectors: permutations, and the first k of them."""
 
+import functools
 import itertools
 import math
 
@@ -103,20 +104,23 @@ class PlackettLuce(Distribution):
 
     def mean(self) -> jax.Array:
         """The probability of each item to be drawn as number r, shape (..., k, n), for n <= 12."""
-        rows = [jnp.exp(_choice(self._log_odds(), left)) for left in self._left("mean")]
-        joint = [p[..., None] * row for p, row in zip(self._before(), rows, strict=True)]
-        return jnp.stack([jnp.sum(p, axis=-2) for p in joint], axis=-2).astype(self.logits.dtype)
+        choices = jnp.exp(_choice(self._log_odds(), self._left("mean")))
+        joint = self._before()[..., None] * choices
+        rows = [
+            jnp.sum(joint[..., sets, :], axis=-2)
+            for sets in _by_size(self.logits.shape[-1], self.k)
+        ]
+        return jnp.stack(rows, axis=-2).astype(self.logits.dtype)
 
     def entropy(self) -> jax.Array:
         """In nats, shape (...,), for n <= 12."""
-        l = self._log_odds()
-        rows = [surprise(_choice(l, left)) for left in self._left("entropy")]
-        return self._summed(rows).astype(self.logits.dtype)
+        surprises = surprise(_choice(self._log_odds(), self._left("entropy")))
+        return self._summed(surprises).astype(self.logits.dtype)
 
     def _relative_entropy(self, other: "PlackettLuce") -> jax.Array:
         l, others = self._log_odds(), other._log_odds()
         left = self._left("kl_divergence")
-        finite = self._summed([divergence(_choice(l, x), _choice(others, x)) for x in left])
+        finite = self._summed(divergence(_choice(l, left), _choice(others, left)))
         return jnp.where(jnp.any(excludes(others, l), axis=-1), jnp.inf, finite)
 
     # ---- The noise that is sorted ------------------------------------------------------------
@@ -198,8 +202,8 @@ class PlackettLuce(Distribution):
 
     # ---- Sums over what was drawn before -----------------------------------------------------
 
-    def _left(self, what: str) -> list[jax.Array]:
-        """For each row, which items each set of earlier ones has left: shape (..., sets, n)."""
+    def _left(self, what: str) -> jax.Array:
+        """Which items each set of earlier ones has left, shape (..., sets, n): of 0, then 1, ..."""
         n = self.logits.shape[-1]
         if n > _MOST_SUMMED:
             raise ValueError(
@@ -207,25 +211,16 @@ class PlackettLuce(Distribution):
                 "over all their subsets. Average draws, or for the entropy -log_prob of draws, by "
                 "an estimator that needs no mean: score_function or rebar."
             )
-        sets = [_without(n, r) for r in range(self.k)]
-        return [jnp.broadcast_to(x, (*self.logits.shape[:-1], *x.shape)) for x in sets]
+        left = np.concatenate([_without(n, r) for r in range(self.k)])
+        return jnp.broadcast_to(left, (*self.logits.shape[:-1], *left.shape))
 
-    def _before(self) -> list[jax.Array]:
-        """For each row, the probability that the earlier ones are this set: shape (..., sets)."""
-        l, n = self._log_odds(), self.logits.shape[-1]
-        masses = [jnp.ones((*l.shape[:-1], 1), l.dtype)]
-        for r, left in enumerate(self._left("mean")[:-1]):
-            joint = masses[-1][..., None] * jnp.exp(_choice(l, left))
-            masses.append(jnp.sum(joint[..., _earlier(n, r + 1), _members(n, r + 1)], axis=-1))
-        return masses
+    def _before(self) -> jax.Array:
+        """The probability of each set to be that of the earlier ones: shape (..., sets)."""
+        return _masses(jnp.exp(_choice(self._log_odds(), self._left("mean"))), self.k)
 
-    def _summed(self, rows: list[jax.Array]) -> jax.Array:
+    def _summed(self, rows: jax.Array) -> jax.Array:
         """The mean of the sum over rows, of what is given for each earlier set and each item."""
-        total = jnp.zeros(self.logits.shape[:-1], rows[0].dtype)
-        for p, row in zip(self._before(), rows, strict=True):
-            of_sets = jnp.sum(row, axis=-1)
-            total = total + jnp.sum(p * of_sets, axis=-1)
-        return total
+        return jnp.sum(self._before() * jnp.sum(rows, axis=-1), axis=-1)
 
 
 # The logarithm of a time that is not to be waited for, and of one before all others.
@@ -266,6 +261,26 @@ def _choice(l: jax.Array, left: jax.Array) -> jax.Array:
     some = jnp.any(possible, axis=-1, keepdims=True)
     y = jnp.where(some, jnp.where(possible, l, -jnp.inf), 0)
     return jnp.where(possible, jax.nn.log_softmax(y, axis=-1), -jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _masses(choices: jax.Array, k: int) -> jax.Array:
+    """The probabilities of sets, given those of each item to follow each: shape (..., sets).
+
+    Compiled together, as each size has shapes of its own.
+    """
+    n = choices.shape[-1]
+    masses = [jnp.ones_like(choices[..., 0, :1])]
+    for size, sets in enumerate(_by_size(n, k)[:-1], start=1):
+        joint = masses[-1][..., None] * choices[..., sets, :]
+        masses.append(jnp.sum(joint[..., _earlier(n, size), _members(n, size)], axis=-1))
+    return jnp.concatenate(masses, axis=-1)
+
+
+def _by_size(n: int, k: int) -> list[slice]:
+    """Where the sets of 0, 1, ... and k - 1 of n items are."""
+    ends = np.cumsum([math.comb(n, size) for size in range(k)]).tolist()
+    return [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
 
 
 def _sets(n: int, size: int) -> list[tuple[int, ...]]:

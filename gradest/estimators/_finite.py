@@ -64,7 +64,7 @@ class Finite(NamedTuple):
 
     def draws(self, choices: jax.Array) -> jax.Array:
         """Joint draws, from the number of each element's value along the last axis."""
-        return self.values[choices].reshape((*choices.shape[:-1], *self.shape))
+        return _mesh.rows(self.values, choices).reshape((*choices.shape[:-1], *self.shape))
 
     def most_probable(self, num: int) -> tuple[jax.Array, jax.Array]:
         """`num` joint draws of the highest probability, as `choices`, and their log-probabilities.
@@ -133,8 +133,8 @@ def _search(log_probs: jax.Array, num: int, noise: jax.Array | None) -> tuple[ja
         scores = of_children if gumbel is None else _below(score, of_children + gumbel)
         best, index = jax.lax.top_k(scores.reshape(-1), num)
         parent, value = index // num_values, index % num_values
-        choices = choices[parent].at[:, i].set(value.astype(choices.dtype))
-        return (best, of_children.reshape(-1)[index], choices), None
+        choices = _mesh.rows(choices, parent).at[:, i].set(value.astype(choices.dtype))
+        return (best, _mesh.rows(of_children.reshape(-1), index), choices), None
 
     rows = (jnp.arange(n), log_probs, noise)
     start, _ = _mesh.varying_alike((score, score, choices), rows)
