@@ -62,6 +62,41 @@ def test_log_probabilities_are_scipys(name, x64):
     np.testing.assert_allclose(np.exp(got).sum(axis=0), 1, rtol=1e-10)
 
 
+RARE_ODDS = [[-15.0, -40.0]]
+#: The log-probability of 0, and parameters with which anything else is rare.
+RARE = {
+    "Poisson": (lambda rate: -rate, ([1e-6, 1e-15],)),
+    "Geometric": (lambda l: -jax.nn.softplus(-l), ([15.0, 40.0],)),
+    "Binomial": (
+        lambda n, l: -n.astype(float) * jax.nn.softplus(l),
+        ([[1], [30]], RARE_ODDS),
+    ),
+    "NegativeBinomial": (lambda r, l: -r * jax.nn.softplus(l), ([[0.5], [30.0]], RARE_ODDS)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_outcome_that_is_all_but_certain(name, x64):
+    """Its log-probability, its score and the derivative of that are small, with all digits."""
+    exact, parameters = RARE[name]
+
+    def derivatives(log_p, parameters):
+        total = lambda p: jnp.sum(log_p(*p))
+        slopes = lambda p: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(grad(total)(p)))
+        return log_p(*parameters), grad(total)(parameters), grad(slopes)(parameters)
+
+    given = [as_leaf(p, jnp.float32) for p in parameters]
+    wide = [p.astype(float) if p.dtype == jnp.float32 else p for p in given]
+    want = derivatives(exact, wide)
+    laws = [lambda *p: KINDS[name](*p).log_prob(0)]
+    if name == "Binomial":
+        laws.append(lambda n, l: Binomial(n, -l).log_prob(n))
+    for log_p in laws:
+        got = derivatives(log_p, given)
+        for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(g, w, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_impossible_counts(name):
     dist, x = make(name), jnp.array([[-1.0], [-3.0], [0.5]])

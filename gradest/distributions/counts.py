@@ -1,10 +1,12 @@
 """Distributions of counts: draws are integers, which no gradient flows through."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
@@ -14,7 +16,7 @@ from .._numerics import in_compute_dtype, least_probability, sigmoid
 from ._implicit import implicit, per_lane
 from ._information import OfBinomial, OfGeometric, OfNegativeBinomial, OfPoisson
 from ._log_gamma import by_stirling, log_gamma
-from ._special import STIRLING, log_beta, log_ratio, simplex_log_density
+from ._special import STIRLING, digamma_remainder, log_beta, log_ratio, simplex_log_density
 from .base import (
     Distribution,
     Shape,
@@ -91,7 +93,9 @@ class Poisson(OfPoisson, Distribution):
         never = rate == 0
         some = jnp.where(never, 1, rate)
         log_rate = jnp.where(never, -jnp.inf, jnp.log(some))
-        direct = weighted(x, log_rate, never) - rate - gammaln(x + 1)
+        # That of 0! and 1! is 0, and no rounding of it, which would be more than a small rate.
+        log_factorial = jnp.where(x < 2, 0, gammaln(x + 1))
+        direct = weighted(x, log_rate, never) - rate - log_factorial
         # As a function of the rate it is a Gamma density, which loses no digits at large counts.
         n = jnp.maximum(x, STIRLING)
         log_p = jnp.where(
@@ -256,7 +260,7 @@ class Binomial(OfBinomial, _Logits):
         n = align(x, self.total_count.astype(x.dtype))[1]
         failures = jnp.where((x >= 0) & (x <= n), n - x, 0)
         x = jnp.where(x <= n, x, -1)
-        log_p = _binary(jnp.maximum(x, 0), failures, logits) - jnp.log1p(n)
+        log_p = _binary(jnp.maximum(x, 0), failures, logits)
         return _on_counts(x, log_p, self.logits.dtype)
 
     def weak_derivative(
@@ -330,7 +334,7 @@ class NegativeBinomial(OfNegativeBinomial, _Logits):
         r = align(x, *in_compute_dtype(self.total_count))[1]
         # (x + r - 1)! / (x! (r - 1)!) = r / (x + r) times (x + r)! / (x! r!).
         x = jnp.where(x >= 0, x, -1)
-        log_p = _binary(jnp.maximum(x, 0), r, logits) - log_ratio(x + r, r) - jnp.log1p(x + r)
+        log_p = _binary(jnp.maximum(x, 0), r, logits) - log_ratio(x + r, r)
         return _on_counts(x, log_p, self.logits.dtype)
 
     def weak_derivative(
@@ -402,15 +406,39 @@ def _with_counts(x: ArrayLike, parameter: jax.Array) -> list[jax.Array]:
     return align(jnp.asarray(x, parameter.dtype), parameter)
 
 
+@jax.custom_jvp
 def _binary(x: jax.Array, y: jax.Array, logits: jax.Array) -> jax.Array:
-    """log (x + y + 1)! / (x! y!) p^x q^y, which in p is a Beta density."""
+    """log (x + y)! / (x! y!) p^x q^y, which in p is of the form of a Beta density."""
     (log_p, never), (log_q, always) = _log_sigmoid(logits), _log_sigmoid(-logits)
-    certain = never | always
+    # An infinite logarithm of weight 0 counts for nothing.
+    powers = weighted(x, log_p, never, y, log_q, always)
+    certain, alone = never | always, (x == 0) | (y == 0)
     logs = jnp.where(certain[..., None], -1, jnp.stack([log_p, log_q], -1))
     density = simplex_log_density(logs, jnp.stack([x + 1, y + 1], -1))
-    # An infinite logarithm of weight 0 counts for nothing.
-    edge = -log_beta(x + 1, y + 1) + weighted(x, log_p, never, y, log_q, always)
-    return jnp.where(certain, edge, density)
+    product = jnp.where(certain, powers - log_beta(x + 1, y + 1), density) - jnp.log1p(x + y)
+    # There is one way to have none of either kind, however close its probability is to 1.
+    return jnp.where(alone, powers, product)
+
+
+def _binary_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """That in the logits has its digits in this form only, which is small where x or y is 0."""
+    (x, y, l), (dx, dy, dl) = primals, tangents
+    slope = jnp.zeros_like(l)
+    if not isinstance(dl, SymbolicZero):
+        slope += (x * jax.nn.sigmoid(-l) - y * jax.nn.sigmoid(l)) * dl
+    for count, others, moved, log_p in ((x, y, dx, l), (y, x, dy, -l)):
+        if not isinstance(moved, SymbolicZero):
+            slope += (_slope_of_choices(count, others) + jax.nn.log_sigmoid(log_p)) * moved
+    return _binary(*primals), slope
+
+
+_binary.defjvp(_binary_jvp, symbolic_zeros=True)
+
+
+def _slope_of_choices(x: jax.Array, y: jax.Array) -> jax.Array:
+    """digamma(x + y + 1) - digamma(x + 1), which is 0 where y is."""
+    apart = digamma_remainder(x + y + 1) - digamma_remainder(x + 1)
+    return jnp.log1p(y / (x + 1)) + apart
 
 
 def _log_sigmoid(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
