@@ -83,6 +83,8 @@ def like(x: Any, kind: Any) -> Any:
 
 def repeated(x: jax.Array, lanes: jax.Array, axis: int) -> jax.Array:
     """`x` as often as `lanes` has elements along `axis`, and spread as those are."""
+    # It may be a literal of a program, a number that is no array.
+    x = jnp.asarray(x)
     copies = jnp.broadcast_to(x, (lanes.shape[axis], *x.shape))
     if not _sharded(lanes):
         return copies

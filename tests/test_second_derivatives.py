@@ -240,3 +240,64 @@ def test_forward_mode():
     draw = lambda logit: bit(score, key, logit)
     with pytest.raises(ge.UnestimatedGradientError, match="score_function: its draw"):
         jax.jit(lambda logit: jax.jvp(draw, (logit,), (1.0,)))(0.3)
+
+
+EVEN = {
+    "Bernoulli": lambda l: dists.Bernoulli(l).log_prob(1.0),
+    "Geometric": lambda l: dists.Geometric(l).log_prob(2),
+    "Binomial": lambda l: dists.Binomial(jnp.array(3), l).log_prob(1),
+    "NegativeBinomial": lambda l: dists.NegativeBinomial(2.0, l).log_prob(1),
+    "entropy": lambda l: dists.Bernoulli(l).entropy(),
+    "Subset": lambda l: dists.Subset(jnp.stack([l, 0 * l, l]), 1).log_prob(jnp.eye(3)[0]),
+}
+
+
+@pytest.mark.parametrize("name", EVEN)
+def test_of_even_odds_in_a_scan(name):
+    """Logits of exactly 0, of which a scan forgets the rule of `jax.nn.log_sigmoid`."""
+
+    def scanned(p):
+        # What is known before the loop is not in it.
+        step = lambda c, _: (0.5 + 0 * c, EVEN[name](p - c))
+        return jnp.sum(jax.lax.scan(step, jnp.full((), 0.5), None, length=3)[1])
+
+    twice = jax.jit(lambda p: (jax.grad(jax.grad(scanned))(p), jax.hessian(scanned)(p)))
+    exact = 3 * jax.grad(jax.grad(EVEN[name]))(0.0)
+    if name == "Subset":
+        # Its own sum is a scan: here the probability by itself, e^l / (2 e^l + 1).
+        exact = 3 * -2 / 9
+    np.testing.assert_allclose(twice(jnp.float32(0.5)), exact, rtol=1e-5)
+
+
+def test_of_equal_logits_of_a_subset():
+    """Against those of an array of all subsets."""
+    l = jnp.zeros(4)
+    dist = dists.Subset(l, 2)
+    x = dist.enumerate_support()
+
+    def by_sums(l):
+        log_p = jax.nn.log_softmax(x @ l)
+        p = jnp.exp(log_p)
+        return log_p[0], -jnp.sum(p * log_p), (p @ x)[0]
+
+    def of(l):
+        law = dists.Subset(l, 2)
+        return law.log_prob(x[0]), law.entropy(), law.mean()[0]
+
+    for got, want in zip(jax.jit(jax.hessian(of))(l), jax.hessian(by_sums)(l), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("law", [lambda: dists.Poisson(2.0), lambda: dists.Binomial(3, 0.4)])
+def test_a_law_of_constants_in_a_scan_under_vmap(law):
+    """Its parameters are literals of the program, which are no arrays."""
+
+    @ge.expectation
+    def loss(w, key):
+        draw = lambda c, key: (c + w * ge.score_function()(key, law()).astype(float), None)
+        return jax.lax.scan(draw, 0.0, jax.random.split(key, 2))[0]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    one_by_one = [jax.grad(loss)(1.0, key) for key in keys]
+    got = jax.vmap(jax.grad(loss), (None, 0))(1.0, keys)
+    np.testing.assert_allclose(got, jnp.stack(one_by_one), rtol=1e-6)

@@ -69,6 +69,32 @@ def magic(log_prob: jax.Array) -> jax.Array:
     return magic_p.bind(log_prob)
 
 
+# The logarithm of a sigmoid. `jax.nn.log_sigmoid` is a custom_jvp function, and a scan that has
+# forgotten its rule takes the second derivative at 0 for 0.
+log_sigmoid_p = core.Primitive("gradest_log_sigmoid")
+log_sigmoid_p.def_impl(jax.nn.log_sigmoid)
+log_sigmoid_p.def_abstract_eval(lambda aval: aval)
+mlir.register_lowering(log_sigmoid_p, mlir.lower_fun(jax.nn.log_sigmoid, multiple_results=False))
+ad.defjvp(log_sigmoid_p, lambda tangent, x: tangent * jax.lax.logistic(-x))
+batching.defvectorized(log_sigmoid_p)
+
+
+def log_sigmoid(x: jax.Array) -> jax.Array:
+    """-log(1 + exp(-x)), whose derivatives of every order are right in scans too."""
+    return log_sigmoid_p.bind(x)
+
+
+def softplus(x: jax.Array) -> jax.Array:
+    """log(1 + exp(x)), with derivatives as those of `log_sigmoid`."""
+    return -log_sigmoid(-x)
+
+
+def log_sum(a: jax.Array, b: jax.Array) -> jax.Array:
+    """log(exp(a) + exp(b)) of finite numbers, with derivatives as those of `log_sigmoid`."""
+    first = a >= b
+    return jnp.where(first, a, b) + softplus(jnp.where(first, b - a, a - b))
+
+
 # The draw that is its first operand, whose derivative in the other ones, the leaves of a tree, is
 # `rule(draw, tree, tangents)`.
 implicit_p = core.Primitive("gradest_implicit")

@@ -32,6 +32,7 @@ UNARY: Mapping[str, Callable[[Any], Any]] = {
     **{name: getattr(np, name) for name in ("cbrt", "sign", "floor", "ceil", "square", "abs")},
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "logistic": lambda x: 1 / (1 + np.exp(-x)),
+    "gradest_log_sigmoid": lambda x: -np.logaddexp(0, -x),
     "is_finite": np.isfinite,
     "signbit": np.signbit,
     "not": np.logical_not,

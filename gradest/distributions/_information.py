@@ -14,7 +14,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import gammaln
 
 from .. import _mesh, _numerics
-from .._derivatives.primitives import weighted
+from .._derivatives.primitives import log_sigmoid, softplus, weighted
 from .._numerics import sigmoid
 from ._derived import dtype_of, wide
 from ._implicit import bounded_exp
@@ -363,24 +363,22 @@ class OfGeometric(Information):
         # log(1 + x) / x at odds x, which is 1 where they are small.
         rare = safe < math.log(float(jnp.finfo(l.dtype).eps))
         likely = jnp.where(rare, 0, safe)
-        of_failures = jnp.where(rare, 1, jax.nn.softplus(likely) * jnp.exp(-likely))
-        h = jax.nn.softplus(-safe) + of_failures
+        of_failures = jnp.where(rare, 1, softplus(likely) * jnp.exp(-likely))
+        h = softplus(-safe) + of_failures
         return jnp.where(certain, jax.lax.stop_gradient(jnp.maximum(-l, 0)), h)
 
     def _relative_entropy(self: Any, other: Any) -> jax.Array:
         l, others = self.logits, other.logits
         inner = jnp.isfinite(l) & jnp.isfinite(others)
         p, q = (jnp.where(inner, x, 0) for x in (l, others))
-        success = excess(jax.nn.log_sigmoid(q) - jax.nn.log_sigmoid(p))
+        success = excess(log_sigmoid(q) - log_sigmoid(p))
         # By its logarithm: the mean number of failures, exp(-p), may be infinite where that is 0.
-        d = jax.nn.softplus(p) - jax.nn.softplus(q)
+        d = softplus(p) - softplus(q)
         far = d > 60
         failure = excess(jnp.where(far, 1, d))
         some = far | (failure > 0)
         log_failure = jnp.where(far, d, jnp.log(jnp.where(failure > 0, failure, 1)))
         failures = jnp.where(some, jnp.exp(jnp.where(some, log_failure - p, 0)), 0)
         # Of the laws that leave nothing to chance each is another one.
-        edge = jnp.where(
-            l == others, 0, jnp.where(jnp.isposinf(l), jax.nn.softplus(-others), jnp.inf)
-        )
+        edge = jnp.where(l == others, 0, jnp.where(jnp.isposinf(l), softplus(-others), jnp.inf))
         return jnp.where(inner, success + failures, edge)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _random
+from .._derivatives.primitives import log_sigmoid
 from .._numerics import below_top, compute_dtype, in_compute_dtype, sigmoid, softmax, tempered
 from ._derived import rebuilt
 from .base import Distribution
@@ -100,7 +101,7 @@ class Sign(Thresholds):
 
     def _outcomes(self) -> tuple[jax.Array, jax.Array]:
         l = self.logits.astype(compute_dtype(self.logits.dtype))
-        log_probs = jnp.stack([jax.nn.log_sigmoid(-l), jax.nn.log_sigmoid(l)], axis=-1)
+        log_probs = jnp.stack([log_sigmoid(-l), log_sigmoid(l)], axis=-1)
         return log_probs, jnp.stack([sigmoid(-l), sigmoid(l)], axis=-1)
 
     def _log_odds(self) -> jax.Array:

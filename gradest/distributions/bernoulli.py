@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._derivatives.primitives import weighted
+from .._derivatives.primitives import log_sigmoid, softplus, weighted
 from .._numerics import in_compute_dtype, least_probability, sigmoid, tempered
 from ._implicit import inside
 from ._information import OfOutcomes
@@ -123,7 +123,7 @@ class Bernoulli(OfOutcomes, Sign):
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise, linear in `x` between 0 and 1 (minus the binary cross-entropy)."""
         x, logits = align_wide(x, self.logits)
-        log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+        log_p, log_q = log_sigmoid(logits), log_sigmoid(-logits)
         # Where an outcome is impossible is read from the logits: its log-probability is then not
         # needed for a derivative alone.
         never, always = logits == -jnp.inf, logits == jnp.inf
@@ -175,7 +175,7 @@ class _Relaxed(Distribution):
         """Of y = logit(x)."""
         y, logits, temperature = align_wide(y, self.logits, self.temperature)
         d = logits - temperature * y
-        return jnp.log(temperature) + d - 2 * jax.nn.softplus(d)
+        return jnp.log(temperature) + d - 2 * softplus(d)
 
 
 class RelaxedBernoulli(_Relaxed):
@@ -214,7 +214,7 @@ class RelaxedBernoulli(_Relaxed):
         return _inner_sigmoid(self.logits.dtype, u)
 
     def _log_prob_unrounded(self, u: jax.Array) -> jax.Array:
-        log_p = self._log_density(u) - jax.nn.log_sigmoid(u) - jax.nn.log_sigmoid(-u)
+        log_p = self._log_density(u) - log_sigmoid(u) - log_sigmoid(-u)
         return log_p.astype(self.logits.dtype)
 
 

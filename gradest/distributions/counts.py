@@ -11,7 +11,7 @@ from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._derivatives.primitives import weighted
+from .._derivatives.primitives import log_sigmoid, softplus, weighted
 from .._numerics import in_compute_dtype, least_probability, sigmoid
 from ._implicit import implicit, per_lane
 from ._information import OfBinomial, OfGeometric, OfNegativeBinomial, OfPoisson
@@ -169,12 +169,12 @@ class Geometric(OfGeometric, _Logits):
         full, (logits,) = (*shape, *self.shape), in_compute_dtype(self.logits)
         # The integer part of an exponential variable of rate -log(1 - p).
         e = _random.noise(jax.random.exponential, key, full, logits.dtype)
-        return _geometric(*align(e, -jax.nn.log_sigmoid(-logits)))
+        return _geometric(*align(e, -log_sigmoid(-logits)))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Elementwise; -inf for a negative count."""
         x, logits = _with_counts(scored(self, x), self.logits)
-        log_p = weighted(x, *_log_sigmoid(-logits)) + jax.nn.log_sigmoid(logits)
+        log_p = weighted(x, *_log_sigmoid(-logits)) + log_sigmoid(logits)
         return _on_counts(x, log_p, self.logits.dtype)
 
     def weak_derivative(
@@ -362,7 +362,7 @@ class NegativeBinomial(OfNegativeBinomial, _Logits):
         first = x if coupled else self._sample(keys[0])
         # The size j of a cluster has the probability p^j / (-j log(1 - p)): a Geometric one, of
         # whose failures the probability is 1 - (1 - p)^u, u uniform (Kemp 1981).
-        clusters = jax.nn.softplus(l)
+        clusters = softplus(l)
         u = 1 - _random.noise(jax.random.uniform, keys[1], l.shape, l.dtype)
         rate = -jnp.log(-jnp.expm1(-u * clusters))
         size = 1 + _geometric(_random.exponential_like(keys[2], l), rate)
@@ -428,7 +428,7 @@ def _binary_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         slope += (x * jax.nn.sigmoid(-l) - y * jax.nn.sigmoid(l)) * dl
     for count, others, moved, log_p in ((x, y, dx, l), (y, x, dy, -l)):
         if not isinstance(moved, SymbolicZero):
-            slope += (_slope_of_choices(count, others) + jax.nn.log_sigmoid(log_p)) * moved
+            slope += (_slope_of_choices(count, others) + log_sigmoid(log_p)) * moved
     return _binary(*primals), slope
 
 
@@ -443,7 +443,7 @@ def _slope_of_choices(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _log_sigmoid(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Log-probability of what has these log-odds, and where that is impossible."""
-    return jax.nn.log_sigmoid(logits), jnp.isneginf(logits)
+    return log_sigmoid(logits), jnp.isneginf(logits)
 
 
 def _on_counts(x: jax.Array, log_p: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .. import _check, _random
-from .._derivatives.primitives import weighted
+from .._derivatives.primitives import log_sigmoid, log_sum, softplus, weighted
 from .._numerics import below_top, in_compute_dtype, tempered
 from ._information import excludes
 from .base import Distribution, Shape, align_wide, as_float, plain
@@ -133,15 +133,15 @@ class Subset(Distribution):
         (l,) = in_compute_dtype(self.logits)
 
         def of_choice(a: jax.Array) -> jax.Array:
-            return jax.nn.softplus(a) - a * jax.nn.sigmoid(a)
+            return softplus(a) - a * jax.nn.sigmoid(a)
 
         of_items = _expected(self.k, of_choice, _choices(l, self.k))
         return jnp.sum(of_items, axis=-1).astype(self.logits.dtype)
 
     def _relative_entropy(self, other: "Subset") -> jax.Array:
         def of_choice(a: jax.Array, b: jax.Array) -> jax.Array:
-            is_in = jax.nn.log_sigmoid(a) - jax.nn.log_sigmoid(b)
-            is_out = jax.nn.log_sigmoid(-a) - jax.nn.log_sigmoid(-b)
+            is_in = log_sigmoid(a) - log_sigmoid(b)
+            is_out = log_sigmoid(-a) - log_sigmoid(-b)
             return jax.nn.sigmoid(a) * is_in + jax.nn.sigmoid(-a) * is_out
 
         l, others = self.logits, other.logits
@@ -197,7 +197,7 @@ def _ratios(l: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
         w = w[..., None]
         possible = w > -jnp.inf
         safe = jnp.where(possible, w, 0)
-        more = jnp.logaddexp(ratios[..., 1:], safe) - jax.nn.softplus(safe - ratios[..., :-1])
+        more = log_sum(ratios[..., 1:], safe) - softplus(safe - ratios[..., :-1])
         new = jnp.concatenate([ratios[..., :1], more], axis=-1)
         return jnp.where(possible, new, ratios), ratios
 
