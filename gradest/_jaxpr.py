@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 from jax.extend import core
 
 
@@ -126,7 +127,7 @@ def draws_with_key(eqn: Any) -> bool:
     """Whether `eqn` is a draw by jax.random, with its first operand."""
     if eqn.primitive.name not in ("jit", "pjit") or not eqn.invars:
         return False
-    is_key = lambda atom: jax.dtypes.issubdtype(atom.aval.dtype, jax.dtypes.prng_key)
+    is_key = lambda atom: jnp.issubdtype(atom.aval.dtype, jax.dtypes.prng_key)
     info = getattr(eqn.params["jaxpr"].jaxpr, "debug_info", None)
     by_jax = _RANDOM in getattr(info, "func_src_info", "") and is_key(eqn.invars[0])
     return by_jax and not any(map(is_key, eqn.outvars))
