@@ -93,14 +93,18 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
 
 def is_of_jax(jaxpr: Any) -> bool:
     """Whether a function of JAX's or gradest's was staged, and not a user's of the same name."""
+    return file_of(jaxpr).startswith(_LIBRARIES)
+
+
+def file_of(jaxpr: Any) -> str:
+    """Of the function that was staged; empty if it is not known."""
     info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
-    source = getattr(info, "func_src_info", _JAX)
-    return any(library in source for library in _LIBRARIES)
+    return getattr(info, "func_filename", None) or ""
 
 
 _BINOMIAL = ("binomial", "_binomial")
 _JAX = os.path.dirname(jax.__file__) + os.sep
-_RANDOM = os.path.join(_JAX, "_src", "random.py")
+_RANDOM = os.path.join(_JAX, "_src", "random")  # a module, or from jax 0.12 on a package
 
 # Continuous draws that others are made of, with the ends of what they may be.
 _NOISE = {
@@ -128,8 +132,7 @@ def draws_with_key(eqn: Any) -> bool:
     if eqn.primitive.name not in ("jit", "pjit") or not eqn.invars:
         return False
     is_key = lambda atom: jnp.issubdtype(atom.aval.dtype, jax.dtypes.prng_key)
-    info = getattr(eqn.params["jaxpr"].jaxpr, "debug_info", None)
-    by_jax = _RANDOM in getattr(info, "func_src_info", "") and is_key(eqn.invars[0])
+    by_jax = file_of(eqn.params["jaxpr"]).startswith(_RANDOM) and is_key(eqn.invars[0])
     return by_jax and not any(map(is_key, eqn.outvars))
 
 

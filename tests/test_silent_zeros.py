@@ -190,7 +190,8 @@ def in_scan_with_a_site(draw):
     sampler = ge.score_function()
 
     def step(x, key):
-        return x + draw(key) * sampler(key, dists.Bernoulli(0.3)), None
+        key, of_site = jax.random.split(key)
+        return x + draw(key) * sampler(of_site, dists.Bernoulli(0.3)), None
 
     return lambda key: jax.lax.scan(step, jnp.float32(0), jax.random.split(key, 2))[0]
 

@@ -247,6 +247,4 @@ def compares_within(eqn: Any) -> bool:
 
 def is_of_library(closed: core.ClosedJaxpr) -> bool:
     """Whether a function of a library was staged, whose equations have its first caller's line."""
-    info = getattr(closed.jaxpr, "debug_info", None)
-    source = getattr(info, "func_filename", None) or getattr(info, "func_src_info", None)
-    return source is not None and _jaxpr.is_library_file(str(source))
+    return _jaxpr.is_library_file(_jaxpr.file_of(closed))
