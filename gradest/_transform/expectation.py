@@ -106,8 +106,8 @@ def expectation(
         never differentiated, and never averaged over samples: where the loss is evaluated once, as
         with draws by `score_function` with one sample and by pathwise samplers, it is that of the
         same run; else that of one run of the program with plain draws. Effects take place once,
-        but for those in what the loss needs at several points. Of several runs it has a leading
-        axis, a row of each, and effects are each run's own.
+        but for those after a draw whose cost is evaluated at several points: at each of them. Of
+        several runs it has a leading axis, a row of each, and effects are each run's own.
       num_samples: how many runs to average over, at least 1.
       baseline: None, or "leave_one_out", for at least 2 runs.
 
