@@ -109,7 +109,6 @@ _RANDOM = os.path.join(_JAX, "_src", "random")  # a module, or from jax 0.12 on 
 # Continuous draws that others are made of, with the ends of what they may be.
 _NOISE = {
     "_uniform": "between its operands",
-    "random_gamma": "positive",
     **dict.fromkeys(["_normal", "_normal_real", "_gumbel", "_logistic", "_laplace"], "any"),
     **dict.fromkeys(["_cauchy", "gradest_implicit"], "any"),
 }
@@ -121,6 +120,8 @@ def noise(eqn: Any) -> str | None:
     By jax.random, or by a distribution of gradest's where its derivative is implicit.
     """
     name = eqn.primitive.name
+    if name == "random_gamma":
+        return "any" if eqn.params["log_space"] else "positive"
     if name in ("jit", "pjit"):
         name = eqn.params["name"]
         return _NOISE.get(name) if name in _NOISE and is_of_jax(eqn.params["jaxpr"]) else None
@@ -136,13 +137,17 @@ def draws_with_key(eqn: Any) -> bool:
     return by_jax and not any(map(is_key, eqn.outvars))
 
 
-def is_estimators(eqn: Any) -> bool:
-    """Whether `eqn` was written by an estimator, gradest's or a user's, and not in the loss.
+def is_estimators(eqns: Iterable[Any]) -> bool:
+    """Whether an equation was written by an estimator, gradest's or a user's, not in the loss.
 
     Where a user draws from a distribution it stands in the loss.
+
+    Args:
+      eqns: the equation, and the calls, branches and loops that it is in, from the innermost out.
     """
     of_user = False
-    for file in itertools.takewhile(lambda file: file != _STAGING, files_of(eqn)):
+    in_loss = lambda eqn: itertools.takewhile(lambda file: file != _STAGING, files_of(eqn))
+    for file in itertools.chain.from_iterable(map(in_loss, eqns)):
         if not is_library_file(file):
             of_user = True
         elif file.startswith(_OWN) and not file.startswith(_SAMPLING):
@@ -178,8 +183,10 @@ def is_own(eqn: Any) -> bool:
 
 
 def files_of(eqn: Any) -> Iterable[str]:
-    """The files from which `eqn` was written, from the innermost function out."""
-    return (frame.file_name for frame in _frames(eqn))
+    """The files from which `eqn` was written, from the innermost function out to what is staged."""
+    # Older versions of JAX add who had it staged, which may have been for another call.
+    is_within = lambda frame: not frame.function_name.startswith("trace_to_jaxpr")
+    return (frame.file_name for frame in itertools.takewhile(is_within, _frames(eqn)))
 
 
 def is_library_file(file: str) -> bool:

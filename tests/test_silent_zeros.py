@@ -380,6 +380,7 @@ COMPARED = {
     "scale": lambda key, p: indicator(p * jax.random.laplace(key)),
     "truncated": lambda key, p: indicator(jax.random.truncated_normal(key, -p, 1.0)),
     "gamma": lambda key, p: indicator(jax.random.gamma(key, p)),
+    "chi-squared": lambda key, p: jax.random.chisquare(key, 3.0) > p,
     "rounding": lambda key, p: jnp.floor(2 * p + jax.random.uniform(key)),
     "order": lambda key, p: jnp.argsort(p * jnp.arange(3.0) + jax.random.normal(key, (3,)))[0],
     "branch": lambda key, p: jax.lax.cond(jax.random.uniform(key) < p, lambda: 1.0, lambda: 0.3),
@@ -524,6 +525,26 @@ def test_noise_in_a_draw_of_an_estimator_is_its_own(sampler, law):
         trace = jax.make_jaxpr(jax.grad(ge.expectation(functools.partial(loss, jumps=jumps))))
         messages = unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))  # noqa: B023
         assert any("made of the noise" in message for message in messages) == jumps
+
+
+@pytest.mark.parametrize("place", ["none", "jit", "checkpoint", "cond", "scan", "while_loop"])
+def test_noise_in_a_function_that_an_estimator_calls_is_its_own(place):
+    """Wherever it is staged, and whoever called it first."""
+    staged = jax.jit(lambda key, p: (jax.random.uniform(key) < p).astype(jnp.float32))
+    coin = lambda key, p: PLACES[place](lambda key: staged(key, p))(key)
+
+    def score_by_hand(key, bernoulli, cost):
+        p = jax.nn.sigmoid(bernoulli.logits)
+        x = coin(key, p)
+        value = cost(x)
+        return ge.attach_gradient(value, bernoulli, dists.Bernoulli(value * (x - p)))
+
+    bit = ge.Sampler("score by hand", estimate=score_by_hand)
+    by_estimator = lambda p, key: p**2 + bit.expect(key, dists.Bernoulli(p), jnp.square)
+    for loss in (raw_loss(coin), by_estimator, raw_loss(coin)):
+        trace = jax.make_jaxpr(jax.grad(ge.expectation(loss)))
+        messages = unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))  # noqa: B023
+        assert bool(messages) == (loss is not by_estimator)
 
 
 # ---- Draws of gradest's distributions without an estimator ----------------------------------

@@ -154,7 +154,7 @@ class Analysis(Walk):
         """The results of a jaxpr in `eqn`, walked."""
         trusted, outside = compares_within(eqn), self.path
         self.path = path
-        self.callers.append(eqn if is_of_library(jaxpr) else None)
+        self.callers.append((eqn, is_of_library(jaxpr)))
         self.trusted += trusted
         try:
             return self.run(jaxpr, ins, used)

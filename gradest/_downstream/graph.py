@@ -62,7 +62,8 @@ class Graph:
         self.beside: dict[Origin, Inputs] = {}
         self._num_values = 0
         self.path: tuple[Any, ...] = ()
-        self.callers: list[Any] = []  # the calls of a library's function that we are in, or None
+        # The equations that we are in, and whether each is a call of a library's function.
+        self.callers: list[tuple[Any, bool]] = []
         self.expanded: dict[Any, Any] = {}
         self.too_long: set[int] = set()
         self.unrolled = 0
@@ -173,7 +174,7 @@ class Graph:
 
     def line(self, eqn: Any) -> str:
         """The user's: of a library's function, which JAX stages once, that of its caller."""
-        lines = (_jaxpr.line_of(caller) for caller in self.callers if caller is not None)
+        lines = (_jaxpr.line_of(caller) for caller, of_library in self.callers if of_library)
         return next(filter(None, lines), None) or _jaxpr.line_of(eqn)
 
     # ---- For probes ------------------------------------------------------------------------

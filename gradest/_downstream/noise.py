@@ -25,7 +25,8 @@ class Noise(NamedTuple):
 
 def is_noise(graph: Graph, eqn: Any) -> bool:
     """Whether `eqn` draws it, and not for a draw of gradest's."""
-    return _jaxpr.noise(eqn) is not None and not _jaxpr.is_estimators(_outermost(graph, eqn))
+    within = [eqn, *(caller for caller, _ in reversed(graph.callers))]
+    return _jaxpr.noise(eqn) is not None and not _jaxpr.is_estimators(within)
 
 
 def noise(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
@@ -54,9 +55,6 @@ def noise(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
 
 def _line(graph: Graph, eqn: Any) -> str:
     """The user's, not that of another library which draws for them."""
-    return _jaxpr.line_of(_outermost(graph, eqn), _jaxpr.is_library_file) or graph.line(eqn)
-
-
-def _outermost(graph: Graph, eqn: Any) -> Any:
-    """The call of a library's function that `eqn` is in, which JAX stages once for all calls."""
-    return next((caller for caller in graph.callers if caller is not None), eqn)
+    # A library's function, which JAX stages once for all calls, has that of its first call.
+    outermost = next((caller for caller, of_library in graph.callers if of_library), eqn)
+    return _jaxpr.line_of(outermost, _jaxpr.is_library_file) or graph.line(eqn)

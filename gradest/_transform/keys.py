@@ -111,7 +111,7 @@ class _Walk:
                 self._draw(draw, number(bits), bits.aval.ndim - 1, arms, loops)
             elif _jaxpr.draws_with_key(eqn):
                 key, draw = eqn.invars[0], _User("jax.random", _jaxpr.line_of(eqn), False)
-                if not _jaxpr.is_estimators(eqn):
+                if not _jaxpr.is_estimators([eqn]):
                     self._draw(draw, number(key), key.aval.ndim, arms, loops)
             elif self._matters(eqn):
                 operands = list(map(number, eqn.invars))
