@@ -435,6 +435,19 @@ def test_comparison_with_noise_is_silent_where_nothing_is_missing(name):
 CONTINUOUS = {
     "dropout": lambda key, p: jnp.where(jax.random.bernoulli(key, 0.5), p, 0.0),
     "dropout by hand": lambda key, p: jnp.where(jax.random.uniform(key) < 0.5, p, 0.0),
+    "dropout before a kink": lambda key, p: jnp.sum(
+        jax.nn.leaky_relu(
+            jnp.where(
+                jax.random.uniform(key, (4,)) < 0.9,
+                p + jax.random.normal(jax.random.fold_in(key, 1), (4,)),
+                0.0,
+            )
+        )
+    ),
+    "dropped path before a kink": lambda key, p: jax.nn.leaky_relu(
+        jnp.floor(0.8 + jax.random.uniform(key))
+        * (p + jax.random.normal(jax.random.fold_in(key, 1)))
+    ),
     "relu": lambda key, p: jax.nn.relu(p + jax.random.normal(key)),
     "relu by where": lambda key, p: (lambda x: jnp.where(x > 0, x, 0.0))(
         p + jax.random.normal(key)

@@ -160,6 +160,9 @@ class Graph:
                 value.inputs *= value.flow > 0  # a rounding has no derivative
                 if not inputs and not value.jumps[value.key] & ~self.without_slope:
                     value.jumps = {o: d for o, d in value.jumps.items() if o != value.key}
+                    if not value.depends:
+                        # Such as a mask, which is not to change beside what a probe looks at.
+                        value.name, value.ins = "leaf", ()
         return value
 
     def _locate(self, eqn: Any, value: Value) -> None:
