@@ -75,7 +75,9 @@ log_sigmoid_p = core.Primitive("gradest_log_sigmoid")
 log_sigmoid_p.def_impl(jax.nn.log_sigmoid)
 log_sigmoid_p.def_abstract_eval(lambda aval: aval)
 mlir.register_lowering(log_sigmoid_p, mlir.lower_fun(jax.nn.log_sigmoid, multiple_results=False))
-ad.defjvp(log_sigmoid_p, lambda tangent, x: tangent * jax.lax.logistic(-x))
+# By lax alone, since a loss is traced with it at every draw.
+_slope = lambda dx, x: jax.lax.mul(dx, jax.lax.logistic(jax.lax.neg(x)))
+ad.defjvp(log_sigmoid_p, _slope)
 batching.defvectorized(log_sigmoid_p)
 
 
