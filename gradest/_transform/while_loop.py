@@ -259,7 +259,7 @@ mlir.register_lowering(_in_all_lanes_p, lambda ctx, x: [x])
 
 def _batch_in_all_lanes(args: Sequence[Any], dims: Sequence[Any]) -> Any:
     (x,), (dim,) = args, dims
-    return _in_all_lanes(jnp.all(x, axis=dim)), batching.not_mapped
+    return _in_all_lanes(jnp.all(x, axis=dim)), None
 
 
 batching.primitive_batchers[_in_all_lanes_p] = _batch_in_all_lanes

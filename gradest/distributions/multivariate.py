@@ -126,6 +126,7 @@ class MultivariateNormal(OfMultivariateNormal, _Vectors):
         noise, loc = align_wide(e, self.loc)
         factor = _numerics.lower(self.scale_tril).astype(loc.dtype)
         factor = jnp.broadcast_to(factor, (*noise.shape, noise.shape[-1]))
+        noise = _mesh.like(noise, jax.typeof(loc))
         return Shifted(loc, jnp.einsum("...ij,...j->...i", factor, noise))
 
     def _log_prob_unrounded(self, u: Shifted) -> jax.Array:
@@ -284,6 +285,7 @@ class LowRankMultivariateNormal(OfLowRankNormal, _Vectors):
     def _made_of(self, z: jax.Array, noise: jax.Array) -> Shifted:
         noise, loc, diag = align_wide(noise, self.loc, self.cov_diag)
         factor = self.cov_factor.astype(loc.dtype)
+        z = _mesh.like(z, jax.typeof(loc))
         low_rank = jnp.einsum("...ij,...j->...i", *_of_rank(factor, z))
         return Shifted(loc, low_rank + jnp.sqrt(diag) * noise)
 
