@@ -76,8 +76,8 @@ log_sigmoid_p.def_impl(jax.nn.log_sigmoid)
 log_sigmoid_p.def_abstract_eval(lambda aval: aval)
 mlir.register_lowering(log_sigmoid_p, mlir.lower_fun(jax.nn.log_sigmoid, multiple_results=False))
 # By lax alone, since a loss is traced with it at every draw.
-_slope = lambda dx, x: jax.lax.mul(dx, jax.lax.logistic(jax.lax.neg(x)))
-ad.defjvp(log_sigmoid_p, _slope)
+_of_log_sigmoid = lambda dx, x: jax.lax.mul(dx, jax.lax.logistic(jax.lax.neg(x)))
+ad.defjvp(log_sigmoid_p, _of_log_sigmoid)
 batching.defvectorized(log_sigmoid_p)
 
 
