@@ -1,23 +1,16 @@
-"""gradest's primitives, and all that depends on JAX's version.
+"""The constructs of a jaxpr, whose names and parameters depend on JAX's version.
 
-A cost-based draw is one equation of `sample_p` in the staged program, `gradest.cost` one of
-`cost_p`; `magic_p` passes on the derivative of a log-probability, `implicit_p` that of a draw that
-keeps its quantile; `evaluation_p` marks what is to be counted. What other constructs of a jaxpr
-mean is read here, and nowhere else.
+What a call, a branch or a loop of JAX's means is read here, and nowhere else.
 """
 
 import dataclasses
 import functools
-import itertools
 import operator
-import os
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.core
-import jax.numpy as jnp
 from jax.extend import core
 
 
@@ -54,144 +47,6 @@ def with_jaxprs(eqn: Any, change: Callable[[core.Jaxpr], core.Jaxpr]) -> Any:
     params = {name: changed(value) for name, value in eqn.params.items()}
     same = all(params[name] is value for name, value in eqn.params.items())
     return eqn if same else eqn.replace(params=params)
-
-
-# jax.random's discrete families that are calls of their own in a jaxpr.
-_DISCRETE_CALLS = {
-    f"_{name}": f"jax.random.{name}" for name in ("bernoulli", "poisson", "geometric")
-}
-
-
-def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
-    """The name of the discrete draw without an estimator that `eqn` is, if it is one.
-
-    Calls of its own are told by name, `categorical` as the argmax (without replacement: top_k) of
-    a sum with Gumbel noise and `binomial` as a loop that was written in it. Integer draws of
-    gradest's distributions bear a mark.
-
-    Args:
-      eqn: an equation.
-      defined_by: the equation that defines each variable of the jaxpr.
-    """
-    kind, name = eqn.primitive.name, eqn.params.get("name")
-    if kind == "gradest_drawn":
-        return name
-    if kind in ("jit", "pjit"):
-        return _DISCRETE_CALLS.get(name) if is_of_jax(eqn.params["jaxpr"]) else None
-    if kind in ("argmax", "top_k"):
-        for noisy in filter(None, map(defined_by.get, variables(eqn))):
-            terms = filter(None, map(defined_by.get, variables(noisy)))
-            if noisy.primitive.name == "add" and any(
-                term.params.get("name") == "_gumbel" for term in terms
-            ):
-                return "jax.random.categorical"
-    of_jax = (f for f in _frames(eqn) if f.file_name.startswith(_JAX))
-    if kind == "while" and any(f.function_name in _BINOMIAL for f in of_jax):
-        return "jax.random.binomial"
-    return None
-
-
-def is_of_jax(jaxpr: Any) -> bool:
-    """Whether a function of JAX's or gradest's was staged, and not a user's of the same name."""
-    return file_of(jaxpr).startswith(_LIBRARIES)
-
-
-def file_of(jaxpr: Any) -> str:
-    """Of the function that was staged; empty if it is not known."""
-    info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
-    return getattr(info, "func_filename", None) or ""
-
-
-_BINOMIAL = ("binomial", "_binomial")
-_JAX = os.path.dirname(jax.__file__) + os.sep
-_RANDOM = os.path.join(_JAX, "_src", "random")  # a module, or from jax 0.12 on a package
-
-# Continuous draws that others are made of, with the ends of what they may be.
-_NOISE = {
-    "_uniform": "between its operands",
-    **dict.fromkeys(["_normal", "_normal_real", "_gumbel", "_logistic", "_laplace"], "any"),
-    **dict.fromkeys(["_cauchy", "gradest_implicit"], "any"),
-}
-
-
-def noise(eqn: Any) -> str | None:
-    """Where a continuous draw without an estimator may be, if `eqn` is one; else None.
-
-    By jax.random, or by a distribution of gradest's where its derivative is implicit.
-    """
-    name = eqn.primitive.name
-    if name == "random_gamma":
-        return "any" if eqn.params["log_space"] else "positive"
-    if name in ("jit", "pjit"):
-        name = eqn.params["name"]
-        return _NOISE.get(name) if name in _NOISE and is_of_jax(eqn.params["jaxpr"]) else None
-    return _NOISE.get(name)
-
-
-def draws_with_key(eqn: Any) -> bool:
-    """Whether `eqn` is a draw by jax.random, with its first operand."""
-    if eqn.primitive.name not in ("jit", "pjit") or not eqn.invars:
-        return False
-    is_key = lambda atom: jnp.issubdtype(atom.aval.dtype, jax.dtypes.prng_key)
-    by_jax = file_of(eqn.params["jaxpr"]).startswith(_RANDOM) and is_key(eqn.invars[0])
-    return by_jax and not any(map(is_key, eqn.outvars))
-
-
-def is_estimators(eqns: Iterable[Any]) -> bool:
-    """Whether an equation was written by an estimator, gradest's or a user's, not in the loss.
-
-    Where a user draws from a distribution it stands in the loss.
-
-    Args:
-      eqns: the equation, and the calls, branches and loops that it is in, from the innermost out.
-    """
-    of_user = False
-    in_loss = lambda eqn: itertools.takewhile(lambda file: file != _STAGING, files_of(eqn))
-    for file in itertools.chain.from_iterable(map(in_loss, eqns)):
-        if not is_library_file(file):
-            of_user = True
-        elif file.startswith(_OWN) and not file.startswith(_SAMPLING):
-            return not of_user or file == _SAMPLER  # which calls a user's estimator, but no cost
-    return False
-
-
-def _frames(eqn: Any) -> Iterable[Any]:
-    return getattr(getattr(eqn.source_info, "traceback", None), "frames", None) or ()
-
-
-def is_jax_or_own_file(file: str) -> bool:
-    """Whether a file is one of JAX's or gradest's."""
-    return file.startswith(_LIBRARIES)
-
-
-def line_of(eqn: Any, is_skipped: Callable[[str], bool] = is_jax_or_own_file) -> str:
-    """Where in the user's code `eqn` was written, as ' (at file:line)', or nothing."""
-    for frame in _frames(eqn):
-        if not is_skipped(frame.file_name):
-            return f" (at {frame.file_name}:{frame.line_num})"
-    return ""
-
-
-def is_own(eqn: Any) -> bool:
-    """Whether `eqn` was written by gradest or in drawing from a distribution, of anybody's."""
-    files = [f.file_name for f in _frames(eqn) if not f.file_name.startswith(_JAX)]
-    # What an expectation stages is called by it, but its own.
-    written = itertools.takewhile(lambda file: file != _STAGING, files)
-    # Those that are written here, by `stop_equation`, stand in a loss as if it had them.
-    first = (file for file in files[:1] if file != __file__)
-    return not _DRAWING.isdisjoint(written) or any(file.startswith(_OWN) for file in first)
-
-
-def files_of(eqn: Any) -> Iterable[str]:
-    """The files from which `eqn` was written, from the innermost function out to what is staged."""
-    # Older versions of JAX add who had it staged, which may have been for another call.
-    is_within = lambda frame: not frame.function_name.startswith("trace_to_jaxpr")
-    return (frame.file_name for frame in itertools.takewhile(is_within, _frames(eqn)))
-
-
-def is_library_file(file: str) -> bool:
-    """Whether a file is none of the user's own."""
-    return file.startswith(_LIBRARIES) or "site-packages" in file
 
 
 # Calls that run one jaxpr on their operands, under the names that JAX gave them over time.
@@ -316,17 +171,6 @@ def _closed(jaxpr: Any) -> core.ClosedJaxpr:
     return jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ())
 
 
-def user_line() -> str:
-    """Where in the user's code we are, as ' (at file:line)', or nothing."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_LIBRARIES):
-            return f" (at {file}:{frame.f_lineno})"
-        frame = frame.f_back
-    return ""
-
-
 def is_tracing() -> bool:
     """Whether we are in a transformation: whether anything may be a tracer."""
     name = "get_opaque_trace_state"
@@ -335,18 +179,6 @@ def is_tracing() -> bool:
     with jax.core.eval_context():
         outside = state()
     return state() != outside
-
-
-_OWN = os.path.dirname(__file__) + os.sep
-_STAGING = os.path.join(_OWN, "_transform", "expectation.py")
-_SAMPLER = os.path.join(_OWN, "_sampler.py")
-# Where it is drawn from a distribution, whoever asks for it.
-_SAMPLING = tuple(
-    os.path.join(_OWN, part)
-    for part in ("distributions" + os.sep, "_derivatives" + os.sep, "_random.py", "_calls.py")
-)
-_DRAWING = {os.path.join(_OWN, "distributions", f"{name}.py") for name in ("base", "_joint")}
-_LIBRARIES = (_JAX, _OWN)
 
 
 def open_jaxpr(closed: core.ClosedJaxpr) -> tuple[core.Jaxpr, list[Any]]:

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from . import _calls, _check, _draws, _jaxpr, _mesh, _random
+from . import _calls, _check, _draws, _jaxpr, _mesh, _random, _written
 from ._control_variate import ControlVariate
 from ._cost import Cost, cost_of, staging
 from ._derivatives.refuse import estimating
@@ -268,7 +268,7 @@ class Sampler:
 
     def _complaints(self, keys: jax.Array, dist: Any, cost: Cost) -> CostComplaints:
         """Of a cost that jumps, where it may be differentiated."""
-        source = self._source(_jaxpr.user_line(), law_of(dist))
+        source = self._source(_written.user_line(), law_of(dist))
         if keys.ndim or not _jaxpr.is_tracing() or source.followed(None) is None:
             return CostComplaints()
         point = jax.eval_shape(self._draw, keys, dist)
@@ -339,7 +339,7 @@ class Sampler:
         """A pathwise draw, recorded in the program that is being staged, if one is."""
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(draw)):
             return draw
-        source = self._source(_jaxpr.user_line(), law_of(dist))
+        source = self._source(_written.user_line(), law_of(dist))
         source = dataclasses.replace(source, complaint=complaint)
         return _draws.recorded(source, key, draw, dist)
 
@@ -488,7 +488,7 @@ def _draw_at_site(sampler: Sampler, key: jax.Array, dist: Any) -> Any:
         num_parameters=len(operands) - len(traced),
         structure=structure,
         shapes=tuple(jax.ShapeDtypeStruct(s.shape, s.dtype) for s in shapes),
-        where=_jaxpr.user_line(),
+        where=_written.user_line(),
         law=law_of(dist),
     )
     return jax.tree.unflatten(structure, _draws.sample_p.bind(key, *operands, site=site))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from . import _jaxpr
+from . import _jaxpr, _written
 from ._jaxpr import is_var
 
 
@@ -63,7 +63,7 @@ class _Remover:
             of_operands = [is_var(a) and a in drawn for a in operands]
             if not any(of_operands):
                 new, of_results = eqn, [False] * len(eqn.outvars)
-            elif eqn.primitive.name == "stop_gradient" and not _jaxpr.is_own(eqn):
+            elif eqn.primitive.name == "stop_gradient" and not _written.is_own(eqn):
                 instead[eqn.outvars[0]], changed = operands[0], True
                 continue
             else:

@@ -154,6 +154,8 @@ FLOORS = (
             Room("_random", ["keys, noise"]),
             Room("_fixed_point", ["64 bits"], 1.1),
             Room("_jaxpr", ["JAX's versions"]),
+            Room("_written", ["by whom"]),
+            Room("_jax_random", ["draws of JAX's"], 1.05),
             Room("_transparent", ["stop_gradient"], 1.1),
             Room("_mesh", ["axes of a mesh"]),
             Room("_plates", ["lanes"], 0.8),

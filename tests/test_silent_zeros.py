@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import runpy
 import typing
 import warnings
 
@@ -403,6 +404,20 @@ def test_comparison_with_noise_warns(name, place):
         assert message.startswith(f"jax.random: what is made of the noise (at {__file__}:")
         assert "and of args[0] jumps at" in message
         assert "That part of the gradient is missing. Draw by a sampler" in message
+
+
+@pytest.mark.parametrize("installed", ["site-packages", "dist-packages"])
+def test_noise_of_a_library_is_at_the_line_that_calls_it(installed, tmp_path):
+    file = tmp_path / installed / "wiener.py"
+    file.parent.mkdir()
+    file.write_text(
+        "import jax\n\n\n@jax.jit\ndef step(key, x):\n    return x + jax.random.normal(key)\n"
+    )
+    step = runpy.run_path(str(file))["step"]
+    loss = raw_loss(lambda key, p: indicator(step(key, p)))
+    trace = jax.make_jaxpr(jax.grad(ge.expectation(loss)))
+    (message,) = unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))
+    assert f"the noise (at {__file__}:" in message
 
 
 @pytest.mark.parametrize("name", COMPARED)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from .. import _jaxpr
+from .. import _written
 from .rules import STEEP, STEPS, Flow
 from .values import NONE, Draws, Inputs, Jump, Origin, Value, is_float, joined
 
@@ -177,8 +177,8 @@ class Graph:
 
     def line(self, eqn: Any) -> str:
         """The user's: of a library's function, which JAX stages once, that of its caller."""
-        lines = (_jaxpr.line_of(caller) for caller, of_library in self.callers if of_library)
-        return next(filter(None, lines), None) or _jaxpr.line_of(eqn)
+        lines = (_written.line_of(caller) for caller, of_library in self.callers if of_library)
+        return next(filter(None, lines), None) or _written.line_of(eqn)
 
     # ---- For probes ------------------------------------------------------------------------
 
@@ -241,8 +241,8 @@ _COMPARE_WITHIN = (
 
 def compares_within(eqn: Any) -> bool:
     """Whether the comparisons in `eqn` are how a function of a library is computed."""
-    for file in _jaxpr.files_of(eqn):
-        if not _jaxpr.is_library_file(file):
+    for file in _written.files_of(eqn):
+        if not _written.is_library_file(file):
             return False
         if any(part in file.replace(os.sep, "/") for part in _COMPARE_WITHIN):
             return True
@@ -251,4 +251,4 @@ def compares_within(eqn: Any) -> bool:
 
 def is_of_library(closed: core.ClosedJaxpr) -> bool:
     """Whether a function of a library was staged, whose equations have its first caller's line."""
-    return _jaxpr.is_library_file(_jaxpr.file_of(closed))
+    return _written.is_library_file(_written.file_of(closed))

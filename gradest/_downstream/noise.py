@@ -8,7 +8,7 @@ A parameter that is compared with noise is one of a discrete law that no sampler
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .. import _jaxpr
+from .. import _jax_random, _written
 from .graph import Graph, Tracked, inputs_of
 from .values import NONE, Value
 
@@ -26,7 +26,7 @@ class Noise(NamedTuple):
 def is_noise(graph: Graph, eqn: Any) -> bool:
     """Whether `eqn` draws it, and not for a draw of gradest's."""
     within = [eqn, *(caller for caller, _ in reversed(graph.callers))]
-    return _jaxpr.noise(eqn) is not None and not _jaxpr.is_estimators(within)
+    return _jax_random.noise(eqn) is not None and not _written.is_estimators(within)
 
 
 def noise(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
@@ -44,7 +44,7 @@ def noise(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
         return value
 
     # What a probe makes of a draw, which may be any number.
-    place = _jaxpr.noise(eqn)
+    place = _jax_random.noise(eqn)
     if place != "between its operands":
         return [made("exp" if place == "positive" else "copy", draw)]
     graph.ranged |= graph.bits[name]
@@ -57,4 +57,4 @@ def _line(graph: Graph, eqn: Any) -> str:
     """The user's, not that of another library which draws for them."""
     # A library's function, which JAX stages once for all calls, has that of its first call.
     outermost = next((caller for caller, of_library in graph.callers if of_library), eqn)
-    return _jaxpr.line_of(outermost, _jaxpr.is_library_file) or graph.line(eqn)
+    return _written.line_of(outermost, _written.is_library_file) or graph.line(eqn)

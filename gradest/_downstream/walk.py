@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from .. import _jaxpr
+from .. import _jax_random, _jaxpr, _written
 from .._jaxpr import is_var
 from .graph import Graph, Tracked, compares_within
 from .noise import is_noise, noise
@@ -134,7 +134,7 @@ class Walk(Graph):
                 if not wanted.isdisjoint(eqn.outvars) or self.facts_of(eqn).costs:
                     special = self.special(eqn)
                     operands = eqn.invars[0 if special is None else special.own :]
-                    complains = _jaxpr.raw_draw(eqn, defined_by) is not None
+                    complains = _jax_random.raw_draw(eqn, defined_by) is not None
                     live.append((eqn, tuple(v in wanted for v in eqn.outvars), operands, complains))
                     wanted.update(filter(is_var, operands))
             self._known[name] = live[::-1]
@@ -168,7 +168,7 @@ class Walk(Graph):
             case = ins[1 + int(ins[0].number)]
             flow = Flow(case.flow, case.jumps, kinked=case.kinked, steep=case.steep)
             return self.result(eqn, (case,), out, flow, "copy")
-        if name == "stop_gradient" and _jaxpr.is_own(eqn):
+        if name == "stop_gradient" and _written.is_own(eqn):
             return self.result(eqn, ins, out, Flow())
         may_step = name in STEPS or name in ("rem", "sort", "atan2") or not is_float(dtype)
         within = self.trusted or (may_step and compares_within(eqn))
@@ -280,9 +280,9 @@ class Walk(Graph):
         special = self.special(eqn)
         facts = Facts() if special is None else Facts(1, True, special.cost)
         if self.follows_noise and special is None:
-            if _jaxpr.raw_draw(eqn, {}) is not None:
+            if _jax_random.raw_draw(eqn, {}) is not None:
                 return facts  # how it is made is not looked at
-            facts = Facts(specials=_jaxpr.noise(eqn) is not None)
+            facts = Facts(specials=_jax_random.noise(eqn) is not None)
         for jaxpr in _jaxpr.subjaxprs(eqn):
             if id(jaxpr) not in self._facts:
                 self._facts[id(jaxpr)] = self._facts_in(jaxpr)

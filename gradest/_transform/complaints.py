@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from .. import _jaxpr
+from .. import _written
 from .._derivatives.refuse import UnestimatedGradientWarning
 from .._sampler import Site
 
@@ -193,7 +193,7 @@ def check_collectives(eqns: Iterable[Any]) -> None:
     """Warns where draws reach other lanes, whose costs they are not credited with."""
     for eqn in eqns:
         warnings.warn(
-            f"expectation: a `{eqn.primitive.name}`{_jaxpr.line_of(eqn)} in the loss mixes lanes "
+            f"expectation: a `{eqn.primitive.name}`{_written.line_of(eqn)} in the loss mixes lanes "
             "of a named axis, and depends on a draw. A draw is credited with the loss of its own "
             "lane only: what it does to that of others is missing from the gradient. Mix the "
             "lanes after gradest.expectation, or draw those of all lanes in one loss.",
@@ -209,9 +209,10 @@ def check_effects(ordered: Iterable[Any]) -> None:
     """Raises for effects that take place in order, which there is none among several runs."""
     for eqn in ordered:
         raise NotImplementedError(
-            f"expectation: an ordered `{eqn.primitive.name}`{_jaxpr.line_of(eqn)} is in a loss of "
-            "several runs (num_samples), which are evaluated side by side: there is no order among "
-            "them. Use ordered=False, or return what it shows as auxiliary output, has_aux=True."
+            f"expectation: an ordered `{eqn.primitive.name}`{_written.line_of(eqn)} is in a loss "
+            "of several runs (num_samples), which are evaluated side by side: there is no order "
+            "among them. Use ordered=False, or return what it shows as auxiliary output, "
+            "has_aux=True."
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from .. import _jaxpr
+from .. import _jax_random, _jaxpr
 from .._downstream.fates import Fate, fates
 from .._downstream.graph import Tracked
 from .._downstream.noise import Noise
@@ -127,9 +127,9 @@ def _draws_in(jaxpr: core.Jaxpr, seen: set[int]) -> Iterable[Any]:
         return
     seen.add(id(jaxpr))
     for eqn in jaxpr.eqns:
-        if _is_draw(eqn) or _jaxpr.noise(eqn) is not None:
+        if _is_draw(eqn) or _jax_random.noise(eqn) is not None:
             yield eqn
-        if _jaxpr.raw_draw(eqn, {}) is not None:
+        if _jax_random.raw_draw(eqn, {}) is not None:
             continue  # how it is made is not looked at
         for inner in _jaxpr.subjaxprs(eqn):
             yield from _draws_in(inner, seen)

@@ -13,7 +13,7 @@ import jax.core
 import jax.numpy as jnp
 from jax.extend import core
 
-from .. import _jaxpr
+from .. import _jax_random, _jaxpr, _written
 from .._draws import draw_p, sample_p
 from .._jaxpr import is_var, variables
 from .._lockstep import number_p
@@ -109,9 +109,9 @@ class _Walk:
                 source, bits = eqn.params["source"], eqn.invars[-1]
                 draw = _User(source.name, source.where, False)
                 self._draw(draw, number(bits), bits.aval.ndim - 1, arms, loops)
-            elif _jaxpr.draws_with_key(eqn):
-                key, draw = eqn.invars[0], _User("jax.random", _jaxpr.line_of(eqn), False)
-                if not _jaxpr.is_estimators([eqn]):
+            elif _jax_random.draws_with_key(eqn):
+                key, draw = eqn.invars[0], _User("jax.random", _written.line_of(eqn), False)
+                if not _written.is_estimators([eqn]):
                     self._draw(draw, number(key), key.aval.ndim, arms, loops)
             elif self._matters(eqn):
                 operands = list(map(number, eqn.invars))
@@ -146,7 +146,7 @@ class _Walk:
         if id(jaxpr) not in self._holds:
             self._holds[id(jaxpr)] = any(
                 eqn.primitive in (sample_p, draw_p)
-                or _jaxpr.draws_with_key(eqn)
+                or _jax_random.draws_with_key(eqn)
                 or any(map(self._holds_draws, _jaxpr.subjaxprs(eqn)))
                 for eqn in jaxpr.eqns
             )

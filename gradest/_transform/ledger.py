@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _jaxpr, _mesh, _numerics, _random
+from .. import _mesh, _numerics, _random, _written
 from .._control_variate import ControlVariate
 from .._cost import Mode
 from .._derivatives.primitives import magic
@@ -263,7 +263,7 @@ def _key_in(mode: Mode, key: jax.Array) -> jax.Array:
 
 def _watched(node: RawDraw, operands: Sequence[Any]) -> list[Any]:
     """The operands, of which the parameters of the draw warn when they are differentiated."""
-    where = _jaxpr.line_of(node.eqn)
+    where = _written.line_of(node.eqn)
 
     def watched(x: Any) -> Any:
         if not jnp.issubdtype(jax.dtypes.result_type(x), jnp.floating):

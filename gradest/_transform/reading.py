@@ -12,7 +12,7 @@ from typing import Any
 
 from jax.extend import core
 
-from .. import _jaxpr
+from .. import _jax_random, _jaxpr
 from .._derivatives.primitives import drawn_p, scored_p
 from .._draws import sample_p
 from .._jaxpr import is_var, variables
@@ -157,7 +157,7 @@ class _Reader:
             return Spend(eqn, credited)
         if id(eqn) in self.complaints:
             return PathwiseDraw(eqn, self.complaints[id(eqn)])
-        if followed and (name := _jaxpr.raw_draw(eqn, defined_by)) is not None:
+        if followed and (name := _jax_random.raw_draw(eqn, defined_by)) is not None:
             return RawDraw(eqn, name, _run(jaxpr, [eqn], eqn.outvars))
         holds_marks, holds_watched = self._held(eqn)
         if not (holds_marks or holds_watched):
@@ -224,7 +224,7 @@ class _Reader:
         defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
         for eqn in jaxpr.eqns:
             marks = marks or eqn.primitive in (sample_p, cost_p, charge_p)
-            raw = _jaxpr.raw_draw(eqn, defined_by) is not None
+            raw = _jax_random.raw_draw(eqn, defined_by) is not None
             watched = watched or raw or id(eqn) in self.complaints
             inner = self._held(eqn)
             marks, watched = marks or inner[0], watched or inner[1]

@@ -9,7 +9,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
-from .. import _jaxpr
+from .. import _written
 from .._cost import staging
 from . import complaints
 
@@ -40,7 +40,7 @@ def cost(c: jax.typing.ArrayLike) -> None:
       >>> loss(0.0, jax.random.key(0)).shape
       ()
     """
-    where = _jaxpr.user_line()
+    where = _written.user_line()
     if not staging.value:
         raise complaints.cost_outside(where)
     c = jnp.asarray(c)

@@ -14,7 +14,7 @@ from jax.extend import core
 from jax.interpreters import batching, mlir
 from jax.typing import ArrayLike
 
-from .. import _check, _jaxpr, _mesh, _random
+from .. import _check, _jaxpr, _mesh, _random, _written
 from .._draws import draw_p, sample_p
 from .spend import charged, cost, cost_p
 
@@ -120,7 +120,7 @@ def _unless_going_on(body: "_Body", over: jax.Array, state: list[jax.Array]) -> 
         cost(one - 1)
     if not body.holds(sample_p, draw_p):
         return state
-    where = _jaxpr.user_line()
+    where = _written.user_line()
     is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return [x if is_key(x) else charged(one - 1, x, where) for x in state]
 

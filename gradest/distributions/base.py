@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from .. import _calls, _numerics
 from .._derivatives.primitives import drawn_p, scored_p
 from .._derivatives.refuse import Refusal, undifferentiable
-from .._jaxpr import user_line
+from .._written import user_line
 from ._derived import Derived, rebuilt
 
 Shape = tuple[int, ...]

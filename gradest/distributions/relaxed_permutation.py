@@ -11,8 +11,8 @@ from optax.assignment import hungarian_algorithm
 
 from .. import _check, _random
 from .._derivatives.refuse import Refusal, undifferentiable
-from .._jaxpr import user_line
 from .._numerics import in_compute_dtype, tempered
+from .._written import user_line
 from .base import Distribution, Shape, align_wide, as_float
 from .subset import WEIGHTS
 

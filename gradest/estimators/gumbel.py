@@ -9,8 +9,8 @@ from jax.typing import ArrayLike
 from .. import _check
 from .._calls import estimator
 from .._derivatives.refuse import Refusal, first_order, undifferentiable
-from .._jaxpr import user_line
 from .._sampler import Sampler
+from .._written import user_line
 from ..distributions import Categorical, OneHotCategorical
 from . import _needs, _relaxation
 from ._record import Record

@@ -10,8 +10,8 @@ from .._calls import estimator
 from .._cost import Cost
 from .._derivatives.primitives import magic
 from .._derivatives.refuse import Refusal, undifferentiable
-from .._jaxpr import user_line
 from .._sampler import Sampler
+from .._written import user_line
 from ..distributions import _joint, _supports, base
 from . import _needs, _scores
 from ._record import Record
