@@ -13,7 +13,11 @@ from ._jaxpr import variables
 _DISCRETE_CALLS = {
     f"_{name}": f"jax.random.{name}" for name in ("bernoulli", "poisson", "geometric")
 }
-_BINOMIAL = ("binomial", "_binomial")
+# Those that are loops.
+_DISCRETE_LOOPS = {
+    **dict.fromkeys(["binomial", "_binomial"], "jax.random.binomial"),
+    "multinomial": "jax.random.multinomial",
+}
 # Continuous draws that others are made of, with the ends of what they may be.
 _NOISE = {
     "_uniform": "between its operands",
@@ -27,8 +31,8 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
     """The name of the discrete draw that `eqn` is, if it is one.
 
     Calls of its own are told by name, `categorical` as the argmax (without replacement: top_k) of
-    a sum with Gumbel noise and `binomial` as a loop that was written in it. Integer draws of
-    gradest's distributions bear a mark.
+    a sum with Gumbel noise, `binomial` and `multinomial` as a loop that was written in them.
+    Integer draws of gradest's distributions bear a mark.
 
     Args:
       eqn: an equation.
@@ -46,9 +50,10 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
                 term.params.get("name") == "_gumbel" for term in terms
             ):
                 return "jax.random.categorical"
-    of_jax = (f for f in _written.frames(eqn) if f.file_name.startswith(_written.JAX))
-    if kind == "while" and any(f.function_name in _BINOMIAL for f in of_jax):
-        return "jax.random.binomial"
+    if kind in ("while", "scan"):
+        frames = (f for f in _written.frames(eqn) if f.file_name.startswith(_RANDOM))
+        names = (_DISCRETE_LOOPS.get(f.function_name) for f in frames)
+        return next(filter(None, names), None)
     return None
 
 

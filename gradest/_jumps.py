@@ -5,6 +5,7 @@ the gradient is missing, in silence. That is known before anything is differenti
 the parameters of the draw are.
 """
 
+import abc
 import dataclasses
 import functools
 import re
@@ -78,7 +79,20 @@ class Source:
         return Tracked(name, relaxed, self.at_relaxed_points, atoms, bool(self.slope_in))
 
 
-class Complaint:
+class Watcher(abc.ABC):
+    """What complains when something is differentiated."""
+
+    def watch(self, x: jax.Array) -> jax.Array:
+        """`x`, the draw or a parameter of it, which complains when it is differentiated."""
+        is_float = jnp.issubdtype(jax.dtypes.result_type(x), jnp.floating)
+        return _watched(self, x) if is_float else x
+
+    @abc.abstractmethod
+    def give(self) -> None:
+        """Warns, if the user was not told already, or raises."""
+
+
+class Complaint(Watcher):
     """Of a draw that meets a jump.
 
     Args:
@@ -96,11 +110,6 @@ class Complaint:
         self.what = what or f"what follows the draw{source.where}"
         self.remedy = remedy or _remedy(source.law)
 
-    def watch(self, x: jax.Array) -> jax.Array:
-        """`x`, the draw or a parameter of it, which complains when it is differentiated."""
-        is_float = jnp.issubdtype(jax.dtypes.result_type(x), jnp.floating)
-        return _watched(self, x) if is_float else x
-
     def give(self) -> None:
         # At relaxed points, and of a surrogate, there is a score beside.
         if self.fate.lost and not self.source.with_score:
@@ -112,7 +121,7 @@ class Complaint:
             if lines not in self.given:
                 self.given.add(lines)
                 missing = "That part of the gradient is missing."
-                _warn_at(self.source.where or jump.where, self._message(jump, missing))
+                warn_at(self.source.where or jump.where, self._message(jump, missing))
 
     def _message(self, jump: Jump, missing: str) -> str:
         if self.source.at_relaxed_points:
@@ -129,12 +138,12 @@ class Complaint:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _watched(complaint: Complaint, x: jax.Array) -> jax.Array:
+def _watched(complaint: Watcher, x: jax.Array) -> jax.Array:
     del complaint
     return x
 
 
-def _watched_jvp(complaint: Complaint, primals: Any, tangents: Any) -> Any:
+def _watched_jvp(complaint: Watcher, primals: Any, tangents: Any) -> Any:
     (x,), (dx,) = primals, tangents
     if isinstance(dx, SymbolicZero):
         return x, jnp.zeros_like(x)
@@ -354,7 +363,7 @@ def _remedy(law: type) -> str:
     return f"Draw by {listed}, which {'need' if some else 'needs'} none."
 
 
-def _warn_at(where: str, message: str) -> None:
+def warn_at(where: str, message: str) -> None:
     """At the user's line, as ' (at file:line)', if it is known."""
     at = re.fullmatch(r" \(at (.*):(\d+)\)", where)
     if at is None:

@@ -217,11 +217,9 @@ def unestimated(trace):
 
 def assert_warns(loss, draw, transform=jax.grad):
     trace = jax.make_jaxpr(transform(ge.expectation(loss)))
-    messages = unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))
-    assert messages
-    for message in messages:
-        assert message.startswith(f"expectation: jax.random.{draw} (at {__file__}:")
-        assert "stop_gradient" in message
+    (message,) = unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))
+    assert message.startswith(f"expectation: jax.random.{draw} (at {__file__}:")
+    assert "stop_gradient" in message
 
 
 def raw_loss(draw, place=CONSTRUCTS["none"]):
@@ -304,6 +302,12 @@ def test_raw_draw_without_replacement_warns():
     assert_warns(raw_loss(WITHOUT_REPLACEMENT), "categorical")
 
 
+def test_raw_draw_of_counts_of_categories_warns():
+    assert_warns(
+        raw_loss(lambda key, p: jax.random.multinomial(key, 5.0, pair(p))[0]), "multinomial"
+    )
+
+
 def test_raw_draw_from_the_carry_warns():
     """Its parameter comes from the step before."""
 
@@ -323,6 +327,23 @@ def test_raw_draw_of_what_is_not_differentiated_does_not_warn(place):
             trace = jax.make_jaxpr(jax.grad(ge.expectation(raw_loss(silent, place))))
             assert not unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))  # noqa: B023
         trace = jax.make_jaxpr(ge.expectation(raw_loss(draw, place)))
+        assert not unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))  # noqa: B023
+
+
+@pytest.mark.parametrize("name", ["jit", "cond", "scan", "vmap", "while_loop"])
+def test_raw_draw_that_is_stopped_elsewhere_does_not_warn(name):
+    """Outside of the construct that draws, or in a function that takes the draw."""
+    stop, place = jax.lax.stop_gradient, PLACES[name]
+
+    def outside(p, key):
+        return p * stop(place(lambda key: jax.random.poisson(key, p).astype(jnp.float32))(key))
+
+    def inside(p, key):
+        x = jax.random.poisson(key, p).astype(jnp.float32)
+        return p * jax.jit(lambda x: stop(x) ** 2)(x)
+
+    for loss in (outside, inside):
+        trace = jax.make_jaxpr(jax.grad(ge.expectation(loss)))
         assert not unestimated(lambda: trace(jnp.float32(0.3), keys(1)[0]))  # noqa: B023
 
 
@@ -625,14 +646,33 @@ def test_integer_draw_without_an_estimator(name):
         x = d.sample(key)
         return jax.lax.stop_gradient(x.astype(float) ** 2) * d.log_prob(x)
 
+    def of_lanes(p, key):
+        return jnp.sum(jax.vmap(scored, in_axes=(None, 0))(p, jax.random.split(key, 2)))
+
     def of_another(p, key):
         return make(2 * p).log_prob(make(p).sample(key))
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         jax.grad(used)(p, key)
-        jax.grad(ge.expectation(scored))(p, key)
+        for loss in (scored, of_lanes):
+            jax.grad(ge.expectation(loss))(p, key)
         jax.grad(ge.expectation(lambda p, key: p * used(jax.lax.stop_gradient(p), key)))(p, key)
     for loss in (used, of_another):
         with pytest.warns(ge.UnestimatedGradientWarning, match=rf"{name}\.sample \(at .*draws in"):
             jax.grad(ge.expectation(loss))(p, key)
+
+
+def test_integer_draw_and_its_score_by_a_distribution_that_is_made_anew():
+    """Of equal parameters, whose derivative the score has, and of others."""
+    make = lambda p: dists.Categorical(p * jnp.arange(3.0))
+
+    def loss(p, key, q):
+        return make(p * q).log_prob(make(p * 2.0).sample(key))
+
+    messages = lambda q: unestimated(
+        lambda: jax.grad(ge.expectation(lambda p, key: loss(p, key, q)))(0.3, keys(1)[0])
+    )
+    assert not messages(2.0)
+    (message,) = messages(3.0)
+    assert message.startswith("expectation: Categorical.sample (at ")

@@ -1,17 +1,15 @@
 """Every message of the transform."""
 
-import functools
 import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from .. import _written
 from .._derivatives.refuse import UnestimatedGradientWarning
+from .._jumps import Watcher, warn_at
 from .._sampler import Site
 
 # ---- Draws ---------------------------------------------------------------------------------
@@ -261,25 +259,25 @@ def cost_differentiated(where: str) -> Exception:
 # ---- Draws by jax.random -------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def watched(name: str, where: str, x: jax.Array) -> jax.Array:
-    """`x`, a parameter of a draw by `jax.random`, which warns when it is differentiated."""
-    del name, where
-    return x
+class OfRawDraw(Watcher):
+    """Of a discrete draw that nothing estimates.
 
+    Args:
+      name: of the function that draws.
+      where: the user's line that draws, as ' (at file:line)', or nothing.
+      given: the names and lines of which the user was told already.
+    """
 
-def _watched_jvp(name: str, where: str, primals: Any, tangents: Any) -> Any:
-    (x,), (dx,) = primals, tangents
-    if isinstance(dx, SymbolicZero):
-        return x, jnp.zeros_like(x)
-    warnings.warn(
-        f"expectation: {name}{where} draws in a loss from parameters that are being "
-        "differentiated. Nothing estimates that part of the gradient: it counts as zero. Draw by "
-        "a gradest sampler, or give it jax.lax.stop_gradient of the parameters.",
-        UnestimatedGradientWarning,
-        stacklevel=2,
-    )
-    return x, dx
+    def __init__(self, name: str, where: str, given: set[Any]):
+        self.name, self.where, self.given = name, where, given
 
-
-watched.defjvp(_watched_jvp, symbolic_zeros=True)
+    def give(self) -> None:
+        if (self.name, self.where) in self.given:
+            return
+        self.given.add((self.name, self.where))
+        warn_at(
+            self.where,
+            f"expectation: {self.name}{self.where} draws in a loss from parameters that are being "
+            "differentiated. Nothing estimates that part of the gradient: it counts as zero. Draw "
+            "by a gradest sampler, or give it jax.lax.stop_gradient of the parameters.",
+        )

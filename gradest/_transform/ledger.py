@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import _mesh, _numerics, _random, _written
+from .. import _mesh, _numerics, _random
 from .._control_variate import ControlVariate
 from .._cost import Mode
 from .._derivatives.primitives import magic
@@ -263,15 +263,8 @@ def _key_in(mode: Mode, key: jax.Array) -> jax.Array:
 
 def _watched(node: RawDraw, operands: Sequence[Any]) -> list[Any]:
     """The operands, of which the parameters of the draw warn when they are differentiated."""
-    where = _written.line_of(node.eqn)
-
-    def watched(x: Any) -> Any:
-        if not jnp.issubdtype(jax.dtypes.result_type(x), jnp.floating):
-            return x
-        return complaints.watched(node.name, where, x)
-
     values = dict(zip(map(id, node.eqn.invars), operands, strict=True))
-    return [watched(values[id(v)]) for v in node.run.invars]
+    return [node.complaint.watch(values[id(v)]) for v in node.run.invars]
 
 
 # ---- Loops ---------------------------------------------------------------------------------

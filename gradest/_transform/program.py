@@ -17,7 +17,7 @@ from jax.extend import core
 from .. import _jaxpr, _mesh
 from .._cost import Mode
 from .._jaxpr import variables
-from .._jumps import Complaint
+from .._jumps import Complaint, Watcher
 from .._mesh import varying_axes
 from .._sampler import Site
 from .._transparent import without_stops
@@ -118,7 +118,7 @@ class Spend(Node):
 class RawDraw(Node):
     """A draw of a discrete variable by `jax.random`, which nothing estimates."""
 
-    name: str
+    complaint: Watcher
     run: Run
 
 

@@ -12,11 +12,13 @@ from typing import Any
 
 from jax.extend import core
 
-from .. import _jax_random, _jaxpr
+from .. import _jax_random, _jaxpr, _written
 from .._derivatives.primitives import drawn_p, scored_p
 from .._draws import sample_p
 from .._jaxpr import is_var, variables
 from .._jumps import Complaint
+from .complaints import OfRawDraw
+from .numbering import hashable
 from .program import (
     Branch,
     Call,
@@ -38,10 +40,11 @@ from .spend import charge_p, cost_p
 NO_COMPLAINTS: Mapping[int, Complaint] = {}
 
 # What becomes of a variable, as bits: this run of the program wants it, the loss or a cost depends
-# on it, auxiliary output does. A draw on which the loss or a cost depends is credited with what
-# follows it. One that is drawn for auxiliary output or an effect alone is not: that would be noise
-# in the gradient.
-NOTHING, WANTED, COUNTS, REPORTED = 0, 1, 2, 4
+# on it, auxiliary output does; and a derivative is expected of it, since the loss or a cost depends
+# on it in another way than through a stop_gradient. A draw on which the loss or a cost depends is
+# credited with what follows it. One that is drawn for auxiliary output or an effect alone is not:
+# that would be noise in the gradient.
+NOTHING, WANTED, COUNTS, REPORTED, FOLLOWED = 0, 1, 2, 4, 8
 
 
 class Purpose(enum.Enum):
@@ -63,12 +66,12 @@ def read_program(
       complaints: of what follows draws, by the identities of their equations.
     """
     loss, report = {
-        Purpose.BOTH: (WANTED | COUNTS, WANTED | REPORTED),
-        Purpose.LOSS: (WANTED | COUNTS, REPORTED),
+        Purpose.BOTH: (WANTED | COUNTS | FOLLOWED, WANTED | REPORTED),
+        Purpose.LOSS: (WANTED | COUNTS | FOLLOWED, REPORTED),
         Purpose.REPORT: (NOTHING, WANTED | REPORTED),
     }[purpose]
     uses = [loss] + [report] * (len(jaxpr.jaxpr.outvars) - 1)
-    return _Reader(purpose, complaints).program(jaxpr, uses)
+    return _Reader(purpose, complaints).loss(jaxpr, uses)
 
 
 class _Reader:
@@ -78,6 +81,12 @@ class _Reader:
         self.purpose, self.complaints = purpose, complaints
         self._programs: dict[Any, Program] = {}
         self._holds: dict[int, tuple[bool, bool]] = {}
+        self._watches = False
+        self._given: set[Any] = set()
+
+    def loss(self, closed: core.ClosedJaxpr, uses: Sequence[int]) -> Program:
+        self._watches = self._holds_of(closed.jaxpr)[1]
+        return self.program(closed, uses)
 
     def program(self, closed: core.ClosedJaxpr, uses: Sequence[int]) -> Program:
         """`uses` tells what becomes of each of the jaxpr's outputs."""
@@ -94,26 +103,23 @@ class _Reader:
         for v, u in zip(jaxpr.outvars, uses, strict=True):
             if is_var(v):
                 use[v] = use.get(v, NOTHING) | u
-        # What the loss depends on in another way than through a stop_gradient, which says that no
-        # derivative is expected.
-        followed = {v for v, u in use.items() if u & COUNTS}
 
         entries: list[Any] = []  # equations of runs, and nodes, from the last to the first
         for eqn in reversed(jaxpr.eqns):
             of_results = [use.get(v, NOTHING) for v in eqn.outvars]
-            reaches = not followed.isdisjoint(eqn.outvars)
-            node = self.node(jaxpr, eqn, of_results, defined_by, reaches)
+            node = self.node(jaxpr, eqn, of_results, defined_by)
             marks = marks_of(node) if node is not None else []
             all_uses = functools.reduce(operator.or_, of_results, NOTHING)
             if marks:
-                all_uses |= WANTED | COUNTS
+                all_uses |= WANTED | COUNTS | FOLLOWED
             live = all_uses & WANTED or (eqn.effects and self._takes_place(all_uses))
             if live:
                 entries.append(eqn if node is None else node)
                 all_uses |= WANTED
-            if (marks or reaches) and eqn.primitive.name != "stop_gradient":
-                followed.update(_followed(eqn, defined_by))
-            for v, u in zip(eqn.invars, self._of_operands(eqn, node, all_uses), strict=True):
+            of_operands = self._of_operands(eqn, node, all_uses)
+            if all_uses & FOLLOWED and node is None and self._watches:
+                of_operands = self._not_stopped(eqn, of_results, of_operands, defined_by)
+            for v, u in zip(eqn.invars, of_operands, strict=True):
                 if is_var(v) and u:
                     use[v] = use.get(v, NOTHING) | u
 
@@ -144,8 +150,22 @@ class _Reader:
         wanted = use & WANTED
         return [u & ~WANTED | wanted for u in inner]
 
+    def _not_stopped(
+        self, eqn: Any, of_results: Sequence[int], of_operands: Sequence[int], defined_by: Any
+    ) -> Sequence[int]:
+        """What becomes of the operands, of which no derivative is expected where it is stopped.
+
+        That of an integer draw's own log-probability is a score function by hand.
+        """
+        if eqn.primitive.name == "stop_gradient" or _is_own_score(eqn, defined_by):
+            return [of_operands[0] & ~FOLLOWED, *of_operands[1:]]
+        if (called := _jaxpr.called(eqn)) is None or _jaxpr.has_rule(eqn):
+            return of_operands
+        inner = self.program(called, of_results).input_uses
+        return [u & (~FOLLOWED | of) for u, of in zip(of_operands, inner, strict=True)]
+
     def node(
-        self, jaxpr: core.Jaxpr, eqn: Any, uses: Sequence[int], defined_by: Any, followed: bool
+        self, jaxpr: core.Jaxpr, eqn: Any, uses: Sequence[int], defined_by: Any
     ) -> Node | None:
         """What `eqn` is, given what becomes of its results; None for a part of a run."""
         credited = any(u & COUNTS for u in uses) and self.purpose is not Purpose.REPORT
@@ -157,8 +177,10 @@ class _Reader:
             return Spend(eqn, credited)
         if id(eqn) in self.complaints:
             return PathwiseDraw(eqn, self.complaints[id(eqn)])
+        followed = any(u & FOLLOWED for u in uses)
         if followed and (name := _jax_random.raw_draw(eqn, defined_by)) is not None:
-            return RawDraw(eqn, name, _run(jaxpr, [eqn], eqn.outvars))
+            complaint = OfRawDraw(name, _written.line_of(eqn), self._given)
+            return RawDraw(eqn, complaint, _run(jaxpr, [eqn], eqn.outvars))
         holds_marks, holds_watched = self._held(eqn)
         if not (holds_marks or holds_watched):
             return None
@@ -242,18 +264,56 @@ class _Reader:
                     yield from self._marks_in(inner)
 
 
-def _followed(eqn: Any, defined_by: Any) -> Iterable[Any]:
-    """The operands of `eqn` that a derivative is expected of, if one is of its results.
+def _is_own_score(eqn: Any, defined_by: Mapping[Any, Any]) -> bool:
+    """Whether `eqn` stands where the log-probability is taken of a draw, by what it is drawn from.
 
-    That of an integer draw's own log-probability is a score function by hand.
+    It takes the draw first, and then the parameters.
     """
-    if eqn.primitive is scored_p:
-        drawn = defined_by.get(eqn.invars[0]) if is_var(eqn.invars[0]) else None
-        if drawn is not None and drawn.primitive is drawn_p:
-            pairs = zip(eqn.invars[1:], drawn.invars[1:], strict=False)
-            if all(a is b or not (is_var(a) or is_var(b)) for a, b in pairs):
-                return filter(is_var, eqn.invars[1:])
-    return variables(eqn)
+    if eqn.primitive is not scored_p or not is_var(eqn.invars[0]):
+        return False
+    drawn = defined_by.get(eqn.invars[0])
+    if drawn is None or drawn.primitive is not drawn_p:
+        return False
+    return _are_equal(eqn.invars[1:], drawn.invars[1:], defined_by, set(), _STEPS)
+
+
+# As far back as the parameters of a distribution that is made anew are compared.
+_STEPS = 30
+
+
+def _are_equal(
+    some: Sequence[Any], others: Sequence[Any], defined_by: Any, known: set[Any], steps: int
+) -> bool:
+    """Whether values are the same, pair by pair, or made of the same ones by equal equations.
+
+    Args:
+      some: variables and literals.
+      others: likewise.
+      defined_by: the equation that defines each variable of the jaxpr.
+      known: pairs that are equal; it grows.
+      steps: how many equations to go back.
+    """
+
+    def made_alike(a: Any, b: Any) -> bool:
+        if not (is_var(a) and is_var(b)):
+            return not (is_var(a) or is_var(b)) and bool(a.val == b.val)
+        if a is b or (a, b) in known:
+            return True
+        first, second = defined_by.get(a), defined_by.get(b)
+        if first is None or second is None or first.effects or not steps:
+            return False
+        names = [(e.primitive, tuple(sorted(e.params.items()))) for e in (first, second)]
+        if not hashable(tuple(names)) or names[0] != names[1]:
+            return False
+        if first.outvars.index(a) != second.outvars.index(b):
+            return False
+        return _are_equal(first.invars, second.invars, defined_by, known, steps - 1)
+
+    for a, b in zip(some, others, strict=False):
+        if not made_alike(a, b):
+            return False
+        known.add((a, b) if is_var(a) and is_var(b) else None)
+    return len(some) == len(others)
 
 
 def _grouped(
