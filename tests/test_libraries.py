@@ -379,6 +379,8 @@ def test_the_scale_of_a_half_line_does_not_move_it():
 MOVES = {
     "tensorflow_probability": {
         "Uniform": (True, lambda d, b, t: d.Uniform(0.0, t)),
+        "a fixed value": (True, lambda d, b, t: d.Deterministic(t)),
+        "samples": (True, lambda d, b, t: d.Empirical(t * PAIR)),
         "an event": (True, lambda d, b, t: d.Independent(d.Uniform(PAIR - 1, t), 1)),
         "a component": (
             True,
@@ -416,6 +418,7 @@ MOVES = {
     },
     "distrax": {
         "Uniform": (True, lambda d, b, t: d.Uniform(0.0, t)),
+        "a fixed value": (True, lambda d, b, t: d.Deterministic(t)),
         "pieces": (True, lambda d, b, t: d.CategoricalUniform(low=0.0, high=t, logits=PAIR)),
         "a component": (
             True,

@@ -399,7 +399,7 @@ _DISTRAX: Mapping[str, Twin] = {
     **_LOC_SCALE,
     "Bernoulli": _odds(Bernoulli),
     "Categorical": _odds(Categorical),
-    "Softmax": _odds(Categorical),
+    **dict.fromkeys(["Softmax", "EpsilonGreedy"], _odds(Categorical)),
     "OneHotCategorical": _odds(OneHotCategorical),
     "LogStddevNormal": _by(Normal, "loc", "scale"),
     "MultivariateNormalDiag": Twin(MultivariateNormal, _normal_by_diagonal, dense=True),

@@ -18,17 +18,21 @@ from ._joint import Lanes, draw, seems_pathwise
 from .base import Distribution
 
 
-def refusing(estimator: str, dist: Any) -> Any:
+def refusing(estimator: str, dist: Any) -> tuple[Any, jax.Array | None]:
     """`dist`, whose derivative raises where it is one in a bound of the support as well.
 
     A bound that is not differentiated, a constant or data, does no harm.
+
+    Returns:
+      The distribution; and, if a bound may move, a zero whose derivative in it raises: for a
+      log-probability that has none in the bound, such as that of a fixed value.
     """
     if isinstance(dist, Distribution):
-        return dist
+        return dist, None
     moving = [jnp.asarray(b) for b in bounds(dist) if not _check.is_concrete(b)]
     moving = [b for b in moving if jnp.issubdtype(b.dtype, jnp.inexact)]
     if not moving:
-        return dist
+        return dist, None
     ways = "" if seems_pathwise(dist) is False else "reparameterize, "
     refusal = Refusal(
         estimator,
@@ -38,13 +42,14 @@ def refusing(estimator: str, dist: Any) -> Any:
         "scale the draw.",
     )
 
+    def zero(dtype: Any) -> jax.Array:
+        return undifferentiable(refusal, jnp.zeros((), dtype), moving)
+
     def guarded(leaf: Any) -> Any:
         leaf = jnp.asarray(leaf)
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return leaf
-        return leaf + undifferentiable(refusal, jnp.zeros((), leaf.dtype), moving)
+        return leaf + zero(leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
-    return jax.tree.map(guarded, dist)
+    return jax.tree.map(guarded, dist), zero(moving[0].dtype)
 
 
 def name_of(dist: Any) -> str:

@@ -13,9 +13,10 @@ from . import _needs
 
 def draw(estimator: str, key: jax.Array, dist: Any) -> tuple[Any, jax.Array]:
     """A draw, fixed, and its log-probability, whose derivative is the score."""
-    dist = checked(estimator, dist)
+    dist, zero = _checked(estimator, dist)
     x, u = unrounded(key, dist)
-    return x, _joint.log_prob_unrounded(dist, u)
+    log_prob = _joint.log_prob_unrounded(dist, u)
+    return x, log_prob if zero is None else log_prob + zero.astype(log_prob.dtype)
 
 
 def unrounded(key: jax.Array, dist: Any) -> tuple[Any, Any]:
@@ -25,6 +26,11 @@ def unrounded(key: jax.Array, dist: Any) -> tuple[Any, Any]:
 
 def checked(estimator: str, dist: Any) -> Any:
     """`dist`, if its scores have the mean zero: its derivative raises where a bound moves."""
+    return _checked(estimator, dist)[0]
+
+
+def _checked(estimator: str, dist: Any) -> tuple[Any, jax.Array | None]:
+    """Likewise, with a zero for its log-probability, whose derivative raises there too, or None."""
     if isinstance(dist, base.Distribution) and not dist.fixed_support:
         raise TypeError(
             f"{estimator}: expected a distribution whose support does not depend on its "

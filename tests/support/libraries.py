@@ -161,6 +161,7 @@ EXAMPLES: Mapping[str, Mapping[str, Example | list[Example]]] = {
             lambda d: d.Categorical(probs=ROWS),
         ],
         "Softmax": lambda d: d.Softmax(LOGITS, 2.0),
+        "EpsilonGreedy": lambda d: d.EpsilonGreedy(LOGITS, 0.3),
         "OneHotCategorical": [
             lambda d: d.OneHotCategorical(logits=LOGITS),
             lambda d: d.OneHotCategorical(probs=ROWS),
