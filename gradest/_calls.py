@@ -1,14 +1,16 @@
 """Calls that are written as another library would have them, answered with gradest's words."""
 
+import contextlib
 import difflib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,14 +109,14 @@ def sampling(sample: Callable[..., T]) -> Callable[..., T]:
                 f"first: {method}(key, shape)."
             )
         shape = kwargs.get("shape", args[1] if len(args) > 1 else ())
-        if isinstance(shape, int):
-            raise TypeError(
-                f"{name}: shape: expected a tuple of integers, got {shape}. Use ({shape},)."
-            )
         if _is_key_or_distribution(shape):
             raise TypeError(
                 f"{name}: shape: expected a tuple of integers, got a key. Keys come first: "
                 f"{method}(key, shape)."
+            )
+        if np.ndim(shape) == 0:
+            raise TypeError(
+                f"{name}: shape: expected a tuple of integers, got {shape}. Use ({shape},)."
             )
         return sample(self, *args, **kwargs)
 
@@ -228,6 +230,38 @@ INSTEAD = {
     "sampler, in a loss under gradest.expectation.",
     "mean": "Average draws; of an angle its cosine and its sine. Of categories use probs.",
 }
+
+
+# ---- Values that Python asks for -----------------------------------------------------------
+
+_NO_VALUE = "a draw has no value yet:"
+_WAYS_OUT = {
+    jax.errors.TracerBoolConversionError: "instead of a Python `if` on it use jax.lax.cond("
+    "condition, function, function), in whose branches there may be draws too, a site for each, or "
+    "jax.numpy.where.",
+    jax.errors.TracerIntegerConversionError: "make an array of a list that it indexes, "
+    "jax.numpy.asarray(values)[draw], and a loop of so many steps by gradest.while_loop.",
+    jax.errors.NonConcreteBooleanIndexError: "instead of x[mask] use jax.numpy.where(mask, x, 0).",
+    Exception: "keep it an array. Instead of int(draw) use draw.astype(int), and functions of "
+    "jax.numpy instead of numpy's; what is only printed may be auxiliary output.",
+}
+
+
+@contextlib.contextmanager
+def with_way_out(where: str) -> Iterator[None]:
+    """JAX's errors of a traced value that Python needs to know say what to write `where` it is."""
+    try:
+        yield
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+        jax.errors.NonConcreteBooleanIndexError,
+    ) as error:
+        if _NO_VALUE not in error.args[0]:  # a cost in a loss has told already
+            remedy = next(words for kind, words in _WAYS_OUT.items() if isinstance(error, kind))
+            error.args = (f"{error.args[0]}\n{where} {_NO_VALUE} {remedy}", *error.args[1:])
+        raise error from None
 
 
 # ---- Names ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from . import _calls
 from ._lockstep import Lockstep
 from ._transparent import transparent
 
@@ -57,6 +58,11 @@ class Cost:
     function: Callable[[Any, Mode], ArrayLike]
     estimator: str
     mode: Mode = Mode()
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """What JAX's errors name."""
+        return self.function
 
     def __call__(self, draw: Any) -> jax.Array:
         c = self.function(draw, self.mode)
@@ -116,6 +122,8 @@ def cost_of(function: Callable[[Any], ArrayLike], estimator: str) -> Cost:
     """That of a user's function of the draw."""
 
     def of_draw(draw: Any, mode: Mode) -> ArrayLike:
-        return transparent(function)(draw) if mode.smooth else function(draw)
+        with _calls.with_way_out("In the cost of sampler.expect, where it is staged,"):
+            return transparent(function)(draw) if mode.smooth else function(draw)
 
+    of_draw.__wrapped__ = function
     return Cost(of_draw, estimator)

@@ -26,8 +26,8 @@ def lower(a: jax.Array) -> jax.Array:
 
 
 def positive(temperature: jax.Array) -> jax.Array:
-    """NaN for one, traced, that is not: what is finite there would be wrong."""
-    return jnp.where(temperature > 0, temperature, jnp.nan)
+    """NaN for one, traced, that is not: what is finite there, derivatives too, would be wrong."""
+    return temperature + jnp.where(temperature > 0, 0, jnp.nan)
 
 
 def least_probability(dtype: DTypeLike) -> float:

@@ -393,3 +393,15 @@ def test_a_traced_temperature_of_zero_gives_nan(make, dist):
 
     assert np.isnan(gradient(0.0)).all()
     assert np.isfinite(gradient(0.5)).all()
+
+
+@pytest.mark.parametrize("name", ["RelaxedBernoulli", "RelaxedOneHotCategorical"])
+def test_a_density_at_a_traced_temperature_of_zero_is_nan(name):
+    @jax.jit
+    def gradients(t):
+        of = lambda t, l: jnp.sum(getattr(dists, name)(t, l).log_prob(jnp.array([0.3, 0.7])))
+        return jax.grad(of, (0, 1))(t, jnp.zeros(2))
+
+    for at_zero, inside in zip(gradients(0.0), gradients(0.5), strict=True):
+        assert np.isnan(at_zero).all()
+        assert np.isfinite(inside).all()

@@ -1,5 +1,6 @@
 """What is said to who writes a call as another library would have it, or what beginners write."""
 
+import os
 from typing import Any
 
 import jax
@@ -40,6 +41,10 @@ def test_an_estimator_is_no_sampler(name):
         (lambda: ge.rebar(logits=jnp.zeros(2)), r"gradest\.rebar\(\), then"),
         (lambda: ge.arm(tau=0.5), r"Its options: none"),
         (lambda: BITS.sample(KEY, 3), r"Bernoulli\.sample: shape: expected a tuple.*\(3,\)"),
+        (
+            lambda: BITS.sample(KEY, np.int64(3)),
+            r"Bernoulli\.sample: shape: expected a tuple.*\(3,\)",
+        ),
         (lambda: BITS.sample(KEY, shape=3), r"shape: expected a tuple.*\(3,\)"),
         (lambda: BITS.sample(seed=KEY), r"unexpected argument seed=\. Use key="),
         (lambda: BITS.sample(KEY, sample_shape=(3,)), r"sample_shape=\. Use shape="),
@@ -117,6 +122,35 @@ def test_a_python_if_on_a_draw():
     assert "my_loss" in str(raised.value)
     assert "jax.lax.cond" in str(raised.value)
     assert "flat" not in str(raised.value)
+
+
+def my_function(z):
+    return z if z > 0.5 else 2 * z
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda l, key: ge.rebar().expect(key, dists.Bernoulli(l), my_function),
+        lambda l, key: ge.reparameterize().expect(key, dists.Normal(l, 1.0), my_function),
+        ge.expectation(
+            lambda l, key: ge.enumeration().expect(key, dists.Bernoulli(l), my_function)
+        ),
+        ge.expectation(lambda l, key: ge.while_loop(lambda x: x < 3, my_function, l, max_steps=4)),
+        lambda l, key: ge.relax(lambda w, z: my_function(w * z), 0.3).expect(
+            key, dists.Bernoulli(l), jnp.exp
+        ),
+    ],
+    ids=["relaxed cost", "pathwise cost", "cost in a loss", "body of a loop", "surrogate"],
+)
+def test_a_branch_on_a_draw_in_a_function_of_the_users(loss):
+    with pytest.raises(jax.errors.TracerBoolConversionError) as raised:
+        jax.grad(loss)(0.3, KEY)
+    message = str(raised.value)
+    assert message.count("a draw has no value yet") == 1
+    assert "jax.lax.cond" in message
+    assert f"{__file__}:" in message
+    assert os.path.dirname(gradest.__file__) not in message.partition("\n\n")[0]
 
 
 @pytest.mark.parametrize(

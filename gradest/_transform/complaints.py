@@ -5,8 +5,6 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-import jax
-
 from .. import _written
 from .._derivatives.refuse import UnestimatedGradientWarning
 from .._jumps import Watcher, warn_at
@@ -127,33 +125,6 @@ def argument_changed(name: str, of_nnx: bool) -> Exception:
         f"or a dictionary). It is given copies, as under jax.jit: the change would be lost. "
         f"{remedy}"
     )
-
-
-def with_way_out(error: Exception) -> Exception:
-    """JAX's error of a traced value that Python needs to know, with what to write in a loss."""
-    remedy = next(words for kind, words in _WAYS_OUT.items() if isinstance(error, kind))
-    no_value = "In a loss under gradest.expectation a draw has no value yet:"
-    error.args = (f"{error.args[0]}\n{no_value} {remedy}", *error.args[1:])
-    return error
-
-
-#: What JAX raises where Python needs to know a traced value.
-UNKNOWN_VALUES = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
-_WAYS_OUT = {
-    jax.errors.TracerBoolConversionError: "instead of a Python `if` on it use jax.lax.cond("
-    "condition, function, function), in whose branches there may be draws too, a site for each, or "
-    "jax.numpy.where.",
-    jax.errors.TracerIntegerConversionError: "make an array of a list that it indexes, "
-    "jax.numpy.asarray(values)[draw], and a loop of so many steps by gradest.while_loop.",
-    jax.errors.NonConcreteBooleanIndexError: "instead of x[mask] use jax.numpy.where(mask, x, 0).",
-    Exception: "keep it an array. Instead of int(draw) use draw.astype(int), and functions of "
-    "jax.numpy instead of numpy's; what is only printed may be auxiliary output.",
-}
 
 
 # ---- Constructs ----------------------------------------------------------------------------

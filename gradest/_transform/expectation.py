@@ -295,11 +295,8 @@ def stage(loss: Callable[..., Any], has_aux: bool, args: Any, kwargs: Any) -> St
     # In a shard_map what is given alike to every device gets a gradient that is summed over them:
     # here, once, and not inside a branch that some of them take.
     values = _mesh.varying_alike([leaves[i] for i in dynamic])[0]
-    try:
-        with staging(True):
-            jaxpr, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
-    except complaints.UNKNOWN_VALUES as error:
-        raise complaints.with_way_out(error) from None
+    with staging(True), _calls.with_way_out("In a loss under gradest.expectation"):
+        jaxpr, (_, aux) = jax.make_jaxpr(flat, return_shape=True)(values)
 
     def names() -> list[str]:
         paths = jax.tree_util.tree_flatten_with_path((args, kwargs))[0]

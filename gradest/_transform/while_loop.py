@@ -145,7 +145,11 @@ class _Body:
         names = ["init_val" + jax.tree_util.keystr(path) for path, _ in paths]
 
         def flat(function: Callable[[Any], Any]) -> Callable[..., Any]:
-            return lambda *state: function(jax.tree.unflatten(structure, state))
+            def of_leaves(*state: Any) -> Any:
+                return function(jax.tree.unflatten(structure, state))
+
+            of_leaves.__wrapped__ = function  # so that JAX's errors name the user's
+            return of_leaves
 
         while True:
             condition = jax.make_jaxpr(flat(cond_fun))(*state)

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._derivatives.primitives import log_sigmoid, softplus, weighted
-from .._numerics import in_compute_dtype, least_probability, sigmoid, tempered
+from .._numerics import in_compute_dtype, least_probability, positive, sigmoid, tempered
 from ._implicit import inside
 from ._information import OfOutcomes
 from ._thresholds import Sign
@@ -174,6 +174,7 @@ class _Relaxed(Distribution):
     def _log_density(self, y: ArrayLike) -> jax.Array:
         """Of y = logit(x)."""
         y, logits, temperature = align_wide(y, self.logits, self.temperature)
+        temperature = positive(temperature)
         d = logits - temperature * y
         return jnp.log(temperature) + d - 2 * softplus(d)
 

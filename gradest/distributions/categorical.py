@@ -13,7 +13,14 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._derivatives.primitives import weighted
-from .._numerics import below_top, in_compute_dtype, least_probability, softmax, tempered
+from .._numerics import (
+    below_top,
+    in_compute_dtype,
+    least_probability,
+    positive,
+    softmax,
+    tempered,
+)
 from ._information import OfOutcomes
 from ._thresholds import Argmax, outcomes
 from .base import (
@@ -310,6 +317,7 @@ class _Relaxed(Distribution):
         """Of y = log x: eq. 26 of the reference."""
         k = self.logits.shape[-1]
         y, logits, t = align_wide(y, self.logits, self.temperature[..., None])
+        t = positive(t)
         d = logits - t * y
         constant = gammaln(jnp.asarray(k, y.dtype)) + (k - 1) * jnp.log(t[..., 0])
         return constant + jnp.sum(d, axis=-1) - k * logsumexp(d, axis=-1)

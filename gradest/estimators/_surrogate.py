@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from .. import _check
+from .. import _calls, _check
 from .._transparent import without_stops
 
 #: (parameters, relaxed draw) -> real scalar.
@@ -29,8 +29,10 @@ def closed(surrogate: Surrogate, params: Any, point: Any) -> tuple[Surrogate, An
         filled = [next(remaining) if t else x for x, t in zip(leaves, traced, strict=True)]
         return _scalar(surrogate(jax.tree.unflatten(treedef, filled), point))
 
+    of_traced.__wrapped__ = surrogate  # so that JAX's errors name the user's function
     values = [leaf for leaf, t in zip(leaves, traced, strict=True) if t]
-    jaxpr = jax.make_jaxpr(of_traced)(values, point)
+    with _calls.with_way_out("In a surrogate"):
+        jaxpr = jax.make_jaxpr(of_traced)(values, point)
     depend = [*[False] * len(values), *[True] * len(jax.tree.leaves(point))]
     jaxpr = without_stops(jaxpr, depend)
 
