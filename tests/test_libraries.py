@@ -473,3 +473,15 @@ def test_what_its_library_cannot_flatten_is_refused_by_name():
             jax.grad(loss)(0.3)
     else:
         assert jax.grad(loss)(0.3) == 1.0
+
+
+def test_a_distribution_of_tfp_that_distrax_wraps():
+    distrax, d = imported("distrax"), imported("tensorflow_probability")
+    wrapped = lambda l: distrax.as_distribution(d.Bernoulli(logits=l))
+    gradient = jax.grad(lambda l: ge.enumeration().expect(KEY, wrapped(l), lambda x: 3.0 * x))(0.3)
+    np.testing.assert_allclose(gradient, 3 * jax.grad(jax.nn.sigmoid)(0.3), rtol=1e-6)
+    logistic = lambda m: distrax.as_distribution(d.SinhArcsinh(m, 1.0))
+    assert jax.grad(lambda m: ge.reparameterize().expect(KEY, logistic(m), jnp.sum))(0.3) == 1.0
+    interval = lambda t: distrax.as_distribution(d.Triangular(0.0, t, t / 2))
+    with pytest.raises(ge.UnestimatedGradientError, match="moves with a parameter"):
+        jax.grad(lambda t: ge.score_function().expect(KEY, interval(t), jnp.sum))(1.5)

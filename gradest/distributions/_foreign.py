@@ -91,6 +91,8 @@ def own(dist: Any, *, always: bool = False) -> Any:
 
 
 def _twin(kind: type) -> Twin | None:
+    if kind.__name__ == "DistributionFromTFP":  # distrax's, derived from that of the other library
+        kind = next(base for base in kind.__mro__ if library(base) == "tensorflow_probability")
     return TWINS.get((library(kind), kind.__name__))
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -105,9 +105,19 @@ def _sample_method(kind: type) -> Callable[[Any, jax.Array], Any]:
             f"{_check.name_of(kind)}. The distribution comes second: sampler(key, dist)."
             f"{of_logits if hasattr(kind, 'dtype') else ''}"
         )
-    if "seed" in inspect.signature(sample).parameters:
+    if "seed" in _parameters_of_sample(kind):
         return lambda dist, key: dist.sample(seed=_raw(key))
     return lambda dist, key: dist.sample(key)
+
+
+def _parameters_of_sample(kind: type) -> Mapping[str, inspect.Parameter]:
+    """Of the first method, from `kind` on, that names them, and does not only hand them on."""
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    methods = (vars(base)["sample"] for base in kind.__mro__ if "sample" in vars(base))
+    for parameters in (inspect.signature(method).parameters for method in methods):
+        if any(p.kind not in variable for p in list(parameters.values())[1:]):
+            return parameters
+    return {}
 
 
 def _raw(key: jax.Array) -> jax.Array:
