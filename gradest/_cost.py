@@ -1,6 +1,7 @@
 """The cost of a draw as estimators see it, and how the program that it stands for is evaluated."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -121,9 +122,9 @@ class Cost:
 def cost_of(function: Callable[[Any], ArrayLike], estimator: str) -> Cost:
     """That of a user's function of the draw."""
 
+    @functools.wraps(function, updated=())  # so that JAX's errors name the user's function
     def of_draw(draw: Any, mode: Mode) -> ArrayLike:
         with _calls.with_way_out("In the cost of sampler.expect, where it is staged,"):
             return transparent(function)(draw) if mode.smooth else function(draw)
 
-    of_draw.__wrapped__ = function
     return Cost(of_draw, estimator)

@@ -4,6 +4,7 @@ It is a scan of a bounded number of steps, each of which takes place or does not
 transform meets no other construct than it knows.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -145,10 +146,10 @@ class _Body:
         names = ["init_val" + jax.tree_util.keystr(path) for path, _ in paths]
 
         def flat(function: Callable[[Any], Any]) -> Callable[..., Any]:
+            @functools.wraps(function, updated=())  # so that JAX's errors name the user's
             def of_leaves(*state: Any) -> Any:
                 return function(jax.tree.unflatten(structure, state))
 
-            of_leaves.__wrapped__ = function  # so that JAX's errors name the user's
             return of_leaves
 
         while True:

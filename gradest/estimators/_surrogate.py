@@ -1,5 +1,6 @@
 """A surrogate of the cost, a user's function, as one that closes over nothing."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,12 +25,12 @@ def closed(surrogate: Surrogate, params: Any, point: Any) -> tuple[Surrogate, An
     leaves, treedef = jax.tree.flatten(params)
     traced = [not _check.is_concrete(leaf) for leaf in leaves]
 
+    @functools.wraps(surrogate, updated=())  # so that JAX's errors name the user's function
     def of_traced(values: list[Any], point: Any) -> jax.Array:
         remaining = iter(values)
         filled = [next(remaining) if t else x for x, t in zip(leaves, traced, strict=True)]
         return _scalar(surrogate(jax.tree.unflatten(treedef, filled), point))
 
-    of_traced.__wrapped__ = surrogate  # so that JAX's errors name the user's function
     values = [leaf for leaf, t in zip(leaves, traced, strict=True) if t]
     with _calls.with_way_out("In a surrogate"):
         jaxpr = jax.make_jaxpr(of_traced)(values, point)
