@@ -98,3 +98,13 @@ def below_top(z: jax.Array) -> jax.Array:
     differently, and at t = 1e-10 the exponential of what is left at the maximum overflows.
     """
     return z - jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+
+
+def below_highest(a: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
+    """Log-weights less the largest of them along axes, -inf where all are.
+
+    The same law, if as many of them are chosen always. What all have in common would leave no
+    digits to the difference of two sums of them.
+    """
+    highest = jax.lax.stop_gradient(jnp.max(a, axis=axis, keepdims=True, initial=-jnp.inf))
+    return a - jnp.where(highest > -jnp.inf, highest, 0)

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._derivatives.primitives import weighted
-from .._numerics import in_compute_dtype
+from .._numerics import below_highest, in_compute_dtype
 from ._information import divergence, excludes, surprise
 from .base import Distribution, Shape, as_float, plain
 from .bernoulli import certain
@@ -104,10 +104,15 @@ class LinearChainCRF(Distribution):
         return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
 
     def _sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        unary, pairwise = in_compute_dtype(self.unary, self.pairwise)
+        unary, pairwise = self._log_weights()
         keys = _random.keys_of(key, (*shape, *unary.shape[:-2]))
         labels = _draw(keys, unary, pairwise, tuple(shape))
         return jax.nn.one_hot(labels, unary.shape[-1], dtype=self.unary.dtype)
+
+    def _log_weights(self) -> tuple[jax.Array, jax.Array]:
+        """In the type to compute in, without what all labels of a place, or all pairs, share."""
+        unary, pairwise = in_compute_dtype(self.unary, self.pairwise)
+        return below_highest(unary, -1), below_highest(pairwise, (-2, -1))
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape (...,) of one-hot rows `x` of shape (..., T, K); bilinear between them."""
@@ -117,7 +122,7 @@ class LinearChainCRF(Distribution):
                 f"got shape {np.shape(x)}. Of labels make them: jax.nn.one_hot(x, "
                 f"{self.shape[-1]})."
             )
-        unary, pairwise = in_compute_dtype(self.unary, self.pairwise)
+        unary, pairwise = self._log_weights()
         _, log_z = _filtered(unary, pairwise)
         x = jnp.asarray(x, unary.dtype)
         x = jnp.broadcast_to(x, np.broadcast_shapes(x.shape, unary.shape))
@@ -131,18 +136,18 @@ class LinearChainCRF(Distribution):
 
     def mean(self) -> jax.Array:
         """The probability of each label at each place, shape (..., T, K)."""
-        last, before = _backward(*in_compute_dtype(self.unary, self.pairwise))
+        last, before = _backward(*self._log_weights())
         of_places = _smoothed(jnp.exp(last), jnp.exp(before))
         return jnp.moveaxis(of_places, 0, -2).astype(self.unary.dtype)
 
     def entropy(self) -> jax.Array:
         """In nats, shape (...,)."""
-        last, before = _backward(*in_compute_dtype(self.unary, self.pairwise))
+        last, before = _backward(*self._log_weights())
         return _expected(surprise, last, before).astype(self.unary.dtype)
 
     def _relative_entropy(self, other: "LinearChainCRF") -> jax.Array:
-        last, before = _backward(self.unary, self.pairwise)
-        others = _backward(other.unary, other.pairwise)
+        last, before = _backward(*self._log_weights())
+        others = _backward(*other._log_weights())
         finite = _expected(divergence, last, before, *others)
         lost = lambda log_p, log_q: excludes(log_q, log_p).astype(log_p.dtype)
         return jnp.where(_expected(lost, last, before, *others) > 0, jnp.inf, finite)

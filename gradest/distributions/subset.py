@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from .. import _check, _random
 from .._derivatives.primitives import log_sigmoid, log_sum, softplus, weighted
-from .._numerics import below_top, in_compute_dtype, tempered
+from .._numerics import below_highest, below_top, in_compute_dtype, tempered
 from ._information import excludes
 from .base import Distribution, Shape, align_wide, as_float, plain
 from .bernoulli import certain
@@ -105,19 +105,24 @@ class Subset(Distribution):
         return plain(self, jax.lax.stop_gradient(self)._sample(key, shape))
 
     def _sample(self, key: ArrayLike, shape: Shape = ()) -> jax.Array:
-        (l,) = in_compute_dtype(self.logits)
+        l = self._log_weights()
         full = (*shape, *l.shape)
         drawn = _draw(_random.keys_of(key, full[:-1]), l, self.k, tuple(shape))
         return drawn.astype(self.logits.dtype)
+
+    def _log_weights(self) -> jax.Array:
+        """In the type to compute in, without what all logits have in common."""
+        (l,) = in_compute_dtype(self.logits)
+        return below_highest(l, -1)
 
     def log_prob(self, x: ArrayLike) -> jax.Array:
         """Shape (...,) of vectors `x` of shape (..., n); linear in `x` between the subsets.
 
         It is -inf for one whose elements do not add up to k, rounded.
         """
-        (l,) = in_compute_dtype(self.logits)
+        l = self._log_weights()
         log_z = _log_sum(l, self.k)
-        x, l = align_wide(x, self.logits)
+        x, l = align_wide(x, l)
         of_items = jnp.sum(weighted(x, l, jnp.isneginf(l)), axis=-1)
         log_p = of_items - jnp.broadcast_to(log_z, of_items.shape)
         right = jnp.round(jnp.sum(x, axis=-1)) == self.k
@@ -125,17 +130,15 @@ class Subset(Distribution):
 
     def mean(self) -> jax.Array:
         """The probability of each item to be in, shape (..., n)."""
-        (l,) = in_compute_dtype(self.logits)
-        return _marginals(l, self.k).astype(self.logits.dtype)
+        return _marginals(self._log_weights(), self.k).astype(self.logits.dtype)
 
     def entropy(self) -> jax.Array:
         """In nats, shape (...,)."""
-        (l,) = in_compute_dtype(self.logits)
 
         def of_choice(a: jax.Array) -> jax.Array:
             return softplus(a) - a * jax.nn.sigmoid(a)
 
-        of_items = _expected(self.k, of_choice, _choices(l, self.k))
+        of_items = _expected(self.k, of_choice, _choices(self._log_weights(), self.k))
         return jnp.sum(of_items, axis=-1).astype(self.logits.dtype)
 
     def _relative_entropy(self, other: "Subset") -> jax.Array:
@@ -144,7 +147,7 @@ class Subset(Distribution):
             is_out = log_sigmoid(-a) - log_sigmoid(-b)
             return jax.nn.sigmoid(a) * is_in + jax.nn.sigmoid(-a) * is_out
 
-        l, others = self.logits, other.logits
+        l, others = self._log_weights(), other._log_weights()
         of_items = _expected(self.k, of_choice, _choices(l, self.k), _choices(others, self.k))
         infinite = jnp.any(excludes(others, l), axis=-1) & (self.k > 0)
         return jnp.where(infinite, jnp.inf, jnp.sum(of_items, axis=-1))
