@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from . import _calls
+from . import _calls, _same_key
 from ._lockstep import Lockstep
 from ._transparent import transparent
 
@@ -119,12 +119,19 @@ class Cost:
         return dataclasses.replace(self, mode=dataclasses.replace(self.mode, **changes))
 
 
-def cost_of(function: Callable[[Any], ArrayLike], estimator: str) -> Cost:
-    """That of a user's function of the draw."""
+def cost_of(function: Callable[[Any], ArrayLike], estimator: str, within: Any) -> Cost:
+    """That of a user's function of the draw.
+
+    Args:
+      function: of the draw.
+      estimator: its name.
+      within: the expectation, for `_same_key.in_cost_of`.
+    """
 
     @functools.wraps(function, updated=())  # so that JAX's errors name the user's function
     def of_draw(draw: Any, mode: Mode) -> ArrayLike:
-        with _calls.with_way_out("In the cost of sampler.expect, where it is staged,"):
+        way_out = _calls.with_way_out("In the cost of sampler.expect, where it is staged,")
+        with way_out, _same_key.in_cost_of(within):
             return transparent(function)(draw) if mode.smooth else function(draw)
 
     return Cost(of_draw, estimator)

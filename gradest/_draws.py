@@ -1,5 +1,7 @@
 """The equations that draws leave in a program: `sample_p`, and `draw_p` of a pathwise draw.
 
+One of `estimate_p` tells with which key a `sampler.expect` draws.
+
 By these alone the transform, and what else reads a program, tells where it draws.
 """
 
@@ -82,6 +84,25 @@ _REMEDIES = (
     "loss, or use sampler.expect(key, dist, cost). (A jax.grad inside the loss, around the "
     "draw, is not seen by gradest.expectation.)"
 )
+
+
+# ---- Estimates -----------------------------------------------------------------------------
+
+# The bits of a key, as they are, with which a cost-based `sampler.expect` draws.
+estimate_p = core.Primitive("gradest_estimate")
+estimate_p.def_impl(lambda bits, **_: bits)
+estimate_p.def_abstract_eval(lambda bits, **_: bits)
+mlir.register_lowering(estimate_p, lambda ctx, bits, **_: [bits])
+batching.primitive_batchers[estimate_p] = lambda args, dims, **params: (
+    estimate_p.bind(*args, **params),
+    dims[0],
+)
+
+
+def estimating_with(key: jax.Array, name: str, where: str) -> jax.Array:
+    """The key, recorded in the program as one that the estimator `name` draws with."""
+    bits = estimate_p.bind(jax.random.key_data(key), name=name, where=where)
+    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key))
 
 
 # ---- Pathwise draws ------------------------------------------------------------------------

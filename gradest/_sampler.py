@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from . import _calls, _check, _draws, _jaxpr, _mesh, _random, _written
+from . import _calls, _check, _draws, _jaxpr, _mesh, _random, _same_key, _written
 from ._control_variate import ControlVariate
 from ._cost import Cost, cost_of, staging
 from ._derivatives.refuse import estimating
@@ -215,8 +215,9 @@ class Sampler:
           >>> [f"{g:.3f}" for g in jax.grad(loss)(logits)]
           ['0.161', '0.543', '0.000']
         """
-        key = key_of_run(_random.as_key(key))
-        key, dist = self._alike(key, self._opened(dist, where))
+        own_key = key_of_run(_random.as_key(key))
+        _same_key.check(key, self.name, not self.pathwise)
+        key, dist = self._alike(own_key, self._opened(dist, where))
         if self.pathwise:
             return self._recorded(key, self._draw(key, dist), dist)
         return _draw_at_site(self, key, dist)
@@ -255,12 +256,15 @@ class Sampler:
             )
 
         keys = key_of_run(_random.as_keys(key))
+        _same_key.check(key, self.name, not self.pathwise)
         keys, dist = self._alike(keys, self._opened(dist, where))
-        of = cost_of(cost, self.name)
+        of = cost_of(cost, self.name, _same_key.outer(key, self.name, not self.pathwise))
         complaints = self._complaints(keys, dist, of)
         if self.pathwise:
             value = of(self._recorded(keys, self._draw(keys, dist), dist, complaints.of_draw))
         else:
+            if staging.value:
+                keys = _draws.estimating_with(keys, self.name, _written.user_line())
             value = self._estimate(keys, dist, of)
         for closed_over, complaint in complaints.of_closed_over:
             value = guarded(value, closed_over, complaint)

@@ -112,6 +112,7 @@ FLOORS = (
             Room("_sampler", ["Sampler; Site,", "one in a program"], 1.1, "distributions/"),
             Room("_control_variate", ["what is known", "beside a score"], 1.32),
             Room("_cost", ["what follows", "a draw"], 0.95),
+            Room("_same_key", ["two draws", "with one"], 0.9),
             Room("_jumps", ["where a cost", "has no slope"], 1, "_downstream/"),
         ],
     ),

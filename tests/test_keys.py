@@ -302,6 +302,53 @@ def noise_of_an_estimator(l, key):
     return rebar.expect(key, dists.Bernoulli(l), jnp.square) + bit(l, jax.random.fold_in(key, 1))
 
 
+def estimate_in_a_cost(l, key):
+    inner = lambda b: score.expect(key, dists.Bernoulli(l + b), lambda c: b * c + c)
+    return rebar.expect(key, dists.Bernoulli(l), inner)
+
+
+def pathwise_in_a_cost(l, key):
+    normal = ge.reparameterize()
+    return score.expect(key, dists.Bernoulli(l), lambda b: b * normal(key, dists.Normal(l, 1.0)))
+
+
+def draw_and_estimate(l, key):
+    return bit(l, key, score) + score.expect(key, dists.Bernoulli(l), jnp.square)
+
+
+def draw_and_estimate_of_it(l, key):
+    b = bit(l, key, score)
+    return jax.jit(lambda b: score.expect(key, dists.Bernoulli(l + b), jnp.square))(b)
+
+
+def two_estimates(l, key):
+    """That are added: each is unbiased by itself."""
+    return sum(rebar.expect(key, dists.Bernoulli(l), cost) for cost in (jnp.square, jnp.exp))
+
+
+def estimate_in_a_cost_with_a_key_of_its_own(l, key):
+    one, other = jax.random.split(key)
+    inner = lambda b: score.expect(other, dists.Bernoulli(l + b), lambda c: b * c + c)
+    return rebar.expect(one, dists.Bernoulli(l), inner)
+
+
+def estimate_in_a_cost_that_is_meant(l, key):
+    clone = jax.random.clone(key)
+    inner = lambda b: score.expect(clone, dists.Bernoulli(l + b), lambda c: b * c + c)
+    return rebar.expect(key, dists.Bernoulli(l), inner)
+
+
+def estimate_in_another_arm(l, key):
+    estimate = lambda: score.expect(key, dists.Bernoulli(l), jnp.square)
+    return jax.lax.cond(l > 0, lambda: bit(l, key), estimate)
+
+
+def common_random_numbers_in_a_cost(l, key):
+    normal = ge.reparameterize()
+    law = dists.Normal(l, 1.0)
+    return normal.expect(key, law, lambda x: x * normal(key, law))
+
+
 SHARED = [
     *(same_key, same_half, same_fold, same_seed, wrapped, function_twice, through_calls),
     *(arm_and_outside, constant_of_a_scan, constant_of_an_inner_scan, carried_through),
@@ -310,14 +357,17 @@ SHARED = [
     *(two_scans_over_the_same, one_that_a_scan_had, one_that_a_lane_gets),
     *(scan_over_the_same_in_every_step, pathwise_and_not, pathwise_in_a_call),
     *(pathwise_in_every_step, noise_and_bit, dropout_in_a_call, noise_of_the_same_step),
-    by_hand_from_a_distribution,
+    *(by_hand_from_a_distribution, estimate_in_a_cost, pathwise_in_a_cost, draw_and_estimate),
+    draw_and_estimate_of_it,
 ]
 OTHER = [
     *(two_halves, two_folds, chain, two_arms, arms_of_two_conds, split_for_a_scan),
     *(folded_in_a_scan, split_in_a_scan, one_step, meant, common_random_numbers),
     *(common_random_numbers_in_every_step, pathwise_in_another_arm, halves_of_one_array),
     *(swapped_in_a_scan, stacked_of_different, one_arm_splits, noise_of_another_half),
-    *(noise_in_another_arm, noise_that_is_meant, noise_of_an_estimator),
+    *(noise_in_another_arm, noise_that_is_meant, noise_of_an_estimator, two_estimates),
+    *(estimate_in_a_cost_with_a_key_of_its_own, estimate_in_a_cost_that_is_meant),
+    *(estimate_in_another_arm, common_random_numbers_in_a_cost),
 ]
 KEYS = {"typed": jax.random.key, "legacy": jax.random.PRNGKey}
 
@@ -344,6 +394,11 @@ def test_warns_once(loss, make):
 @pytest.mark.parametrize("loss", OTHER)
 def test_stays_silent(loss, make):
     assert said(loss, make(0)) == []
+
+
+def test_of_an_estimate_in_a_cost_that_no_loss_stages():
+    with pytest.warns(ge.UnestimatedGradientWarning, match="same key"):
+        jax.grad(estimate_in_a_cost)(0.3, jax.random.key(0))
 
 
 def test_of_two_arguments_that_are_the_same_key():

@@ -103,7 +103,7 @@ FLOORS = (
     },
     {"_derivatives", "_downstream"},
     {"distributions"},
-    {"_control_variate", "_cost", "_draws", "_jumps", "_lockstep", "_sampler"},
+    {"_control_variate", "_cost", "_draws", "_jumps", "_lockstep", "_same_key", "_sampler"},
 )
 #: What the package's front shows: built on the floors, and none on another.
 ROOMS = {"_annealing", "_diagnostics", "_monte_carlo", "_transform", "estimators"}

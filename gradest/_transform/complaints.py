@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from .. import _written
+from .. import _same_key, _written
 from .._derivatives.refuse import UnestimatedGradientWarning
 from .._jumps import Watcher, warn_at
 from .._sampler import Site
@@ -56,19 +56,10 @@ def check_keys(found: Iterable[Any]) -> None:
     for (name, where), *others, in_every in dict.fromkeys((*s.draws, s.in_every) for s in found):
         if not others:
             what = f"a draw by {name}{where} gets the same key in every {_REPEATS[in_every]}"
-            remedy = _KEYS_EACH[in_every]
+            _same_key.warn(f"expectation: {what}", _KEYS_EACH[in_every])
         else:
-            what = (
-                f"a draw by {name}{where} and one by {others[0][0]}{others[0][1]} get the same key"
-            )
-            remedy = "Split the key: jax.random.split(key)"
-        warnings.warn(
-            f"expectation: {what}, so they are not independent, and the gradient is that of no "
-            f"expectation over independent draws. {remedy}. If it is meant, say so with "
-            "jax.random.clone(key).",
-            UnestimatedGradientWarning,
-            stacklevel=2,
-        )
+            one, other = f"{name}{where}", f"{others[0][0]}{others[0][1]}"
+            _same_key.warn(f"expectation: a draw by {one} and one by {other} get the same key")
 
 
 _REPEATS = {"step": "step of a `scan`", "lane": "lane of a `jax.vmap`"}

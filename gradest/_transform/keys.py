@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from .. import _jax_random, _jaxpr, _written
-from .._draws import draw_p, sample_p
+from .._draws import draw_p, estimate_p, sample_p
 from .._jaxpr import is_var, variables
 from .._lockstep import number_p
 from .numbering import Loops, Numbering
@@ -109,6 +109,11 @@ class _Walk:
                 source, bits = eqn.params["source"], eqn.invars[-1]
                 draw = _User(source.name, source.where, False)
                 self._draw(draw, number(bits), bits.aval.ndim - 1, arms, loops)
+            elif eqn.primitive is estimate_p:
+                # Two of them that are added up are each estimated by themselves.
+                draw = _User(eqn.params["name"], eqn.params["where"], False)
+                bits, env[eqn.outvars[0]] = eqn.invars[0], number(eqn.invars[0])
+                self._draw(draw, number(bits), bits.aval.ndim - 1, arms, loops)
             elif _jax_random.draws_with_key(eqn):
                 key, draw = eqn.invars[0], _User("jax.random", _written.line_of(eqn), False)
                 if not _written.is_estimators([eqn]):
@@ -145,7 +150,7 @@ class _Walk:
     def _holds_draws(self, jaxpr: core.Jaxpr) -> bool:
         if id(jaxpr) not in self._holds:
             self._holds[id(jaxpr)] = any(
-                eqn.primitive in (sample_p, draw_p)
+                eqn.primitive in (sample_p, draw_p, estimate_p)
                 or _jax_random.draws_with_key(eqn)
                 or any(map(self._holds_draws, _jaxpr.subjaxprs(eqn)))
                 for eqn in jaxpr.eqns

@@ -118,6 +118,7 @@ class Numbering:
 _HANDING_ON = {
     *("random_wrap", "random_unwrap", "copy", "copy_p", "stop_gradient", "optimization_barrier"),
     *("device_put", "sharding_constraint", "pvary", "pcast", "gradest_varying"),
+    "gradest_estimate",
 }
 # The elements of the results are those of some operands, rearranged.
 _REARRANGING = {
