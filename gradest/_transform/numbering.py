@@ -82,7 +82,7 @@ class Numbering:
         kind = eqn.primitive.name
         name = (kind, tuple(sorted(eqn.params.items())), tuple(operands))
         effects = eqn.effects and eqn.primitive is not number_p
-        if effects or kind == "random_clone" or not hashable(name):
+        if effects or kind == "random_clone" or not _hashable(name):
             return [self.fresh(loops) for _ in eqn.outvars]
         if kind in _HANDING_ON and len(operands) == len(eqn.outvars):
             return operands
@@ -160,7 +160,7 @@ def _is_key_or_bits(x: Any) -> bool:
     return dtype == jnp.uint32 or (dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key))
 
 
-def hashable(name: Any) -> bool:
+def _hashable(name: Any) -> bool:
     try:
         hash(name)
     except TypeError:

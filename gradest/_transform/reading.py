@@ -18,7 +18,7 @@ from .._draws import sample_p
 from .._jaxpr import is_var, variables
 from .._jumps import Complaint
 from .complaints import OfRawDraw
-from .numbering import hashable
+from .numbering import Numbering
 from .program import (
     Branch,
     Call,
@@ -274,46 +274,29 @@ def _is_own_score(eqn: Any, defined_by: Mapping[Any, Any]) -> bool:
     drawn = defined_by.get(eqn.invars[0])
     if drawn is None or drawn.primitive is not drawn_p:
         return False
-    return _are_equal(eqn.invars[1:], drawn.invars[1:], defined_by, set(), _STEPS)
+    numbering = Numbering()
+    known: dict[Any, int] = {}
+
+    def number(atom: Any, steps: int) -> int:
+        if not is_var(atom):
+            return numbering.of_value(atom.val)
+        if atom not in known:
+            made = defined_by.get(atom)
+            if made is None or steps == 0:
+                known[atom] = numbering.fresh(())
+            else:
+                operands = [number(v, steps - 1) for v in made.invars]
+                known.update(
+                    zip(made.outvars, numbering.of_results(made, operands, ()), strict=True)
+                )
+        return known[atom]
+
+    parameters = ([number(v, _STEPS) for v in of.invars[1:]] for of in (eqn, drawn))
+    return next(parameters) == next(parameters)
 
 
-# As far back as the parameters of a distribution that is made anew are compared.
+# As many equations back the parameters of a distribution that is made anew are compared.
 _STEPS = 30
-
-
-def _are_equal(
-    some: Sequence[Any], others: Sequence[Any], defined_by: Any, known: set[Any], steps: int
-) -> bool:
-    """Whether values are the same, pair by pair, or made of the same ones by equal equations.
-
-    Args:
-      some: variables and literals.
-      others: likewise.
-      defined_by: the equation that defines each variable of the jaxpr.
-      known: pairs that are equal; it grows.
-      steps: how many equations to go back.
-    """
-
-    def made_alike(a: Any, b: Any) -> bool:
-        if not (is_var(a) and is_var(b)):
-            return not (is_var(a) or is_var(b)) and bool(a.val == b.val)
-        if a is b or (a, b) in known:
-            return True
-        first, second = defined_by.get(a), defined_by.get(b)
-        if first is None or second is None or first.effects or not steps:
-            return False
-        names = [(e.primitive, tuple(sorted(e.params.items()))) for e in (first, second)]
-        if not hashable(tuple(names)) or names[0] != names[1]:
-            return False
-        if first.outvars.index(a) != second.outvars.index(b):
-            return False
-        return _are_equal(first.invars, second.invars, defined_by, known, steps - 1)
-
-    for a, b in zip(some, others, strict=False):
-        if not made_alike(a, b):
-            return False
-        known.add((a, b) if is_var(a) and is_var(b) else None)
-    return len(some) == len(others)
 
 
 def _grouped(
