@@ -309,7 +309,8 @@ def test_a_cost_is_staged_for_a_look_once_however_deep_it_stands():
             traced.append(m)
             return m**2
         inner = lambda x: nested(depth - 1, m + x)
-        return ge.score_function().expect(KEY, dists.Normal(m, 1.0), inner)
+        key = jax.random.fold_in(KEY, depth)
+        return ge.score_function().expect(key, dists.Normal(m, 1.0), inner)
 
     jax.make_jaxpr(lambda m: nested(4, m))(0.3)
     assert len(traced) == 5

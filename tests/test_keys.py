@@ -399,6 +399,9 @@ def test_stays_silent(loss, make):
 def test_of_an_estimate_in_a_cost_that_no_loss_stages():
     with pytest.warns(ge.UnestimatedGradientWarning, match="same key"):
         jax.grad(estimate_in_a_cost)(0.3, jax.random.key(0))
+    # Where warnings are errors, as in these tests, it is one.
+    with pytest.raises(ge.UnestimatedGradientWarning, match="same key"):
+        jax.jit(estimate_in_a_cost)(0.3, jax.random.key(0))
 
 
 def test_of_two_arguments_that_are_the_same_key():
