@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from . import _calls, _same_key
+from . import _calls
 from ._lockstep import Lockstep
+from ._same_key import Expectation, in_cost_of
 from ._transparent import transparent
 
 # Whether a loss is being staged, and may spend. It is part of the key of JAX's caches: what is
@@ -119,19 +120,13 @@ class Cost:
         return dataclasses.replace(self, mode=dataclasses.replace(self.mode, **changes))
 
 
-def cost_of(function: Callable[[Any], ArrayLike], estimator: str, within: Any) -> Cost:
-    """That of a user's function of the draw.
-
-    Args:
-      function: of the draw.
-      estimator: its name.
-      within: the expectation, for `_same_key.in_cost_of`.
-    """
+def cost_of(function: Callable[[Any], ArrayLike], expectation: Expectation) -> Cost:
+    """That of a user's function of the draw, in an expectation that they call."""
 
     @functools.wraps(function, updated=())  # so that JAX's errors name the user's function
     def of_draw(draw: Any, mode: Mode) -> ArrayLike:
         way_out = _calls.with_way_out("In the cost of sampler.expect, where it is staged,")
-        with way_out, _same_key.in_cost_of(within):
+        with way_out, in_cost_of(expectation):
             return transparent(function)(draw) if mode.smooth else function(draw)
 
-    return Cost(of_draw, estimator)
+    return Cost(of_draw, expectation.name)

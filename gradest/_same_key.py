@@ -24,13 +24,13 @@ def warn(what: str, remedy: str = "Split the key: jax.random.split(key)") -> Non
     )
 
 
-class _Outer(NamedTuple):
-    """A `sampler.expect` whose cost is being evaluated.
+class Expectation(NamedTuple):
+    """A `sampler.expect` that a user calls.
 
     Attributes:
       key: as the user gave it.
       name: of the estimator.
-      where: the user's line that calls it.
+      where: the user's line that calls it, as ' (at file:line)', or nothing.
       cost_based: whether it needs the value of the cost.
       told: the names and lines of draws that were told of.
     """
@@ -42,34 +42,38 @@ class _Outer(NamedTuple):
     told: set[tuple[str, str]]
 
 
-_outer: contextvars.ContextVar[tuple[_Outer, ...]] = contextvars.ContextVar("outer", default=())
+def expectation(key: Any, name: str, cost_based: bool) -> Expectation:
+    """The one that is called now."""
+    return Expectation(key, name, _written.user_line(), cost_based, set())
+
+
+# Those whose costs are being evaluated, from the outermost in.
+_around: contextvars.ContextVar[tuple[Expectation, ...]] = contextvars.ContextVar(
+    "around", default=()
+)
 
 
 @contextlib.contextmanager
-def in_cost_of(outer: _Outer) -> Iterator[None]:
-    token = _outer.set((*_outer.get(), outer))
+def in_cost_of(expectation: Expectation) -> Iterator[None]:
+    """What draws here is checked."""
+    token = _around.set((*_around.get(), expectation))
     try:
         yield
     finally:
-        _outer.reset(token)
-
-
-def outer(key: Any, name: str, cost_based: bool) -> _Outer:
-    """For `in_cost_of`, by an estimator that is called by the user with this key."""
-    return _Outer(key, name, _written.user_line(), cost_based, set())
+        _around.reset(token)
 
 
 def check(key: Any, name: str, cost_based: bool) -> None:
     """Warns of a draw with the key of an expectation in whose cost it is made."""
-    for expect in _outer.get():
+    for outer in _around.get():
         # One that is equal only, as by jax.random.clone, may be meant.
-        if not (cost_based or expect.cost_based) or key is not expect.key:
+        if not (cost_based or outer.cost_based) or key is not outer.key:
             continue
         line = name, _written.user_line()
-        if line not in expect.told:
+        if line not in outer.told:
             warn(
-                f"expect: a draw by {name}{line[1]} in the cost of one by {expect.name}"
-                f"{expect.where} gets the same key"
+                f"expect: a draw by {name}{line[1]} in the cost of one by {outer.name}"
+                f"{outer.where} gets the same key"
             )
             # Not where it is an error: what is only looked at is then evaluated all the same.
-            expect.told.add(line)
+            outer.told.add(line)

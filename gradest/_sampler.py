@@ -215,9 +215,9 @@ class Sampler:
           >>> [f"{g:.3f}" for g in jax.grad(loss)(logits)]
           ['0.161', '0.543', '0.000']
         """
-        own_key = key_of_run(_random.as_key(key))
         _same_key.check(key, self.name, not self.pathwise)
-        key, dist = self._alike(own_key, self._opened(dist, where))
+        key = key_of_run(_random.as_key(key))
+        key, dist = self._alike(key, self._opened(dist, where))
         if self.pathwise:
             return self._recorded(key, self._draw(key, dist), dist)
         return _draw_at_site(self, key, dist)
@@ -255,10 +255,10 @@ class Sampler:
                 "Write sampler.expect(key, dist, lambda x: ...)."
             )
 
-        keys = key_of_run(_random.as_keys(key))
         _same_key.check(key, self.name, not self.pathwise)
+        keys = key_of_run(_random.as_keys(key))
         keys, dist = self._alike(keys, self._opened(dist, where))
-        of = cost_of(cost, self.name, _same_key.outer(key, self.name, not self.pathwise))
+        of = cost_of(cost, _same_key.expectation(key, self.name, not self.pathwise))
         complaints = self._complaints(keys, dist, of)
         if self.pathwise:
             value = of(self._recorded(keys, self._draw(keys, dist), dist, complaints.of_draw))

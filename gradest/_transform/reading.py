@@ -291,8 +291,8 @@ def _is_own_score(eqn: Any, defined_by: Mapping[Any, Any]) -> bool:
                 )
         return known[atom]
 
-    parameters = ([number(v, _STEPS) for v in of.invars[1:]] for of in (eqn, drawn))
-    return next(parameters) == next(parameters)
+    of_score, of_draw = ([number(v, _STEPS) for v in e.invars[1:]] for e in (eqn, drawn))
+    return of_score == of_draw
 
 
 # As many equations back the parameters of a distribution that is made anew are compared.
