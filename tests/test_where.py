@@ -461,6 +461,14 @@ def test_errors(sampler, dist, where, error, message):
         sampler.expect(KEY, dist, lambda x: jnp.sum(jax.tree.leaves(x)[0]), where=where)
 
 
+@pytest.mark.parametrize(
+    "dist", [dists.Uniform(jnp.zeros(2), 1.0), dists.HardConcrete(jnp.zeros(2))]
+)
+def test_what_has_no_score_is_named_as_without_a_mask(dist):
+    with pytest.raises(TypeError, match=rf"^score_function: .*, got {type(dist).__name__}: "):
+        ge.score_function().expect(KEY, dist, jnp.sum, where=True)
+
+
 def test_a_sampler_of_ones_own():
     """It need not know of masks, whether it takes scores of the distribution or writes them out."""
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from .. import _check, _numerics
 from .._derivatives.attach import attach_gradient
 from ..distributions import _joint, _supports, base
+from ..distributions._masked import law_of
 from . import _needs
 
 
@@ -34,13 +35,13 @@ def _checked(estimator: str, dist: Any) -> tuple[Any, jax.Array | None]:
     if isinstance(dist, base.Distribution) and not dist.fixed_support:
         raise TypeError(
             f"{estimator}: expected a distribution whose support does not depend on its "
-            f"parameters, got {_check.name_of(type(dist))}: the moving bounds would be missing "
+            f"parameters, got {_check.name_of(law_of(dist))}: the moving bounds would be missing "
             "from the gradient. Use reparameterize."
         )
     if getattr(dist, "no_density", ""):
         raise TypeError(
             f"{estimator}: expected a distribution with a log-probability, got "
-            f"{_check.name_of(type(dist))}: {dist.no_density}"
+            f"{_check.name_of(law_of(dist))}: {dist.no_density}"
         )
     _needs.check_edges(estimator, dist)
     return _supports.refusing(estimator, dist)
