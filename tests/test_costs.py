@@ -17,6 +17,7 @@ from support.programs import (
     bit,
     keys,
     leave_one_out,
+    optimized,
 )
 
 import gradest as ge
@@ -241,7 +242,7 @@ def test_reward_to_go():
     for per_step in (True, False):
         loss = functools.partial(policy_gradient, per_step)
         grad = jax.value_and_grad(ge.expectation(loss))
-        run = jax.jit(jax.vmap(grad, in_axes=(None, 0)))
+        run = optimized(jax.vmap(grad, in_axes=(None, 0)))
         got = run(logits, keys(50_000 if per_step else 150_000))
         assert_unbiased(got[1], want[1])
         assert_unbiased(1 + got[0], 1 + want[0])

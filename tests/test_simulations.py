@@ -7,7 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from support.programs import assert_unbiased, keys
+from support.programs import assert_unbiased, keys, optimized
 
 ROOT = pathlib.Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
@@ -32,7 +32,7 @@ def test_expected_cost_and_its_gradient(program, way, num):
     # A baseline that is not the best, too.
     start = jax.tree.map(lambda x: jnp.full_like(x, 0.7), way.start)
     of = lambda key: jax.value_and_grad(way.loss)(program.params, key, start)
-    got = jax.jit(jax.vmap(of))(keys(num))
+    got = optimized(jax.vmap(of))(keys(num))
     value, gradient = jax.jit(jax.value_and_grad(program.exact))(program.params)
     assert_unbiased(got, (value, gradient))
     with pytest.raises(AssertionError, match="standard errors off"):

@@ -27,6 +27,7 @@ from .statistical import NoPower as NoPower
 from .statistical import assert_unbiased as assert_unbiased
 from .statistical import assert_variance as assert_variance
 from .statistical import keys as keys
+from .statistical import optimized as optimized
 
 # ---- Distributions: more than one element in each ------------------------------------------
 

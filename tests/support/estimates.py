@@ -24,6 +24,7 @@ from .statistical import assert_moments as assert_moments
 from .statistical import assert_unbiased as assert_unbiased
 from .statistical import assert_variance as assert_variance
 from .statistical import keys as keys
+from .statistical import optimized as optimized
 
 LINK = ((0.9, -0.5), (0.3, 0.8))
 WEIGHTS = (0.8, -0.6, 0.9, 0.5)

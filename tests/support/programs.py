@@ -26,6 +26,7 @@ from .statistical import NUM_KEYS as NUM_KEYS
 from .statistical import assert_unbiased as assert_unbiased
 from .statistical import assert_variance as assert_variance
 from .statistical import keys as keys
+from .statistical import optimized as optimized
 
 Draw = Callable[[Any], float]
 

@@ -5,6 +5,8 @@ an error of a few percent to be seen, it fails too, and says how many samples it
 """
 
 import math
+import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +18,16 @@ NUM_KEYS = 200_000
 
 def keys(num: int = NUM_KEYS, seed: int = 0) -> jax.Array:
     return jax.random.split(jax.random.key(seed), num)
+
+
+def optimized(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit`, with optimizations that conftest.py has other programs do without.
+
+    They are worth their time where a program runs for longer than it compiles.
+    """
+    as_installed = os.environ.get("GRADEST_TESTS_AS_INSTALLED")
+    options = None if as_installed else {"xla_backend_optimization_level": 1}
+    return jax.jit(function, compiler_options=options)
 
 
 # ---- Assertions ----------------------------------------------------------------------------
