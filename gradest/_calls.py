@@ -33,24 +33,49 @@ _ELSEWHERE = {
 
 def estimator(make: Callable[P, T]) -> Callable[P, T]:
     """`make`, an estimator, which answers who calls it as a sampler, or by other words."""
+    name = make.__name__
+    called = (
+        f"options, got a key or a distribution. Make the sampler first, sampler = ge.{name}(), "
+        "and call that: sampler(key, dist)."
+    )
+    return _with_options(make, _ELSEWHERE, called, f"Write gradest.{name}(option=...)")
+
+
+def of_loss(transform: Callable[P, T]) -> Callable[P, T]:
+    """`transform`, of a loss, which answers who gives it the loss's arguments as well."""
+    name = transform.__name__
+    remedy = f"The loss's arguments are those of what it returns: gradest.{name}(loss)(*args)"
+    elsewhere = dict.fromkeys(["key", "rng", "seed", "params", "dist", "args"], f"{remedy}.")
+    called = f"a loss and options, got a key or a distribution. {remedy}."
+    return _with_options(transform, elsewhere, called, remedy)
+
+
+def _with_options(
+    make: Callable[P, T], elsewhere: Mapping[str, str], called: str, remedy: str
+) -> Callable[P, T]:
+    """`make`, which takes options, and tells who gives it something else what to do.
+
+    Args:
+      make: the function.
+      elsewhere: what to say of names that are none of its options.
+      called: what to say that is expected where a key or a distribution is given.
+      remedy: for more arguments without a name than there are.
+    """
 
     @functools.wraps(make)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
         parameters = inspect.signature(make).parameters
         name = make.__name__
         if any(map(_is_key_or_distribution, args)):
-            raise TypeError(
-                f"{name}: expected options, got a key or a distribution. Make the sampler first, "
-                f"sampler = ge.{name}(), and call that: sampler(key, dist)."
-            )
+            raise TypeError(f"{name}: expected {called}")
         for given in kwargs:
             if given not in parameters:
-                raise TypeError(_unknown(name, given, parameters))
+                raise TypeError(_unknown(name, given, parameters, elsewhere))
         positional = [p for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
         if len(args) > len(positional):
             raise TypeError(
                 f"{name}: expected its options by name, got {args[len(positional)]!r} without one. "
-                f"Write gradest.{name}(option=...); its options: {', '.join(parameters)}."
+                f"{remedy}; its options: {', '.join(parameters)}."
             )
         for missing in list(parameters.values())[len(args) :]:
             named = missing.name in kwargs or missing.kind in (
@@ -74,9 +99,11 @@ def _is_key_or_distribution(x: Any) -> bool:
     return is_key or (hasattr(x, "log_prob") and hasattr(x, "sample"))
 
 
-def _unknown(name: str, given: str, parameters: Mapping[str, Any]) -> str:
-    if given in _ELSEWHERE:
-        remedy = _ELSEWHERE[given].format(name=name)
+def _unknown(
+    name: str, given: str, parameters: Mapping[str, Any], elsewhere: Mapping[str, str]
+) -> str:
+    if given in elsewhere:
+        remedy = elsewhere[given].format(name=name)
     else:
         word = _OPTIONS.get(given)
         near = [word] if word in parameters else difflib.get_close_matches(given, parameters, 1)

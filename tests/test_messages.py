@@ -11,6 +11,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType, PartitionSpec
 from support.programs import bit, keys
 
@@ -91,6 +92,25 @@ def test_shard_map():
         f"expectation: a draw by rebar {at('shard_map')} is inside a `shard_map`",
         r"jax\.shard_map\(gradest\.expectation\(loss\), \.\.\.\)",
     )
+
+
+def test_a_cost_beside_a_draw_that_is_not_used():
+    """In what is not understood, where the one mark may be left out and the other may not."""
+
+    @custom_vmap
+    def step(logit, key):
+        unused = rebar(key, dists.Bernoulli(logit))
+        ge.cost(3 * logit**2)  # custom_vmap
+        return unused
+
+    step.def_vmap(lambda *args: None)
+
+    def loss(logit, key):
+        step(logit, key)
+        return logit
+
+    start = f"expectation: a cost {at('custom_vmap')} is inside a `custom_vmap_call`"
+    assert_raises(NotImplementedError, loss, start)
 
 
 @pytest.mark.filterwarnings("ignore:.*pmap:DeprecationWarning")
@@ -306,6 +326,24 @@ def test_loss_that_is_no_pair_with_has_aux():
     loss = ge.expectation(lambda logit: logit, has_aux=True)
     with pytest.raises(TypeError, match=r"has_aux=True expects .* a pair \(loss, aux\), got"):
         loss(jnp.float32(0.3))
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        ((keys(1)[0],), {}),
+        ((dists.Bernoulli(0.3),), {}),
+        ((), {"key": keys(1)[0]}),
+        ((), {"params": 0.3}),
+        ((0.3, keys(1)[0]), {}),
+        ((False, 0.3), {}),
+    ],
+    ids=["key", "distribution", "key=", "params=", "both", "a number too many"],
+)
+def test_arguments_of_the_loss_beside_it(args, options):
+    remedy = r"those of what it returns: gradest\.expectation\(loss\)\(\*args\)"
+    with pytest.raises(TypeError, match=rf"^expectation: .*{remedy}"):
+        ge.expectation(lambda *args: jnp.float32(0), *args, **options)
 
 
 # ---- Costs outside -------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def expectation(
 ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 
 
-@_calls.estimator
+@_calls.of_loss
 def expectation(
     loss: Callable[..., Any] | None = None,
     has_aux: bool = False,

@@ -131,7 +131,7 @@ class _Reader:
     def _takes_place(self, use: int) -> bool:
         """Whether an effect does, on whose results at most what `use` says depends.
 
-        Each does in one kind of run, so that none happens twice.
+        Each does in one kind of run, so that none happens twice whose result is not used in both.
         """
         if self.purpose is Purpose.LOSS:
             return not use & REPORTED
@@ -196,8 +196,8 @@ class _Reader:
             if marks := marks_of(node):
                 return Opaque(eqn, marks[0])
         else:
-            held = next(iter(self._marks_in(eqn)))
-            return Opaque(eqn, held) if holds_marks and self._matters(held, credited) else None
+            held = (mark for mark in self._marks_in(eqn) if self._matters(mark, credited))
+            return Opaque(eqn, mark) if (mark := next(held, None)) is not None else None
         # With no draw in it, and no cost, it is a part of a run.
         return node if any(p.all_marks or p.has_watched_draws for p in node.programs) else None
 
