@@ -1,6 +1,6 @@
 """The constructs of a jaxpr, whose names and parameters depend on JAX's version.
 
-What a call, a branch or a loop of JAX's means is read here, and nowhere else.
+What a call, a branch or a loop of JAX's means is read here.
 """
 
 import dataclasses

@@ -76,13 +76,13 @@ FLOORS = (
                 [
                     "expectation: stages the loss",
                     "keys, numbering: two with one",
-                    "program: jaxpr into nodes, once",
+                    "reading: jaxpr into nodes, once",
                     "continuation: hands on the rest",
                     "ledger: running sums",
                     "downstream: what follows draws",
                     "spend: ge.cost",
                     "while_loop: ge.while_loop",
-                    "complaints: every message",
+                    "complaints: what it says of them",
                 ],
                 2,
                 "_draws",
@@ -107,10 +107,10 @@ FLOORS = (
         "contract",
         "what a draw is",
         [
-            Room("_draws", ["the equations", "of draws"]),
+            Room("_draws", ["the equations", "of draws"], 1.02),
             Room("_lockstep", ["several runs", "of a loss"], 0.95, "_derivatives/"),
-            Room("_sampler", ["Sampler; Site,", "one in a program"], 1.1, "distributions/"),
-            Room("_control_variate", ["what is known", "beside a score"], 1.32),
+            Room("_sampler", ["Sampler; Site,", "one of a loss"], 1, "distributions/"),
+            Room("_control_variate", ["what is known", "beside a score"], 1.43),
             Room("_cost", ["what follows", "a draw"], 0.95),
             Room("_same_key", ["two draws", "with one"], 0.9),
             Room("_jumps", ["where a cost", "has no slope"], 1, "_downstream/"),
@@ -158,7 +158,7 @@ FLOORS = (
             Room("_written", ["by whom"]),
             Room("_jax_random", ["draws of JAX's"], 1.05),
             Room("_transparent", ["stop_gradient"], 1.1),
-            Room("_mesh", ["axes of a mesh"]),
+            Room("_mesh", ["axes of a mesh"], 1.1),
             Room("_plates", ["lanes"], 0.8),
             Room("_calls", ["other words"]),
             Room("_typing", ["protocols"], 0.9),
@@ -194,7 +194,7 @@ class _Box:
 def picture() -> str:
     """The picture, as SVG."""
     boxes: dict[str, _Box] = {}
-    bands = []
+    bands, drawn = [], []
     y = 2 * _MARGIN
     for floor in FLOORS:
         height = _HEAD + _LINE * max(len(room.says) for room in floor.rooms)
@@ -203,7 +203,8 @@ def picture() -> str:
             rooms = floor.rooms[row * per_row : (row + 1) * per_row]
             boxes.update(_placed(rooms, y + _MARGIN + row * (height + _BETWEEN), height))
         height = floor.rows * (height + _BETWEEN) - _BETWEEN + 2 * _MARGIN
-        bands += _band(floor, boxes, y, height)
+        bands += _band(floor, y, height)
+        drawn += _rooms(floor, boxes)
         y += height + _STAIRS
     arrows = [
         _arrow(boxes[room.name], boxes[room.name], boxes[room.stands_on])
@@ -219,7 +220,8 @@ def picture() -> str:
         "The rooms of gradest, floor by floor: a module imports those of its own floor and of the "
         "floors below"
     )
-    return svg.document(_WIDTH, y, title, _STYLE, [*bands, *arrows])
+    # An arrow passes behind what lies on its way.
+    return svg.document(_WIDTH, y, title, _STYLE, [*bands, *arrows, *drawn])
 
 
 def _placed(rooms: Sequence[Room], y: int, height: int) -> Iterator[tuple[str, _Box]]:
@@ -232,12 +234,15 @@ def _placed(rooms: Sequence[Room], y: int, height: int) -> Iterator[tuple[str, _
         x += width + _BETWEEN
 
 
-def _band(floor: Floor, boxes: dict[str, _Box], y: int, height: int) -> Iterator[str]:
+def _band(floor: Floor, y: int, height: int) -> Iterator[str]:
     left, right = 2 * _MARGIN + 4, _WIDTH - 2 * _MARGIN
     yield f'  <rect class="band" x="{_MARGIN}" y="{y}" width="{right}" height="{height}" rx="6"/>'
     yield _text("floor-name", left, y + 26, floor.name)
     for i, line in enumerate(textwrap.wrap(floor.says, 17)):
         yield _text("says", left, y + 42 + 14 * i, line)
+
+
+def _rooms(floor: Floor, boxes: dict[str, _Box]) -> Iterator[str]:
     for room in floor.rooms:
         box = boxes[room.name]
         yield (

@@ -1,4 +1,4 @@
-"""`attach_gradient`, the one primitive that all cost-based estimators share."""
+"""`attach_gradient`, by which a gradient that an estimator computed itself meets JAX."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Every message of the transform."""
+"""What the transform says of the draws, the costs and the constructs of a loss."""
 
 import sys
 import warnings

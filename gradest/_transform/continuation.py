@@ -15,7 +15,7 @@ import jax
 from .._cost import Cost, Mode
 from . import complaints
 from .ledger import Ledger, advance, before_branch, open_site
-from .program import Branch, Call, Draw, Env, Node, Program, marks_of, needs_rest
+from .program import Branch, Call, Draw, Env, Loop, Node, Program, marks_of, needs_rest
 
 # What follows a (part of a) program: from its outputs to the value of everything to come.
 Then = Callable[[list[Any], Mode], jax.Array]
@@ -68,9 +68,12 @@ def _value_with_rest(node: Node, operands: list[Any], mode: Mode, then: Then) ->
                 for i, program in enumerate(node.arms)
             ]
             return jax.lax.switch(index, arms, *args)
-    # A loop, which cannot be left in the middle.
-    draws = (mark for mark in marks_of(node) if isinstance(mark, Draw))
-    raise complaints.only_scores(next(draw.site for draw in draws if draw.needs_rest(mode)))
+        case Loop():
+            # It cannot be left in the middle.
+            draws = (mark for mark in marks_of(node) if isinstance(mark, Draw))
+            raise complaints.only_scores(next(draw.site for draw in draws if draw.needs_rest(mode)))
+        case _:
+            raise AssertionError(node)
 
 
 def _into_arm(mode: Mode, taken: jax.Array) -> Mode:

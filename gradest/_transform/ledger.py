@@ -115,7 +115,7 @@ class Ledger:
         assert self.log_prob is not None
         assert self.value is not None
         before = lambda start, x: start + (jax.lax.cumsum(x, reverse=reverse) - x)
-        log_prob, value = self.log_prob + jnp.sum(steps.log_prob), steps.value
+        log_prob = self.log_prob + jnp.sum(steps.log_prob)
         weight = magic(before(self.log_prob, steps.log_prob))
         value, trained, shared = steps.value * weight, self.trained, self.shared
         spent = before(self.value, value)
