@@ -241,6 +241,11 @@ def render_devices(found: dict[str, dict[str, Any]]) -> str:
 # ---- The command ---------------------------------------------------------------------------
 
 
+def counted() -> list[methods.Method]:
+    """The estimators of the table: a few outcomes only can be enumerated, and 2^64 are not."""
+    return [m for m in methods.trainable("bernoulli") if not m.enumerates]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _command.parser("accelerators", __doc__)
     parser.add_argument("--record", action="store_true", help=f"write {PAGE.name}")
@@ -252,8 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.devices:
         print(json.dumps(sharded_programs(args.devices)))
         return 0
-    # A few outcomes only can be enumerated, and 2^64 are not.
-    chosen = [m for m in methods.trainable("bernoulli") if not m.enumerates]
+    chosen = counted()
     rows = [{"estimator": "no draw: the cost at the mean", **count(None)}]
     for method in chosen[:2] if args.quick else chosen:
         print(method.label, file=sys.stderr)

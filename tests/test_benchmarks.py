@@ -633,3 +633,10 @@ def test_an_estimator_is_counted():
     assert none["flops"] > 0
     row = {"estimator": "none", **none}
     assert "| none " in accelerators.render_estimators([row])
+
+
+def test_the_page_on_paper_has_every_estimator():
+    page = accelerators.PAGE.read_text(encoding="utf-8")
+    table = page.partition("<!-- begin accelerators -->")[2].partition("<!-- end")[0]
+    shown = re.findall(r"^\| `(.+?)` +\|", table, re.MULTILINE)
+    assert shown == [method.about for method in accelerators.counted()]
