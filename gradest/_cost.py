@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from . import _calls
 from ._lockstep import Lockstep
-from ._same_key import Expectation, in_cost_of
+from ._same_key import ExpectCall, in_cost_of
 from ._transparent import transparent
 
 # Whether a loss is being staged, and may spend. It is part of the key of JAX's caches: what is
@@ -120,13 +120,13 @@ class Cost:
         return dataclasses.replace(self, mode=dataclasses.replace(self.mode, **changes))
 
 
-def cost_of(function: Callable[[Any], ArrayLike], expectation: Expectation) -> Cost:
+def cost_of(function: Callable[[Any], ArrayLike], call: ExpectCall) -> Cost:
     """That of a user's function of the draw, in an expectation that they call."""
 
     @functools.wraps(function, updated=())  # so that JAX's errors name the user's function
     def of_draw(draw: Any, mode: Mode) -> ArrayLike:
         way_out = _calls.with_way_out("In the cost of sampler.expect, where it is staged,")
-        with way_out, in_cost_of(expectation):
+        with way_out, in_cost_of(call):
             return transparent(function)(draw) if mode.smooth else function(draw)
 
-    return Cost(of_draw, expectation.name)
+    return Cost(of_draw, call.name)

@@ -42,7 +42,11 @@ def raw_draw(eqn: Any, defined_by: dict[Any, Any]) -> str | None:
     if kind == "gradest_drawn":
         return name
     if kind in ("jit", "pjit"):
-        return _DISCRETE_CALLS.get(name) if _written.is_of_jax(eqn.params["jaxpr"]) else None
+        return (
+            _DISCRETE_CALLS.get(name)
+            if _written.is_of_jax_or_gradest(eqn.params["jaxpr"])
+            else None
+        )
     if kind in ("argmax", "top_k"):
         for noisy in filter(None, map(defined_by.get, variables(eqn))):
             terms = filter(None, map(defined_by.get, variables(noisy)))
@@ -67,7 +71,7 @@ def noise(eqn: Any) -> str | None:
         return "any" if eqn.params["log_space"] else "positive"
     if name in ("jit", "pjit"):
         name = eqn.params["name"]
-        of_jax = name in _NOISE and _written.is_of_jax(eqn.params["jaxpr"])
+        of_jax = name in _NOISE and _written.is_of_jax_or_gradest(eqn.params["jaxpr"])
         return _NOISE[name] if of_jax else None
     return _NOISE.get(name)
 

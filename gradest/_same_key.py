@@ -24,7 +24,7 @@ def warn(what: str, remedy: str = "Split the key: jax.random.split(key)") -> Non
     )
 
 
-class Expectation(NamedTuple):
+class ExpectCall(NamedTuple):
     """A `sampler.expect` that a user calls.
 
     Attributes:
@@ -42,21 +42,21 @@ class Expectation(NamedTuple):
     told: set[tuple[str, str]]
 
 
-def expectation(key: Any, name: str, cost_based: bool) -> Expectation:
+def expect_call(key: Any, name: str, cost_based: bool) -> ExpectCall:
     """The one that is called now."""
-    return Expectation(key, name, _written.user_line(), cost_based, set())
+    return ExpectCall(key, name, _written.user_line(), cost_based, set())
 
 
 # Those whose costs are being evaluated, from the outermost in.
-_around: contextvars.ContextVar[tuple[Expectation, ...]] = contextvars.ContextVar(
+_around: contextvars.ContextVar[tuple[ExpectCall, ...]] = contextvars.ContextVar(
     "around", default=()
 )
 
 
 @contextlib.contextmanager
-def in_cost_of(expectation: Expectation) -> Iterator[None]:
+def in_cost_of(call: ExpectCall) -> Iterator[None]:
     """What draws here is checked."""
-    token = _around.set((*_around.get(), expectation))
+    token = _around.set((*_around.get(), call))
     try:
         yield
     finally:

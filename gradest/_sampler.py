@@ -258,7 +258,7 @@ class Sampler:
         _same_key.check(key, self.name, not self.pathwise)
         keys = key_of_run(_random.as_keys(key))
         keys, dist = self._alike(keys, self._opened(dist, where))
-        of = cost_of(cost, _same_key.expectation(key, self.name, not self.pathwise))
+        of = cost_of(cost, _same_key.expect_call(key, self.name, not self.pathwise))
         complaints = self._complaints(keys, dist, of)
         if self.pathwise:
             value = of(self._recorded(keys, self._draw(keys, dist), dist, complaints.of_draw))

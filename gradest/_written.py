@@ -39,7 +39,7 @@ def file_of(jaxpr: Any) -> str:
     return getattr(info, "func_filename", None) or ""
 
 
-def is_of_jax(jaxpr: Any) -> bool:
+def is_of_jax_or_gradest(jaxpr: Any) -> bool:
     """Whether a function of JAX's or gradest's was staged, and not a user's of the same name."""
     return is_jax_or_own_file(file_of(jaxpr))
 

@@ -71,7 +71,7 @@ class Analysis(Walk):
         searches = name in _SEARCHES and self._can_search(eqn, ins)
         continuous = _CONTINUOUS.get(name) == len(ins)
         known = name in _DISCRETE or continuous or name in _SIGNS or searches
-        if known and any(x.depends for x in ins) and _written.is_of_jax(called):
+        if known and any(x.depends for x in ins) and _written.is_of_jax_or_gradest(called):
             flow = lambda i: self._of_known(eqn, ins, i, not continuous)
             operation = name if name in _SIGNS or searches else "leaf"
             return [self.result(eqn, ins, i, flow(i), operation) for i in range(len(used))]

@@ -103,19 +103,19 @@ class _Walk:
             if eqn.primitive is sample_p:
                 if id(eqn) in self._credited:
                     site, key = eqn.params["site"], eqn.invars[0]
-                    draw = _User(site.name, site.where, True)
+                    draw = _KeyUse(site.name, site.where, True)
                     self._draw(draw, number(key), key.aval.ndim, arms, loops)
             elif eqn.primitive is draw_p:
                 source, bits = eqn.params["source"], eqn.invars[-1]
-                draw = _User(source.name, source.where, False)
+                draw = _KeyUse(source.name, source.where, False)
                 self._draw(draw, number(bits), bits.aval.ndim - 1, arms, loops)
             elif eqn.primitive is estimate_p:
                 # Two of them that are added up are each estimated by themselves.
-                draw = _User(eqn.params["name"], eqn.params["where"], False)
+                draw = _KeyUse(eqn.params["name"], eqn.params["where"], False)
                 bits, env[eqn.outvars[0]] = eqn.invars[0], number(eqn.invars[0])
                 self._draw(draw, number(bits), bits.aval.ndim - 1, arms, loops)
             elif _jax_random.draws_with_key(eqn):
-                key, draw = eqn.invars[0], _User("jax.random", _written.line_of(eqn), False)
+                key, draw = eqn.invars[0], _KeyUse("jax.random", _written.line_of(eqn), False)
                 if not _written.is_estimators([eqn]):
                     self._draw(draw, number(key), key.aval.ndim, arms, loops)
             elif self._matters(eqn):
@@ -191,6 +191,7 @@ class _Walk:
         stacked = [fresh(loops) for _ in used[scan.num_carry :]]
         if scan.length == 0:
             return [*before, *stacked]
+        # Of loops one after the other the number is the same: none is inside of the other.
         loop = len(loops)
         inside = (*loops, loop) if scan.length > 1 else loops
         xs = [self._numbering.element(array, loop) for array in arrays]
@@ -198,11 +199,10 @@ class _Walk:
         walk = lambda: self.program(scan.body, [*consts, *carry, *xs], used, arms, inside)
         # What every step hands on as it was is what it was before the loop.
         self._quiet += 1
-        while moved := [
-            i
-            for i, (n, out) in enumerate(zip(carry, walk(), strict=False))
-            if n == before[i] != out
-        ]:
+        moved = True
+        while moved:
+            outs = walk()[: len(carry)]
+            moved = [i for i, n in enumerate(before) if carry[i] == n and outs[i] != n]
             for i in moved:
                 carry[i] = fresh(inside)
         self._quiet -= 1
@@ -212,7 +212,7 @@ class _Walk:
 
     # ---- Draws -----------------------------------------------------------------------------
 
-    def _draw(self, draw: "_User", key: int, lanes: int, arms: _Arms, loops: Loops) -> None:
+    def _draw(self, draw: "_KeyUse", key: int, lanes: int, arms: _Arms, loops: Loops) -> None:
         if self._quiet:
             return
         numbering, line = self._numbering, (draw.name, draw.where)
@@ -239,7 +239,7 @@ class _Walk:
             self._drawn.setdefault(name, []).append((draw, arms))
 
 
-class _User(NamedTuple):
+class _KeyUse(NamedTuple):
     """A draw that uses a key: by the estimator `name`, at the line `where`."""
 
     name: str
