@@ -9,6 +9,7 @@ from .. import _same_key, _written
 from .._derivatives.refuse import UnestimatedGradientWarning
 from .._jumps import Watcher, warn_at
 from .._sampler import Site
+from .program import Draw, Spend
 
 # ---- Draws ---------------------------------------------------------------------------------
 
@@ -121,9 +122,9 @@ def argument_changed(name: str, of_nnx: bool) -> Exception:
 # ---- Constructs ----------------------------------------------------------------------------
 
 
-def unsupported(construct: str, held: Any) -> Exception:
-    """For the draw or the cost `held`, a node, in a construct that is not understood."""
-    what = "a cost" if held.site is None else f"a draw by {held.site.name}"
+def unsupported(construct: str, held: Draw | Spend) -> Exception:
+    """For the draw or the cost `held` in a construct that is not understood."""
+    what = f"a draw by {held.site.name}" if isinstance(held, Draw) else "a cost"
     remedy = _INSTEAD_OF.get(construct, "Move it out of the construct.")
     return NotImplementedError(
         f"expectation: {what}{held.where} is inside a `{construct}`, which the transform does not "

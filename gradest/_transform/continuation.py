@@ -15,7 +15,7 @@ import jax
 from .._cost import Cost, Mode
 from . import complaints
 from .ledger import Ledger, advance, before_branch, open_site
-from .program import Branch, Call, Draw, Env, Loop, Node, Program, marks_of, needs_rest
+from .program import Branch, Call, Draw, Env, Loop, Node, Program, counted_in, needs_rest
 
 # What follows a (part of a) program: from its outputs to the value of everything to come.
 Then = Callable[[list[Any], Mode], jax.Array]
@@ -70,7 +70,7 @@ def _value_with_rest(node: Node, operands: list[Any], mode: Mode, then: Then) ->
             return jax.lax.switch(index, arms, *args)
         case Loop():
             # It cannot be left in the middle.
-            draws = (mark for mark in marks_of(node) if isinstance(mark, Draw))
+            draws = (mark for mark in counted_in(node) if isinstance(mark, Draw))
             raise complaints.only_scores(next(draw.site for draw in draws if draw.needs_rest(mode)))
         case _:
             raise AssertionError(node)

@@ -255,7 +255,7 @@ class Staged:
         try:
             return value_of(program, self.values, mode, lambda outs, _: jnp.asarray(outs[0]))
         except RecursionError:
-            raise complaints.nested_too_deep(len(program.marks)) from None
+            raise complaints.nested_too_deep(len(program.counted)) from None
 
     def _of_one_run(self, program: Program, mode: Mode) -> tuple[jax.Array, Any]:
         ledger = Ledger.of(program.nodes, mode)
@@ -337,9 +337,9 @@ def _complain(loss: Any, program: Program, values: Sequence[Any], mode: Mode) ->
     if mode.lockstep is not None:
         complaints.check_effects(_jaxpr.ordered_effects(program.jaxpr))
     if mode.baselines is not None:
-        complaints.check_baselines([draw.site for draw in program.draws])
-    complaints.check_lanes([draw.site for draw in program.draws])
-    complaints.check_keys(shared_keys(loss, values, [draw.eqn for draw in program.draws]))
+        complaints.check_baselines([draw.site for draw in program.credited_draws])
+    complaints.check_lanes([draw.site for draw in program.credited_draws])
+    complaints.check_keys(shared_keys(loss, values, [draw.eqn for draw in program.credited_draws]))
     complaints.check_collectives(program.collectives())
     complaints.check_rules(draw.site for draw in program.with_rules())
 

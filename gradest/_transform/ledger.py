@@ -37,7 +37,7 @@ from .program import (
     Spend,
     While,
     axes_of,
-    marks_of,
+    counted_in,
 )
 
 
@@ -67,7 +67,7 @@ class Ledger:
     @staticmethod
     def of(nodes: Sequence[Run | Node], mode: Mode) -> "Ledger":
         """An empty one for the draws and costs in `nodes`; without any, one without sums."""
-        marks = [mark for node in nodes for mark in marks_of(node)]
+        marks = [mark for node in nodes for mark in counted_in(node)]
         if not marks:
             return Ledger()
         sites = [mark.site for mark in marks if isinstance(mark, Draw)]
@@ -132,12 +132,12 @@ class Ledger:
             shared = shared[0] + jnp.sum(weight * m), shared[1] + jnp.sum(weight * of_others)
         return Ledger(log_prob, self.value + jnp.sum(value), trained, shared)
 
-    def close(self, rest: jax.Array, mode: Mode) -> jax.Array:
-        """The value of the costs so far and of the `rest` of the program."""
+    def close(self, after: jax.Array, mode: Mode) -> jax.Array:
+        """The value of the costs so far and of what comes after."""
         if self.log_prob is None or self.value is None:
-            return rest
+            return after
         # In half precision the difference of cost and baseline would be mostly rounding.
-        wide = rest.astype(_numerics.compute_dtype(rest.dtype))
+        wide = after.astype(_numerics.compute_dtype(after.dtype))
         value = self.value.astype(wide.dtype) + wide * magic(self.log_prob.astype(wide.dtype))
         if self.trained is not None:
             total = jax.lax.stop_gradient(value)
@@ -147,7 +147,7 @@ class Ledger:
             assert mode.baselines is not None
             first, second = (x.astype(wide.dtype) for x in self.shared)
             value = value + mode.baselines.others(value) * first - second
-        return value.astype(rest.dtype)
+        return value.astype(after.dtype)
 
 
 def advance(
@@ -183,7 +183,7 @@ def account(
         case Opaque():
             raise complaints.unsupported(node.eqn.primitive.name, node.held)
     # What holds nothing to account for carries no sums.
-    carried = ledger if marks_of(node) else Ledger()
+    carried = ledger if counted_in(node) else Ledger()
     match node:
         case Call():
             run = functools.partial(_run, node.body, mode)
@@ -202,7 +202,7 @@ def account(
             outs = _repeat(node, operands, mode)
         case _:
             raise AssertionError(node)
-    return outs, carried if marks_of(node) else ledger
+    return outs, carried if counted_in(node) else ledger
 
 
 def _run(program: Program, mode: Mode, ledger: Ledger, *args: Any) -> tuple[list[Any], Ledger]:
@@ -229,8 +229,8 @@ def _in_arm(mode: Mode, taken: jax.Array, ledger: Ledger) -> Mode:
 
 def _draw(node: Draw, operands: list[Any], mode: Mode, ledger: Ledger) -> tuple[list[Any], Ledger]:
     if not node.credited:
-        key, *rest = jax.lax.stop_gradient([jnp.asarray(x) for x in operands])
-        return node.site.sample(_key_in(mode, key), *rest), ledger
+        key, *parameters = jax.lax.stop_gradient([jnp.asarray(x) for x in operands])
+        return node.site.sample(_key_in(mode, key), *parameters), ledger
     key, sampler, dist = open_site(node, operands, mode)
     if mode.relaxed and sampler.relaxed is not None:
         return jax.tree.leaves(sampler._relaxed(key, dist)), ledger
@@ -244,10 +244,10 @@ def _draw(node: Draw, operands: list[Any], mode: Mode, ledger: Ledger) -> tuple[
 def open_site(node: Draw, operands: Sequence[Any], mode: Mode) -> tuple[jax.Array, Sampler, Any]:
     """The key, the sampler and the distribution of a draw."""
     # A parameter may be a literal of the program, a number that is not yet an array.
-    key, *rest = map(jnp.asarray, operands)
+    key, *parameters = map(jnp.asarray, operands)
     if node.complaint is not None and not mode.smooth:
-        rest = list(map(node.complaint.watch, rest))
-    sampler, dist = node.site.sampler_and_dist(rest)
+        parameters = list(map(node.complaint.watch, parameters))
+    sampler, dist = node.site.sampler_and_dist(parameters)
     if mode.bound:
         raise complaints.after_a_bound(node.site, mode.bound)
     for _ in range(node.site.lanes):

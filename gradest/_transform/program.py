@@ -107,7 +107,6 @@ class Spend(Node):
     """A cost that the loss adds to itself, or that comes with a value; counted, or passed by."""
 
     counted: bool
-    site: None = None
 
     @property
     def where(self) -> str:
@@ -228,17 +227,17 @@ class Program:
         return [None if v is None else read(env, v) for v in self.outputs]
 
     @functools.cached_property
-    def draws(self) -> list[Draw]:
+    def credited_draws(self) -> list[Draw]:
         """Those that are credited, at any depth."""
-        return [mark for mark in self.all_marks if isinstance(mark, Draw) and mark.credited]
+        return [mark for mark in self.marks if isinstance(mark, Draw) and mark.credited]
+
+    @functools.cached_property
+    def counted(self) -> list[Draw | Spend]:
+        """The draws that are credited and the costs that are counted, at any depth."""
+        return [m for m in self.marks if (m.credited if isinstance(m, Draw) else m.counted)]
 
     @functools.cached_property
     def marks(self) -> list[Draw | Spend]:
-        """The draws that are credited and the costs that are counted, at any depth."""
-        return [m for m in self.all_marks if (m.credited if isinstance(m, Draw) else m.counted)]
-
-    @functools.cached_property
-    def all_marks(self) -> list[Draw | Spend]:
         """The draws and the costs at any depth, those that count for nothing too."""
         found = []
         for node in self.nodes:
@@ -247,7 +246,7 @@ class Program:
             elif isinstance(node, Opaque):
                 found.append(node.held)
             elif isinstance(node, Node):
-                found.extend(mark for program in node.programs for mark in program.all_marks)
+                found.extend(mark for program in node.programs for mark in program.marks)
         return found
 
     @functools.cached_property
@@ -258,7 +257,7 @@ class Program:
         return any(isinstance(n, (RawDraw, PathwiseDraw)) or watched(n) for n in nodes)
 
     def needs_rest(self, mode: Mode) -> bool:
-        return any(draw.needs_rest(mode) for draw in self.draws)
+        return any(draw.needs_rest(mode) for draw in self.credited_draws)
 
     @functools.cached_property
     def keys(self) -> frozenset[Any]:
@@ -270,7 +269,7 @@ class Program:
         """The draws in functions that have a derivative rule of their own."""
         for node in self.nodes:
             if isinstance(node, Call) and node.has_rule:
-                yield from node.body.draws
+                yield from node.body.credited_draws
             elif isinstance(node, Node):
                 for program in node.programs:
                     yield from program.with_rules()
@@ -280,7 +279,7 @@ class Program:
 
         Of a staged loss, whose first output is the loss.
         """
-        held = {id(node.eqn): marks_of(node) for node in self.nodes if isinstance(node, Node)}
+        held = {id(node.eqn): counted_in(node) for node in self.nodes if isinstance(node, Node)}
         marks = lambda eqn, kind: any(isinstance(m, kind) for m in held.get(id(eqn), ()))
         costs = [eqn for eqn in self.jaxpr.eqns if marks(eqn, Spend)]
         ends = [self.outputs[0], *(v for eqn in costs for v in (*variables(eqn), *eqn.outvars))]
@@ -292,7 +291,7 @@ class Program:
                     yield collective
 
 
-def marks_of(node: Run | Node) -> list[Draw | Spend]:
+def counted_in(node: Run | Node) -> list[Draw | Spend]:
     """The draws that are credited and the costs that are counted in `node`, at any depth."""
     match node:
         case Draw(credited=True) | Spend(counted=True):
@@ -300,7 +299,7 @@ def marks_of(node: Run | Node) -> list[Draw | Spend]:
         case Opaque():
             return [node.held]
         case Node():
-            return [mark for program in node.programs for mark in program.marks]
+            return [mark for program in node.programs for mark in program.counted]
     return []
 
 
@@ -308,7 +307,7 @@ def axes_of(nodes: Iterable[Run | Node]) -> frozenset[Any]:
     """The axes of a `jax.shard_map` along which the draws and the costs in `nodes` may differ."""
     axes: frozenset[Any] = frozenset()
     for node in nodes:
-        if isinstance(node, Node) and marks_of(node):
+        if isinstance(node, Node) and counted_in(node):
             axes = axes.union(*(varying_axes(v.aval) for v in node.eqn.invars))
             axes = axes.union(*(axes_of(program.nodes) for program in node.programs))
     return axes

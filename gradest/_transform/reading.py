@@ -32,7 +32,7 @@ from .program import (
     Run,
     Spend,
     While,
-    marks_of,
+    counted_in,
     results_of,
 )
 from .spend import charge_p, cost_p
@@ -108,7 +108,7 @@ class _Reader:
         for eqn in reversed(jaxpr.eqns):
             of_results = [use.get(v, NOTHING) for v in eqn.outvars]
             node = self.node(jaxpr, eqn, of_results, defined_by)
-            marks = marks_of(node) if node is not None else []
+            marks = counted_in(node) if node is not None else []
             all_uses = functools.reduce(operator.or_, of_results, NOTHING)
             if marks:
                 all_uses |= WANTED | COUNTS | FOLLOWED
@@ -193,13 +193,13 @@ class _Reader:
             node = Loop(eqn, scan, self._scanned(scan, uses))
         elif (loop := _jaxpr.as_while(eqn)) is not None:
             node = While(eqn, loop, *self._repeated(loop, uses))
-            if marks := marks_of(node):
+            if marks := counted_in(node):
                 return Opaque(eqn, marks[0])
         else:
             held = (mark for mark in self._marks_in(eqn) if self._matters(mark, credited))
             return Opaque(eqn, mark) if (mark := next(held, None)) is not None else None
         # With no draw in it, and no cost, it is a part of a run.
-        return node if any(p.all_marks or p.has_watched_draws for p in node.programs) else None
+        return node if any(p.marks or p.has_watched_draws for p in node.programs) else None
 
     def _scanned(self, scan: _jaxpr.Scan, uses: Sequence[int]) -> Program:
         carry = slice(scan.num_consts, scan.num_consts + scan.num_carry)
