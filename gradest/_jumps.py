@@ -5,24 +5,16 @@ the gradient is missing, in silence. That is known before anything is differenti
 the parameters of the draw are.
 """
 
-import abc
 import dataclasses
-import functools
 import re
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.core
-import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
-from jax.extend import core
-from jax.interpreters import ad, batching, mlir
 
-from . import _mesh
-from ._derivatives.primitives import lanes_first, zero_tangent
 from ._derivatives.refuse import UnestimatedGradientError, UnestimatedGradientWarning
+from ._derivatives.watch import Watcher
 from ._downstream.fates import Beside, Fate, fate_of_inputs
 from ._downstream.graph import Tracked
 from ._downstream.noise import Noise
@@ -79,19 +71,6 @@ class Source:
         return Tracked(name, relaxed, self.at_relaxed_points, atoms, bool(self.slope_in))
 
 
-class Watcher(abc.ABC):
-    """What complains when something is differentiated."""
-
-    def watch(self, x: jax.Array) -> jax.Array:
-        """`x`, the draw or a parameter of it, which complains when it is differentiated."""
-        is_float = jnp.issubdtype(jax.dtypes.result_type(x), jnp.floating)
-        return _watched(self, x) if is_float else x
-
-    @abc.abstractmethod
-    def give(self) -> None:
-        """Warns, if the user was not told already, or raises."""
-
-
 class Complaint(Watcher):
     """Of a draw that meets a jump.
 
@@ -137,98 +116,6 @@ class Complaint(Watcher):
         )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _watched(complaint: Watcher, x: jax.Array) -> jax.Array:
-    del complaint
-    return x
-
-
-def _watched_jvp(complaint: Watcher, primals: Any, tangents: Any) -> Any:
-    (x,), (dx,) = primals, tangents
-    if isinstance(dx, SymbolicZero):
-        return x, jnp.zeros_like(x)
-    complaint.give()
-    return x, dx
-
-
-_watched.defjvp(_watched_jvp, symbolic_zeros=True)
-
-
-# Its last operand, the cost of a draw, beside the parameters that it was drawn from.
-guarded_p = core.Primitive("gradest_guarded")
-
-
-def guarded(value: jax.Array, dist: Any, complaint: Complaint | None) -> jax.Array:
-    """`value`, a cost, which complains when its derivative in the leaves of `dist` is asked for.
-
-    That of a metric is computed too, and thrown away, without a complaint.
-    """
-    leaves = [x for x in jax.tree.leaves(dist) if isinstance(x, jax.core.Tracer)]
-    if complaint is None or not leaves:
-        return value
-    return guarded_p.bind(*leaves, value, complaint=complaint)
-
-
-guarded_p.def_impl(lambda *args, complaint: args[-1])
-guarded_p.def_abstract_eval(lambda *avals, complaint: avals[-1])
-mlir.register_lowering(guarded_p, lambda ctx, *args, complaint: [args[-1]])
-
-
-def _differentiate_guarded(primals: Any, tangents: Any, *, complaint: Complaint) -> Any:
-    value = guarded_p.bind(*primals, complaint=complaint)
-    is_float0 = lambda t: getattr(t, "dtype", None) == jax.dtypes.float0
-    live = [t for t in tangents[:-1] if not (isinstance(t, ad.Zero) or is_float0(t))]
-    if not live:
-        return value, tangents[-1]
-    shape = jax.ShapeDtypeStruct(value.shape, value.dtype)
-    missing = missing_p.bind(*live, shape=shape, complaint=complaint)
-    return value, ad.add_tangents(tangents[-1], missing)
-
-
-def _batch_guarded(args: Any, dims: Any, **params: Any) -> Any:
-    return guarded_p.bind(*lanes_first(args, dims), **params), 0
-
-
-ad.primitive_jvps[guarded_p] = _differentiate_guarded
-batching.primitive_batchers[guarded_p] = _batch_guarded
-
-# What is missing of a cost's tangent: zero, and linear in the tangents of the parameters, with a
-# complaint once a transpose has a cotangent for it, or a program is run with it.
-missing_p = core.Primitive("gradest_missing")
-missing_p.def_abstract_eval(lambda *avals, shape, complaint: _mesh.shaped(shape, avals))
-
-
-@missing_p.def_impl
-def _(*_: Any, shape: jax.ShapeDtypeStruct, complaint: Complaint) -> jax.Array:
-    complaint.give()
-    return jnp.zeros(shape.shape, shape.dtype)
-
-
-def _transpose_missing(ct: Any, *tangents: Any, shape: Any, complaint: Complaint) -> list[None]:
-    del shape
-    if not isinstance(ct, ad.Zero):
-        complaint.give()
-    return [None] * len(tangents)
-
-
-def _differentiate_missing(primals: Any, tangents: Any, **params: Any) -> Any:
-    del tangents
-    out = missing_p.bind(*primals, **params)
-    return out, zero_tangent(out)
-
-
-def _batch_missing(args: Any, dims: Any, *, shape: Any, complaint: Complaint) -> Any:
-    moved = lanes_first(args, dims)
-    shape = jax.ShapeDtypeStruct((moved[0].shape[0], *shape.shape), shape.dtype)
-    return missing_p.bind(*moved, shape=shape, complaint=complaint), 0
-
-
-ad.primitive_jvps[missing_p] = _differentiate_missing
-ad.primitive_transposes[missing_p] = _transpose_missing
-batching.primitive_batchers[missing_p] = _batch_missing
-mlir.register_lowering(missing_p, mlir.lower_fun(missing_p.impl, multiple_results=False))
-
-
 def complaint_beside(source: Source, beside: Beside, name: str, given: set[Any]) -> Complaint:
     """Of the input `name`, which enters what jumps beside a draw."""
     remedy = f"Write the draw so that {name} enters by the parameters of its distribution only."
@@ -254,11 +141,6 @@ def _complaint_beside(
     fate = Fate(beside.smooth, kinked=False, jumps=beside.jumps)
     what = f"what is made of the {kind}{source.where} and of {name}"
     return Complaint(source, fate, given, what=what, remedy=remedy)
-
-
-def watched(dist: Any, complaint: Complaint | None) -> Any:
-    """`dist`, which complains when it is differentiated if there is something to complain of."""
-    return dist if complaint is None else jax.tree.map(complaint.watch, dist)
 
 
 class CostComplaints(NamedTuple):

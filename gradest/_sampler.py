@@ -38,7 +38,8 @@ from . import _calls, _check, _draws, _jaxpr, _mesh, _random, _same_key, _writte
 from ._control_variate import ControlVariate
 from ._cost import Cost, cost_of, staging
 from ._derivatives.refuse import estimating
-from ._jumps import Complaint, CostComplaints, SlopeIn, Source, complaints_of_cost, guarded
+from ._derivatives.watch import guarded
+from ._jumps import Complaint, CostComplaints, SlopeIn, Source, complaints_of_cost
 from ._lockstep import key_of_run
 from ._typing import DistributionLike
 from .distributions import _closed, _foreign, _joint, base

@@ -1,4 +1,7 @@
-"""Derivatives that are not JAX's own: attached, refused, or passed on to first order only.
+"""Derivatives that are not JAX's own.
 
-The bottom of the package: nothing here knows of samplers or distributions.
+They are attached (`attach`), refused or passed on to first order only (`refuse`), complained of
+(`watch`), of the variance in place of the loss (`variance`), or zero to first order (`vanishing`);
+`primitives` and `chunks` are what these are made of. Nothing here knows of samplers or
+distributions.
 """

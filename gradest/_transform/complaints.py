@@ -7,7 +7,8 @@ from typing import Any
 
 from .. import _same_key, _written
 from .._derivatives.refuse import UnestimatedGradientWarning
-from .._jumps import Watcher, warn_at
+from .._derivatives.watch import Watcher
+from .._jumps import warn_at
 from .._sampler import Site
 from .program import Draw, Spend
 

@@ -13,19 +13,13 @@ from typing import Any, NamedTuple
 from jax.extend import core
 
 from .. import _jax_random, _jaxpr
+from .._derivatives.watch import guarded, guarded_p
 from .._downstream.fates import Fate, fates
 from .._downstream.graph import Tracked
 from .._downstream.noise import Noise
 from .._downstream.walk import Special
 from .._draws import draw_p, sample_p
-from .._jumps import (
-    Complaint,
-    Source,
-    complaint_beside,
-    complaint_beside_noise,
-    guarded,
-    guarded_p,
-)
+from .._jumps import Complaint, Source, complaint_beside, complaint_beside_noise
 from .spend import cost_p
 
 

@@ -16,8 +16,9 @@ from jax.extend import core
 
 from .. import _jaxpr, _mesh
 from .._cost import Mode
+from .._derivatives.watch import Watcher
 from .._jaxpr import variables
-from .._jumps import Complaint, Watcher
+from .._jumps import Complaint
 from .._mesh import varying_axes
 from .._sampler import Site
 from .._transparent import without_stops

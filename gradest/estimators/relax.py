@@ -14,7 +14,8 @@ from .._calls import estimator
 from .._control_variate import ControlVariate, with_score
 from .._cost import Cost
 from .._derivatives.attach import attach_gradient
-from .._jumps import Source, complaints_of_cost, watched
+from .._derivatives.watch import watched
+from .._jumps import Source, complaints_of_cost
 from .._sampler import Sampler
 from ..distributions import _joint
 from ..distributions._capabilities import has
