@@ -647,6 +647,10 @@ def test_targets(target, inside, outside):
     assert not suite.Row("", target, [math.nan]).passed
 
 
+# Rows that do not end where the paper has them; benchmarks/README.md says so of each.
+MISSED = {"polynomial": ["ReinMax, P = 1.5"]}
+
+
 def test_readme_shows_the_committed_results():
     text = measure.README.read_text()
     assert measure.replace_between_markers(text, "published", main.render_all()) == text
@@ -657,4 +661,5 @@ def test_readme_shows_the_committed_results():
             result = json.loads(path.read_text())
             assert result["source"] == what.source
             assert path.name == f"published-{name}-{measure.slug(result['machine'])}.json"
-            assert all(row["passed"] for row in result["rows"]), path.name
+            missed = [row["name"] for row in result["rows"] if not row["passed"]]
+            assert missed == MISSED.get(name, []), path.name
