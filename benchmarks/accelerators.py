@@ -2,11 +2,12 @@
 
     python -m benchmarks.accelerators            # prints the tables
     python -m benchmarks.accelerators --record   # and writes them into docs/accelerators.md
+    python -m benchmarks.accelerators --time     # with what this machine's device reaches
 
-Nothing is timed, so that it runs anywhere. For every estimator, one gradient of an expected cost is
-compiled for many draws, and XLA is asked for its operations and bytes; random bits are counted in
-the program before it is compiled. What is sent between devices is read from programs compiled for
-two, four and eight devices of this machine's CPU, which a process of its own has by
+Without `--time` nothing is timed, so that it runs anywhere. For every estimator, one gradient of an
+expected cost is compiled for many draws, and XLA is asked for its operations and bytes; random bits
+are counted in the program before it is compiled. What is sent between devices is read from programs
+compiled for two, four and eight devices of this machine's CPU, which a process of its own has by
 `--xla_force_host_platform_device_count`; for more devices it is computed.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -37,6 +39,8 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "accelerators.md"
 
 #: Elements of one draw, and how many draws: together what one program is compiled for.
 SIZE, DRAWS = 64, 1024
+#: How often a program is timed.
+ROUNDS = 21
 #: Bytes per second between a chip and its memory, as the makers publish them; the page has where.
 BANDWIDTHS = {"TPU v5e": 819e9, "H200": 4800e9}
 #: Bytes per second that a chip sends, half of those in both directions: of the ICI, and of NVLink.
@@ -100,8 +104,8 @@ def _inner(eqn: Any) -> Iterator[Any]:
                 yield part
 
 
-def count(method: methods.Method | None) -> dict[str, float]:
-    """Per element of a draw: bits, operations, and bytes."""
+def count(method: methods.Method | None, timed: bool = False) -> dict[str, float]:
+    """Per element of a draw: bits, operations and bytes; elements in a second, if it is timed."""
     fn, arguments = program(method)
     traced = jax.jit(fn).trace(*arguments)
     compiled = traced.lower().compile()
@@ -110,7 +114,7 @@ def count(method: methods.Method | None) -> dict[str, float]:
     if analysis is None or memory is None:
         raise RuntimeError(f"{jax.default_backend()}: XLA does not say what its programs move.")
     elements = SIZE * DRAWS
-    return {
+    counts = {
         "bits": random_bits(traced.jaxpr.jaxpr) / elements,
         "flops": analysis["flops"] / elements,
         "transcendentals": analysis.get("transcendentals", 0.0) / elements,
@@ -118,6 +122,10 @@ def count(method: methods.Method | None) -> dict[str, float]:
         # What a program reads and writes at least, however much of it becomes one kernel.
         "least_bytes": (memory.argument_size_in_bytes + memory.output_size_in_bytes) / elements,
     }
+    if timed:
+        times = _measure.run_times({"": lambda: compiled(*arguments)}, ROUNDS)[""]
+        counts["per_second"] = elements / float(np.median(times))
+    return counts
 
 
 # ---- Many devices --------------------------------------------------------------------------
@@ -187,6 +195,8 @@ def render_estimators(rows: Sequence[dict[str, Any]]) -> str:
     columns = ["estimator", "random bits", "operations", "of them exp, log, ...", "bytes"]
     columns += ["bytes, at least", "operations per byte"]
     columns += [f"{chip}, 10⁹ elements/s" for chip in BANDWIDTHS]
+    timed = "per_second" in rows[0]
+    columns += [f"measured on {jax.devices()[0].device_kind}"] * timed
 
     def cells(row: dict[str, Any]) -> list[str]:
         per_second = lambda at, size: f"{at / size / 1e9:.3g}"
@@ -196,7 +206,8 @@ def render_estimators(rows: Sequence[dict[str, Any]]) -> str:
         )
         numbers = (row[name] for name in ("bits", "flops", "transcendentals", "bytes"))
         more = row["least_bytes"], row["flops"] / row["bytes"]
-        return [row["estimator"], *(f"{x:.3g}" for x in (*numbers, *more)), *speeds]
+        measured = [f"{row['per_second'] / 1e9:.3g}"] if timed else []
+        return [row["estimator"], *(f"{x:.3g}" for x in (*numbers, *more)), *speeds, *measured]
 
     return _measure.table(columns, map(cells, rows))
 
@@ -249,6 +260,7 @@ def counted() -> list[methods.Method]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _command.parser("accelerators", __doc__)
     parser.add_argument("--record", action="store_true", help=f"write {PAGE.name}")
+    parser.add_argument("--time", action="store_true", help="time the gradients on this device")
     parser.add_argument("--quick", action="store_true", help="two estimators, and no devices")
     parser.add_argument("--devices", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -258,16 +270,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(sharded_programs(args.devices)))
         return 0
     chosen = counted()
-    rows = [{"estimator": "no draw: the cost at the mean", **count(None)}]
+    rows = [{"estimator": "no draw: the cost at the mean", **count(None, args.time)}]
     for method in chosen[:2] if args.quick else chosen:
         print(method.label, file=sys.stderr)
-        rows.append({"estimator": f"`{method.about}`", **count(method)})
+        rows.append({"estimator": f"`{method.about}`", **count(method, args.time)})
     tables = {"accelerators": render_estimators(rows)}
     if not args.quick:
         found = {str(devices): in_a_process(devices) for devices in COUNTED}
         tables["devices"] = render_devices(found)
-    made = f"*Counted in the programs of jax {jax.__version__} for CPU.*"
+    platforms = {"accelerators": jax.default_backend().upper(), "devices": "CPU"}
     for name, text in tables.items():
+        made = f"*Counted in the programs of jax {jax.__version__} for {platforms[name]}.*"
         print(f"{text}\n")
         if args.record:
             page = PAGE.read_text(encoding="utf-8")

@@ -633,6 +633,15 @@ def test_an_estimator_is_counted():
     assert none["flops"] > 0
     row = {"estimator": "none", **none}
     assert "| none " in accelerators.render_estimators([row])
+    assert "measured" not in accelerators.render_estimators([row])
+
+
+def test_a_device_is_timed_where_that_is_asked_for(capsys):
+    assert accelerators.main(["--quick", "--time"]) == 0
+    head, _, *rows = capsys.readouterr().out.strip().splitlines()
+    assert head.split("|")[-2].strip() == "measured on cpu"
+    assert len(rows) == 3
+    assert all(float(row.split("|")[-2]) > 0 for row in rows)
 
 
 def test_the_page_on_paper_has_every_estimator():
