@@ -103,7 +103,7 @@ def test_a_cost_beside_a_draw_that_is_not_used():
         ge.cost(3 * logit**2)  # custom_vmap
         return unused
 
-    step.def_vmap(lambda *args: None)
+    step.def_vmap(lambda size, batched, *args: (None, False))
 
     def loss(logit, key):
         step(logit, key)
