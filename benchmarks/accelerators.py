@@ -196,7 +196,8 @@ def render_estimators(rows: Sequence[dict[str, Any]]) -> str:
     columns += ["bytes, at least", "operations per byte"]
     columns += [f"{chip}, 10⁹ elements/s" for chip in BANDWIDTHS]
     timed = "per_second" in rows[0]
-    columns += [f"measured on {jax.devices()[0].device_kind}"] * timed
+    if timed:
+        columns.append(f"measured on {jax.devices()[0].device_kind}, 10⁹ elements/s")
 
     def cells(row: dict[str, Any]) -> list[str]:
         per_second = lambda at, size: f"{at / size / 1e9:.3g}"

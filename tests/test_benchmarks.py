@@ -639,7 +639,7 @@ def test_an_estimator_is_counted():
 def test_a_device_is_timed_where_that_is_asked_for(capsys):
     assert accelerators.main(["--quick", "--time"]) == 0
     head, _, *rows = capsys.readouterr().out.strip().splitlines()
-    assert head.split("|")[-2].strip() == "measured on cpu"
+    assert head.split("|")[-2].strip() == "measured on cpu, 10⁹ elements/s"
     assert len(rows) == 3
     assert all(float(row.split("|")[-2]) > 0 for row in rows)
 
